@@ -1,0 +1,243 @@
+"""One configuration tree: frozen dataclasses, a YAML recipe over them, `key=value` over both.
+
+Every slice is declared beside what it configures; a program's configuration composes slices. Checks live in
+``__post_init__`` as ``ValueError("key=value: rule; remedy")``; the loader adds the dotted path in front.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from jobs.errors import UserError
+from pipeline import StorageError, read_bytes
+
+RECIPES = Path(__file__).parent / "recipes"
+ConfigT = TypeVar("ConfigT")
+
+# A recipe may come from anywhere; it must not be able to print the environment's secrets.
+OmegaConf.clear_resolver("oc.env")
+
+
+def load_config(config_class: type[ConfigT], program: str, arguments: Sequence[str]) -> ConfigT:
+    """Dataclass defaults ← recipe (optional first argument) ← ``key=value`` arguments.
+
+    Raises:
+        UserError: unknown recipe, unknown key, wrong type, a value outside its rule, a missing key.
+    """
+    recipe, overrides = _split_arguments(program, arguments)
+    tree = OmegaConf.structured(config_class)
+    for key, raw in [*_recipe_leaves(program, recipe), *overrides]:
+        _set(tree, config_class, key, raw)
+    return typing.cast(ConfigT, _instantiate(tree, ""))
+
+
+def config_yaml(config: Any) -> str:
+    """The resolved tree as YAML, fit to be read back as a recipe."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """The resolved tree as plain nested dictionaries and lists."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one dictionary of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyHelp:
+    """One configuration key as `--help` shows it."""
+
+    key: str
+    type_name: str
+    default: str
+    text: str
+
+
+def describe_keys(config_class: type, prefix: str = "") -> Iterator[KeyHelp]:
+    """Every dotted key of a configuration class with its type, default and documentation."""
+    hints = typing.get_type_hints(config_class)
+    texts = field_docs(config_class)
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from describe_keys(typing.cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            default = "(required)" if _required(field) else _show(_default(field))
+            yield KeyHelp(prefix + field.name, _type_name(hint), default, texts.get(field.name, ""))
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """The string literal below each field of a dataclass, inherited fields included."""
+    docs: dict[str, str] = {}
+    for owner in reversed(config_class.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+                if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
+                    docs[statement.target.id] = inspect.cleandoc(str(following.value.value))
+    return docs
+
+
+def _split_arguments(program: str, arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    recipe = None
+    rest = list(arguments)
+    if rest and "=" not in rest[0]:
+        recipe = rest.pop(0)
+    for argument in rest:
+        if "=" not in argument:
+            raise UserError(
+                f"{argument!r}: arguments after the recipe are key=value; write `{program} [RECIPE] key=value ...`"
+            )
+    return recipe, [(key, raw) for key, _, raw in (argument.partition("=") for argument in rest)]
+
+
+def recipe_names(program: str) -> list[str]:
+    """The recipes that ship with a program."""
+    return sorted(path.stem for path in (RECIPES / program).glob("*.yaml"))
+
+
+def _recipe_leaves(program: str, recipe: str | None) -> Iterator[tuple[str, Any]]:
+    if recipe is None:
+        return
+    named = RECIPES / program / f"{recipe}.yaml"
+    looks_like_a_place = "/" in recipe or recipe.endswith((".yaml", ".yml"))
+    if not named.exists() and not looks_like_a_place:
+        known = ", ".join(recipe_names(program)) or "none"
+        raise UserError(f"recipe={recipe}: no such recipe of {program}; known: {known}; or give a path of a YAML file")
+    try:
+        text = read_bytes(str(named) if named.exists() else recipe).decode()
+        # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file") from error
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise UserError(f"recipe={recipe}: must hold `key: value` lines; it holds a {type(content).__name__}")
+    yield from _leaves(content, "")
+
+
+def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
+    try:
+        OmegaConf.update(tree, key, _parse(_field_type(config_class, key), raw), merge=False)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={raw}: {_first_line(error)}; --help lists every key") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}={raw}: is not valid YAML; quote the value") from error
+
+
+def _field_type(config_class: Any, key: str) -> Any:
+    """The annotated type at a dotted key; None when the key does not exist or lies in a free dictionary."""
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(config_class):
+            return None
+        config_class = typing.get_type_hints(config_class).get(name)
+    return config_class
+
+
+def _parse(hint: Any, raw: Any) -> Any:
+    """Raw text → value. Text fields keep their raw string: YAML would read `no` as False and 0123 as 83."""
+    if isinstance(raw, list):
+        return [_parse(None if hint is None else _element_type(hint), item) for item in raw]
+    if hint is str:
+        return raw
+    if _is_optional_text(hint):
+        return None if raw in ("null", "") else raw
+    return _numbers(yaml.safe_load(raw)) if isinstance(raw, str) else raw
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads `8e-4` as text; a person means a number."""
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value[:1] in "0123456789+-.":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _element_type(hint: Any) -> Any:
+    arguments = typing.get_args(hint)
+    return arguments[0] if arguments else None
+
+
+def _is_optional_text(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType) and set(typing.get_args(hint)) == {
+        str,
+        type(None),
+    }
+
+
+def _instantiate(node: DictConfig, path: str) -> Any:
+    """Build children before parents, so that a failed check can be told with its dotted key."""
+    for name in node:
+        if not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
+            if dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
+                _instantiate(node[name], f"{path}{name}.")
+    try:
+        return OmegaConf.to_object(node)
+    except MissingMandatoryValue as error:
+        key = path + str(error.key)
+        raise UserError(f"{key}: is required; add {key}=... to the command or to the recipe") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {_first_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path}{error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(hint))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

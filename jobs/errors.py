@@ -1,0 +1,14 @@
+"""The errors that end a program with a message instead of a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake that the person who started the program can mend: exit code 2, one message.
+
+    The message names the dotted key, the value, the rule and the remedy.
+    """
+
+
+class StoppedOnRequest(Exception):
+    """The program was asked to stop (SIGTERM, pre-emption) and has saved its work: exit code 3."""

@@ -1,0 +1,148 @@
+"""What all programs share: arguments, help, exit codes, `report.json`.
+
+A program is ``main()``: load the configuration, build, run, report. Exit codes: 0 done, 2 the user's mistake,
+1 anything else, 3 stopped on request with the work saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.config import config_yaml, describe_keys, load_config, recipe_names
+from jobs.errors import StoppedOnRequest, UserError
+from pipeline import StorageError, is_local_relative, join, write_bytes
+
+ConfigT = TypeVar("ConfigT")
+Report = Mapping[str, Any]
+
+VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "boto3")
+console = Console(stderr=True)
+
+
+def run_program(
+    name: str,
+    config_class: type[ConfigT],
+    run: Callable[[ConfigT], Report],
+    *,
+    description: str,
+    dry_run: Callable[[ConfigT], Report] | None = None,
+) -> None:
+    """Parse ``sys.argv``, run, print and write the report, and exit with the contract's code."""
+    arguments = sys.argv[1:]
+    flags = {argument for argument in arguments if argument.startswith("--")}
+    rest = [argument for argument in arguments if not argument.startswith("--")]
+    try:
+        code = _run(name, config_class, run, description, dry_run, flags, rest)
+    except (UserError, StorageError) as error:
+        console.print(f"[bold red]{name}[/]: {_plain(error)}", highlight=False, soft_wrap=True)
+        code = 2
+    except StoppedOnRequest as stopped:
+        console.print(f"[yellow]{name} stopped on request[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
+        code = 3
+    except KeyboardInterrupt:
+        console.print(f"[yellow]{name} interrupted[/]")
+        code = 130
+    sys.exit(code)
+
+
+def _run(
+    name: str,
+    config_class: type[ConfigT],
+    run: Callable[[ConfigT], Report],
+    description: str,
+    dry_run: Callable[[ConfigT], Report] | None,
+    flags: set[str],
+    arguments: list[str],
+) -> int:
+    unknown = flags - {"--help", "--print-config", "--dry-run"}
+    if unknown:
+        raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
+    if "--help" in flags:
+        print_help(name, config_class, description)
+        return 0
+    config = load_config(config_class, name, arguments)
+    refuse_vanishing_output(getattr(config, "output", None))
+    if "--print-config" in flags:
+        print(config_yaml(config), end="")
+        return 0
+    if "--dry-run" in flags:
+        if dry_run is None:
+            raise UserError(f"--dry-run: {name} has none; --print-config shows what it would run with")
+        print_report(f"{name}, dry run", dry_run(config))
+        return 0
+    finish(name, config, run(config))
+    return 0
+
+
+def finish(name: str, config: Any, report: Report) -> None:
+    """Print the figures and keep them as ``report.json`` under the program's output."""
+    print_report(name, report)
+    output = getattr(config, "output", None)
+    if output:
+        content = {"program": name, **report, "versions": versions()}
+        write_bytes(join(output, "report.json"), json.dumps(content, indent=2, default=str).encode())
+
+
+def refuse_vanishing_output(output: str | None) -> None:
+    """A submitted job runs in a directory that is deleted with it.
+
+    Raises:
+        UserError: a relative ``output`` inside a job started by `ray job submit`.
+    """
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if output and submitted and is_local_relative(output):
+        raise UserError(
+            f"output={output}: inside a submitted job a relative place vanishes with the job's directory; "
+            "give an absolute path on shared storage or an s3:// URI"
+        )
+
+
+def print_help(name: str, config_class: type, description: str) -> None:
+    """Usage, recipes, and every key with type, default and meaning."""
+    print(f"usage: python -m jobs.{name} [RECIPE] [key=value ...] [--help | --print-config | --dry-run]\n")
+    print(f"{description}\n")
+    recipes = recipe_names(name)
+    print(f"recipes: {', '.join(recipes) if recipes else 'none needed'}; a path or URI of a YAML file works too")
+    print("exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with work saved\n")
+    for key in describe_keys(config_class):
+        print(f"  {key.key}: {key.type_name} = {key.default}")
+        for line in key.text.splitlines():
+            print(f"      {line}")
+
+
+def print_report(title: str, report: Report) -> None:
+    """The figures of a run as a two-column table."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for key, value in report.items():
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose behaviour decides the result."""
+    found = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def replace(config: ConfigT, **changes: Any) -> ConfigT:
+    """``dataclasses.replace`` typed for configurations."""
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _plain(error: BaseException) -> str:
+    return str(error).replace("[", r"\[")

@@ -1,0 +1,29 @@
+"""Fixtures that every room shares: one Ray for the whole test session, rendered videos, the real clips."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with four logical CPUs: two train workers leave room for data tasks."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """A folder of real, troublesome videos; not part of the project, so a clone without it skips."""
+    clips = Path(os.environ.get("CLIPS", REPOSITORY.parent / "shared" / "clips"))
+    if not (clips / "manifest.csv").exists():
+        pytest.skip(f"no real clips at {clips}; set CLIPS to a folder that holds them")
+    return clips
