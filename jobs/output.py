@@ -1,0 +1,57 @@
+"""One `output`, one run: the same command again resumes, another configuration is refused."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config import config_dict, flatten
+from jobs.errors import UserError
+from pipeline import exists, join, read_bytes, write_if_absent
+
+# May differ between the runs that share an output: where and how verbosely, never what is computed.
+FREE_KEYS = ("workers", "tracking", "log_every_steps")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What `claim_output` found: the run's own key, and whether the output existed before."""
+
+    run_key: str
+    resumed: bool
+
+
+def claim_output(output: str, config: Any, *, free_keys: Collection[str] = FREE_KEYS) -> Claim:
+    """Make ``output`` this run's own, or go on with the run that it belongs to.
+
+    The claim is one conditional write of ``run.json``: of two programs started at once, one creates it and the
+    other finds it.
+
+    Raises:
+        UserError: the output belongs to a run with another configuration; the message lists the difference.
+    """
+    place = join(output, "run.json")
+    settings = {key: value for key, value in flatten(config_dict(config)).items() if not _free(key, free_keys)}
+    settings = json.loads(json.dumps(settings, default=str))
+    claim = {"run_key": uuid.uuid4().hex, "config": settings}
+    if not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode()):
+        return Claim(claim["run_key"], resumed=False)
+    earlier = json.loads(read_bytes(place))
+    difference = [
+        f"{key}: {earlier['config'].get(key)!r} there, {settings.get(key)!r} now"
+        for key in sorted(settings.keys() | earlier["config"].keys())
+        if earlier["config"].get(key) != settings.get(key)
+    ]
+    if difference:
+        raise UserError(
+            f"output={output}: holds a run with another configuration ({'; '.join(difference)}); "
+            "choose another output, or give the same values to go on with that run"
+        )
+    return Claim(earlier["run_key"], resumed=True)
+
+
+def _free(key: str, free_keys: Collection[str]) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in free_keys)
