@@ -127,13 +127,17 @@ def _recipe_leaves(program: str, recipe: str | None) -> Iterator[tuple[str, Any]
     looks_like_a_place = "/" in recipe or recipe.endswith((".yaml", ".yml"))
     if not named.exists() and not looks_like_a_place:
         known = ", ".join(recipe_names(program)) or "none"
-        raise UserError(f"recipe={recipe}: no such recipe of {program}; known: {known}; or give a path of a YAML file")
+        raise UserError(
+            f"recipe={recipe}: no such recipe of {program}; known: {known}; or give a path of a YAML file"
+        )
     try:
         text = read_bytes(str(named) if named.exists() else recipe).decode()
         # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file") from error
+        raise UserError(
+            f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file"
+        ) from error
     if content is None:
         return
     if not isinstance(content, dict):
@@ -240,4 +244,8 @@ def _show(value: Any) -> str:
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(str(choice) for choice in typing.get_args(hint))
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not typing.get_args(hint)
+        else str(hint).replace("typing.", "")
+    )
