@@ -10,5 +10,5 @@ class UserError(Exception):
     """
 
 
-class StoppedOnRequest(Exception):
+class StopRequestedError(Exception):
     """The program was asked to stop (SIGTERM, pre-emption) and has saved its work: exit code 3."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.config import config_yaml, describe_keys, load_config, recipe_names
-from jobs.errors import StoppedOnRequest, UserError
+from jobs.errors import StopRequestedError, UserError
 from pipeline import StorageError, is_local_relative, join, write_bytes
 
 ConfigT = TypeVar("ConfigT")
@@ -46,7 +46,7 @@ def run_program(
     except (UserError, StorageError) as error:
         console.print(f"[bold red]{name}[/]: {_plain(error)}", highlight=False, soft_wrap=True)
         code = 2
-    except StoppedOnRequest as stopped:
+    except StopRequestedError as stopped:
         console.print(
             f"[yellow]{name} stopped on request[/]: {_plain(stopped)}", highlight=False, soft_wrap=True
         )

@@ -1,0 +1,351 @@
+"""Rendered labelled videos: eight motions that no single frame can tell apart.
+
+A shape lives on a torus (it leaves at one edge and enters at the other), at any angle and at a size between two
+bounds. Its class moves exactly one of these: a position, the angle, or the size. Each is a stationary process:
+position uniform on the torus, angle uniform modulo a turn, log-size uniform on its interval with a sawtooth wrap.
+So the distribution of one frame is the same for every class, and a model must look at several.
+
+``T`` frames, ``S`` pixels of a frame's side, ``P`` pixels of the patch around the shape, ``M`` cells of a shape's map.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+MOTION_CLASSES = (
+    "moves_left",
+    "moves_right",
+    "moves_up",
+    "moves_down",
+    "turns_clockwise",
+    "turns_anticlockwise",
+    "grows",
+    "shrinks",
+)
+# Sign of the change in x, y (downwards), angle (clockwise on screen) and log-size.
+_DIRECTIONS = {
+    "moves_left": (-1, 0, 0, 0),
+    "moves_right": (1, 0, 0, 0),
+    "moves_up": (0, -1, 0, 0),
+    "moves_down": (0, 1, 0, 0),
+    "turns_clockwise": (0, 0, 1, 0),
+    "turns_anticlockwise": (0, 0, -1, 0),
+    "grows": (0, 0, 0, 1),
+    "shrinks": (0, 0, 0, -1),
+}
+SPEED_RANGE = (0.4, 0.9)
+"""How much of its whole range (frame side, turn, log-size interval) the moving quantity covers in one video."""
+RADIUS_RANGE = (0.12, 0.30)
+"""The shape's radius as a share of the frame's side."""
+WEBM_SHARE = 0.25
+CODE_COLUMNS, CODE_BIT_ROWS, CODE_CELL_SHARE = 6, 2, 1 / 32
+MAX_FRAME_NUMBER = 2 ** (CODE_COLUMNS * CODE_BIT_ROWS) - 1
+
+_MAP_CELLS = 96
+Floats = npt.NDArray[np.float32]
+Frames = npt.NDArray[np.uint8]
+
+
+class MotionVideo(NamedTuple):
+    """One rendered file and its class."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How rendered videos look and are stored."""
+
+    difficulty: float = 0.0
+    """0: bright shapes on a calm dark background; 1: random colours, textures, two-tone backgrounds."""
+    size: int = 128
+    """Side of the square frames, pixels; even."""
+    num_frames: int = 32
+    fps: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.difficulty <= 1:
+            raise ValueError(f"difficulty={self.difficulty}: is between 0 (easy) and 1 (hard); choose one of these")
+        if self.size < 64 or self.size % 2:
+            raise ValueError(f"size={self.size}: must be even and at least 64 pixels; use 128")
+        if not 1 <= self.num_frames <= MAX_FRAME_NUMBER:
+            raise ValueError(f"num_frames={self.num_frames}: the corner code counts 1 to {MAX_FRAME_NUMBER}")
+
+
+class Motion(NamedTuple):
+    """The shape's state at every frame, each ``[T]`` float64."""
+
+    x: npt.NDArray[np.float64]
+    """Centre, share of the frame's width from the left, in [0, 1)."""
+    y: npt.NDArray[np.float64]
+    """Centre, share of the frame's height from the top, in [0, 1)."""
+    angle: npt.NDArray[np.float64]
+    """Radians clockwise on the screen, in [0, 2π)."""
+    log_size: npt.NDArray[np.float64]
+    """Where the logarithm of the radius lies between its bounds, in [0, 1)."""
+
+
+def render_motion_videos(
+    folder: str | Path,
+    count: int,
+    seed: int,
+    difficulty: float = 0.0,
+    *,
+    size: int = 128,
+    num_frames: int = 32,
+    fps: int = 30,
+    progress: bool = False,
+    workers: int | None = None,
+    annotations: bool = False,
+) -> list[MotionVideo]:
+    """Write ``count`` labelled videos as ``folder/<class>/<class>_<number>.mp4`` or ``.webm``.
+
+    About a quarter are VP9 WebM, the rest H.264 MP4; classes take turns. Equal arguments give equal files.
+
+    Args:
+        folder: made when it is not there.
+        annotations: also write ``annotations.csv`` (path, label) beside the class folders.
+        workers: threads; all cores by default (drawing and encoding run outside Python's lock).
+
+    Raises:
+        ValueError: an argument outside its rule, see `Rendering`.
+    """
+    rendering = Rendering(difficulty, size, num_frames, fps)
+    for label in MOTION_CLASSES:
+        (Path(folder) / label).mkdir(parents=True, exist_ok=True)
+
+    def render(number: int) -> MotionVideo:
+        return render_motion_video(Path(folder), number, seed, rendering)
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        console = Console(stderr=True)
+        finished = pool.map(render, range(count))
+        videos = list(track(finished, "rendering", total=count, console=console, disable=not progress))
+    if annotations:
+        write_annotations(Path(folder) / "annotations.csv", videos)
+    return videos
+
+
+def render_motion_video(folder: Path, number: int, seed: int, rendering: Rendering) -> MotionVideo:
+    """Draw and encode the video of one number; a pure function of (number, seed, rendering)."""
+    label = MOTION_CLASSES[number % len(MOTION_CLASSES)]
+    rng = np.random.default_rng([seed, number])
+    suffix = ".webm" if rng.random() < WEBM_SHARE else ".mp4"
+    motion = draw_motion(label, rendering.num_frames, rng)
+    frames = paint_frame_numbers(draw_frames(motion, rendering, rng))
+    path = folder / label / f"{label}_{number:05d}{suffix}"
+    encode(path, frames, rendering.fps)
+    return MotionVideo(path, label)
+
+
+def write_annotations(path: Path, videos: Sequence[MotionVideo]) -> None:
+    """A CSV with the columns path (relative to the CSV's folder) and label."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"])
+        writer.writerows((video.path.relative_to(path.parent).as_posix(), video.label) for video in videos)
+
+
+def draw_motion(label: str, num_frames: int, rng: np.random.Generator) -> Motion:
+    """The path of a class through (x, y, angle, log-size), from a start uniform in all four.
+
+    A shift modulo 1 keeps a uniform distribution uniform, hence every frame has the same distribution in every class.
+    """
+    start = rng.random(4)
+    speed = rng.uniform(*SPEED_RANGE) * np.array(_DIRECTIONS[label])
+    share = np.arange(num_frames) / max(num_frames, 2)
+    x, y, turn, log_size = ((start + share[:, None] * speed) % 1.0).T
+    return Motion(x, y, 2 * np.pi * turn, log_size)
+
+
+def draw_frames(motion: Motion, rendering: Rendering, rng: np.random.Generator) -> Frames:
+    """The shape on its background → uint8 ``[T, S, S, 3]``."""
+    size = rendering.size
+    background = _background(size, rendering.difficulty, rng)
+    alpha_map = _shape_map(rng)
+    colour_map = _colour_map(rendering.difficulty, rng)
+    low, high = np.log(RADIUS_RANGE)
+    radius = (size * np.exp(low + motion.log_size * (high - low))).astype(np.float32)
+
+    reach = int(np.ceil(radius.max())) + 1
+    offsets = np.arange(-reach, reach + 1)
+    columns, dx = _patch_axis(motion.x * size, offsets, size)
+    rows, dy = _patch_axis(motion.y * size, offsets, size)
+    cells = _map_cells(dx[:, None, :], dy[:, :, None], motion.angle.astype(np.float32), radius)
+
+    frames = np.repeat(background[None], len(radius), axis=0)
+    place = (np.arange(len(radius))[:, None, None], rows[:, :, None], columns[:, None, :])
+    alpha = alpha_map.reshape(-1)[cells][..., None]
+    behind = frames[place].astype(np.float32)
+    frames[place] = behind + alpha * (colour_map.reshape(-1, 3)[cells] - behind)
+    return frames
+
+
+def paint_frame_numbers(frames: Frames) -> Frames:
+    """Paint each frame's number into its top left corner, in place: two rows of bits, then the same inverted."""
+    height, width = frames.shape[1:3]
+    numbers = np.arange(len(frames))
+    bits = (numbers[:, None] >> np.arange(CODE_COLUMNS * CODE_BIT_ROWS)) & 1
+    grid = bits.reshape(-1, CODE_BIT_ROWS, CODE_COLUMNS)
+    grid = np.concatenate([grid, 1 - grid], axis=1)
+    row_edges = _cell_edges(2 * CODE_BIT_ROWS, height)
+    column_edges = _cell_edges(CODE_COLUMNS, width)
+    cell_of_row = np.repeat(np.arange(2 * CODE_BIT_ROWS), np.diff(row_edges))
+    cell_of_column = np.repeat(np.arange(CODE_COLUMNS), np.diff(column_edges))
+    code = grid[:, cell_of_row][:, :, cell_of_column]
+    frames[:, : code.shape[1], : code.shape[2]] = np.where(code, 235, 16)[..., None]
+    return frames
+
+
+def read_frame_number(frame: npt.NDArray[np.uint8]) -> int | None:
+    """The number that `paint_frame_numbers` painted in a frame ``[H, W, 3]`` of any scale.
+
+    None when there is no whole, self-consistent code (each bit is checked against its inverse).
+    """
+    rows = _cell_centres(2 * CODE_BIT_ROWS, frame.shape[0])
+    columns = _cell_centres(CODE_COLUMNS, frame.shape[1])
+    brightness = frame.mean(axis=2)[np.ix_(rows, columns)]
+    bits, inverse = brightness[:CODE_BIT_ROWS], brightness[CODE_BIT_ROWS:]
+    if (np.abs(bits - inverse) < 60).any():
+        return None
+    return int(((bits > inverse).reshape(-1) << np.arange(CODE_COLUMNS * CODE_BIT_ROWS)).sum())
+
+
+def encode(path: Path, frames: Frames, fps: int) -> None:
+    """Write uint8 ``[T, H, W, 3]`` as H.264 (``.mp4``, ``.mkv``, ``.mov``) or VP9 (``.webm``); one thread, so equal bytes."""
+    with av.open(str(path), "w", options=_MUXER_OPTIONS.get(path.suffix, {})) as container:
+        codec, options = _ENCODERS[path.suffix == ".webm"]
+        stream = container.add_stream(codec, rate=Fraction(fps), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+# High quality: what the codec leaves behind a moving edge must not become a hint in a single frame.
+_ENCODERS = (
+    ("libx264", {"preset": "veryfast", "crf": "17", "bf": "0"}),
+    ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "20", "b": "0"}),
+)
+# Without this the WebM muxer writes a random segment id, and equal videos would differ in their bytes.
+_MUXER_OPTIONS = {".webm": {"fflags": "+bitexact"}}
+
+
+def _patch_axis(
+    centre: npt.NDArray[np.float64], offsets: npt.NDArray[np.int64], size: int
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Pixel indices around a centre on the torus ``[T, P]`` and their distances from it, pixels ``[T, P]``."""
+    pixel = np.floor(centre).astype(np.int64)
+    distance = offsets[None, :] + 0.5 - (centre - pixel)[:, None]
+    return (pixel[:, None] + offsets[None, :]) % size, distance.astype(np.float32)
+
+
+def _map_cells(dx: Floats, dy: Floats, angle: Floats, radius: Floats) -> npt.NDArray[np.int64]:
+    """For pixels at (dx ``[T,1,P]``, dy ``[T,P,1]``) the flat index of the shape map's cell ``[T, P, P]``.
+
+    Pixels beyond the map get a cell on its rim, which is empty.
+    """
+    cos, sin = (np.cos(angle) / radius)[:, None, None], (np.sin(angle) / radius)[:, None, None]
+    scale = np.float32((_MAP_CELLS - 1) / 2)
+    u = (cos * dx + sin * dy) * scale + scale
+    v = (cos * dy - sin * dx) * scale + scale
+    column = np.clip(u + 0.5, 0, _MAP_CELLS - 1).astype(np.int64)
+    row = np.clip(v + 0.5, 0, _MAP_CELLS - 1).astype(np.int64)
+    return row * _MAP_CELLS + column
+
+
+def _shape_map(rng: np.random.Generator) -> Floats:
+    """Opacity ``[M, M]`` of a shape that looks different at every angle; soft edges, empty rim."""
+    v, u = np.mgrid[-1.05 : 1.05 : _MAP_CELLS * 1j, -1.05 : 1.05 : _MAP_CELLS * 1j]
+    kind = rng.integers(4)
+    a, b = rng.uniform(0, 1, 2)
+    if kind == 0:  # a disc with a bite
+        inside = (np.hypot(u, v) < 0.95) & ~((np.abs(v) < (0.35 + 0.3 * a) * (u + 0.2)) & (u > -0.2))
+    elif kind == 1:  # an L with one long and one short arm
+        arm = 0.25 + 0.2 * b
+        inside = (np.abs(u + 0.35) < arm) & (np.abs(v) < 0.85) | (v > 0.85 - 2 * arm) & (v < 0.85) & (
+            np.abs(u) < 0.35 + arm
+        )
+    elif kind == 2:  # a flag on a pole
+        inside = (np.abs(u + 0.4) < 0.13) & (np.abs(v) < 0.9) | (np.abs(u - 0.1) < 0.55) & (
+            np.abs(v + 0.5) < 0.25 + 0.15 * a
+        )
+    else:  # a drop: round at one end, pointed at the other
+        inside = np.abs(v) < (0.35 + 0.25 * a) * (1 - u) * np.sqrt(np.clip(1 - u**2, 0, None))
+    opacity: Floats = _soften(inside.astype(np.float32))
+    opacity[[0, -1]] = 0
+    opacity[:, [0, -1]] = 0
+    return opacity
+
+
+def _soften(image: Floats) -> Floats:
+    """A 3×3 binomial blur."""
+    for axis in (0, 1):
+        image = (np.roll(image, 1, axis) + 2 * image + np.roll(image, -1, axis)) / 4
+    return image
+
+
+def _colour_map(difficulty: float, rng: np.random.Generator) -> Floats:
+    """The shape's own colours ``[M, M, 3]`` in 0–255: a bright tint, with difficulty any colour and a texture."""
+    bright = _tint(rng, 0.35) * 255
+    colour = (1 - difficulty) * bright + difficulty * rng.uniform(20, 235, 3)
+    texture = _texture(_MAP_CELLS, rng)[..., None] * rng.uniform(-110, 110, 3)
+    return np.clip(colour + difficulty * texture, 0, 255).astype(np.float32)
+
+
+def _background(size: int, difficulty: float, rng: np.random.Generator) -> Frames:
+    """What lies behind the shape, uint8 ``[S, S, 3]``: calm and dark, with difficulty two-toned and textured."""
+    calm = rng.uniform(10, 40) + 8 * _texture(size, rng)[..., None] * np.ones(3)
+    tones = rng.uniform(20, 235, (2, 3))
+    angle, split = rng.uniform(0, 2 * np.pi), rng.uniform(-0.4, 0.4)
+    v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    second = (np.cos(angle) * u + np.sin(angle) * v > split)[..., None]
+    busy = np.where(second, tones[0], tones[1]) + _texture(size, rng)[..., None] * rng.uniform(-60, 60, 3)
+    return np.clip((1 - difficulty) * calm + difficulty * busy, 0, 255).astype(np.uint8)
+
+
+def _tint(rng: np.random.Generator, depth: float) -> npt.NDArray[np.float64]:
+    """A bright colour, each channel in [1 − depth, 1] and the strongest at 1."""
+    colour = 1 - depth * rng.random(3)
+    bright: npt.NDArray[np.float64] = colour / colour.max()
+    return bright
+
+
+def _texture(size: int, rng: np.random.Generator) -> Floats:
+    """A sum of random plane waves ``[size, size]``, about −1 to 1."""
+    v, u = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j].astype(np.float32)
+    waves = np.zeros((size, size), np.float32)
+    for frequency_u, frequency_v, phase in rng.uniform((-9, -9, 0), (9, 9, 2 * np.pi), (3, 3)).astype(np.float32):
+        waves += np.sin(2 * np.pi * (frequency_u * u + frequency_v * v) / 2 + phase)
+    return waves / 3
+
+
+def _cell_edges(cells: int, length: int) -> npt.NDArray[np.int64]:
+    return np.round(np.arange(cells + 1) * length * CODE_CELL_SHARE).astype(np.int64)
+
+
+def _cell_centres(cells: int, length: int) -> npt.NDArray[np.int64]:
+    return ((np.arange(cells) + 0.5) * length * CODE_CELL_SHARE).astype(np.int64)
+
+
+def iter_frame_numbers(path: str | Path) -> Iterator[int | None]:
+    """The painted number of every frame of a video file, in order of presentation."""
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            yield read_frame_number(frame.to_ndarray(format="rgb24"))
