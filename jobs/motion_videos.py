@@ -226,10 +226,11 @@ def read_frame_number(frame: npt.NDArray[np.uint8]) -> int | None:
 
 
 def encode(path: Path, frames: Frames, fps: int) -> None:
-    """Write uint8 ``[T, H, W, 3]`` as H.264 (``.mp4``, ``.mkv``, ``.mov``) or VP9 (``.webm``); one thread, so equal bytes."""
+    """Write uint8 ``[T, H, W, 3]`` as VP9 if the name ends in ``.webm``, else as H.264; one thread, so equal bytes."""
     with av.open(str(path), "w", options=_MUXER_OPTIONS.get(path.suffix, {})) as container:
-        codec, options = _ENCODERS[path.suffix == ".webm"]
+        codec, options = _VP9 if path.suffix == ".webm" else _H264
         stream = container.add_stream(codec, rate=Fraction(fps), options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
@@ -239,10 +240,8 @@ def encode(path: Path, frames: Frames, fps: int) -> None:
 
 
 # High quality: what the codec leaves behind a moving edge must not become a hint in a single frame.
-_ENCODERS = (
-    ("libx264", {"preset": "veryfast", "crf": "17", "bf": "0"}),
-    ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "20", "b": "0"}),
-)
+_H264 = ("libx264", {"preset": "veryfast", "crf": "17", "bf": "0"})
+_VP9 = ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "20", "b": "0"})
 # Without this the WebM muxer writes a random segment id, and equal videos would differ in their bytes.
 _MUXER_OPTIONS = {".webm": {"fflags": "+bitexact"}}
 
@@ -295,14 +294,14 @@ def _shape_map(rng: np.random.Generator) -> Floats:
 
 
 def _soften(image: Floats) -> Floats:
-    """A 3×3 binomial blur."""
+    """A 3 by 3 binomial blur."""
     for axis in (0, 1):
-        image = (np.roll(image, 1, axis) + 2 * image + np.roll(image, -1, axis)) / 4
+        image = ((np.roll(image, 1, axis) + 2 * image + np.roll(image, -1, axis)) / 4).astype(np.float32)
     return image
 
 
 def _colour_map(difficulty: float, rng: np.random.Generator) -> Floats:
-    """The shape's own colours ``[M, M, 3]`` in 0–255: a bright tint, with difficulty any colour and a texture."""
+    """The shape's own colours ``[M, M, 3]`` in 0 to 255: a bright tint, with difficulty any colour and a texture."""
     bright = _tint(rng, 0.35) * 255
     colour = (1 - difficulty) * bright + difficulty * rng.uniform(20, 235, 3)
     texture = _texture(_MAP_CELLS, rng)[..., None] * rng.uniform(-110, 110, 3)
@@ -317,23 +316,24 @@ def _background(size: int, difficulty: float, rng: np.random.Generator) -> Frame
     v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     second = (np.cos(angle) * u + np.sin(angle) * v > split)[..., None]
     busy = np.where(second, tones[0], tones[1]) + _texture(size, rng)[..., None] * rng.uniform(-60, 60, 3)
-    return np.clip((1 - difficulty) * calm + difficulty * busy, 0, 255).astype(np.uint8)
+    background: Frames = np.clip((1 - difficulty) * calm + difficulty * busy, 0, 255).astype(np.uint8)
+    return background
 
 
 def _tint(rng: np.random.Generator, depth: float) -> npt.NDArray[np.float64]:
-    """A bright colour, each channel in [1 − depth, 1] and the strongest at 1."""
+    """A bright colour, each channel in [1 - depth, 1] and the strongest at 1."""
     colour = 1 - depth * rng.random(3)
     bright: npt.NDArray[np.float64] = colour / colour.max()
     return bright
 
 
 def _texture(size: int, rng: np.random.Generator) -> Floats:
-    """A sum of random plane waves ``[size, size]``, about −1 to 1."""
-    v, u = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j].astype(np.float32)
-    waves = np.zeros((size, size), np.float32)
-    for frequency_u, frequency_v, phase in rng.uniform((-9, -9, 0), (9, 9, 2 * np.pi), (3, 3)).astype(np.float32):
-        waves += np.sin(2 * np.pi * (frequency_u * u + frequency_v * v) / 2 + phase)
-    return waves / 3
+    """A sum of random plane waves ``[size, size]``, about -1 to 1."""
+    v, u = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
+    cycles_u, cycles_v, phases = rng.uniform((-4.5, -4.5, 0), (4.5, 4.5, 1), (3, 3)).T
+    angle = cycles_u * u[..., None] + cycles_v * v[..., None] + phases
+    waves: Floats = np.sin(2 * np.pi * angle).mean(axis=-1).astype(np.float32)
+    return waves
 
 
 def _cell_edges(cells: int, length: int) -> npt.NDArray[np.int64]:
@@ -348,4 +348,4 @@ def iter_frame_numbers(path: str | Path) -> Iterator[int | None]:
     """The painted number of every frame of a video file, in order of presentation."""
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
-            yield read_frame_number(frame.to_ndarray(format="rgb24"))
+            yield read_frame_number(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False))
