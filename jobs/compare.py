@@ -1,0 +1,277 @@
+"""Runs side by side in the terminal: what differed, what came of it, and which run went into which.
+
+Usage: ``python -m jobs.compare tracking.uri=sqlite:////path/mlflow.db [experiment=NAME] [runs=[...]] [query=...]``
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from jobs.errors import UserError
+from jobs.program import run_program
+from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingConfig, tracking_client
+
+PAGE = 500
+PROGRAM_ORDER = ("prepare", "pretrain", "finetune", "evaluate", "tag")
+# The nearest link wins: a tagging run knows its pretraining run too, but came from the fine-tuning run.
+PARENT_TAGS = ("finetune_run_id", "pretrain_run_id")
+# A direction only where more or less of it is plainly better; a step or a learning rate has no best.
+HIGHER_IS_BETTER = ("top1", "top5", "accuracy", "average_precision", "per_second")
+LOWER_IS_BETTER = ("loss", "error", "seconds", "failed", "not_scored", "peak_memory")
+RANKED_BY = ("top1", "loss", "clips_per_second", "windows_per_second")
+
+
+@dataclass(frozen=True)
+class TrackingPlace:
+    """Where the runs to compare are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which runs to lay side by side."""
+
+    experiment: str = "hiera-video"
+    """MLflow experiment."""
+    runs: tuple[str, ...] = ()
+    """Run ids (or their first characters) or run names. Default: the newest runs of each program."""
+    query: str = ""
+    """MLflow search filter, for example `metrics.top1 > 0.5 and tags.program = 'finetune'`."""
+    best_by: str = ""
+    """Metric that decides the best run of a program. Default: top1, else loss, else clips or windows a second."""
+    columns: int = 6
+    """Most runs of one program that are shown, the newest first."""
+    tracking: TrackingPlace = field(default_factory=TrackingPlace)
+    """Where MLflow is."""
+
+    def __post_init__(self) -> None:
+        if self.columns < 1:
+            raise ValueError(f"columns={self.columns}: must be at least 1; give the number of runs to show")
+
+
+def run(config: CompareConfig) -> dict[str, Any]:
+    """Print the comparison; the report counts runs and names the best of each program."""
+    found = find_runs(config)
+    console = Console()
+    report: dict[str, Any] = {"experiment": config.experiment, "runs": len(found)}
+    for program, runs in by_program(found).items():
+        shown = runs[: config.columns]
+        console.print(program_table(program, shown, len(runs), config.best_by))
+        best = best_run(runs, config.best_by)
+        if best is not None:
+            report[f"best {program}"] = f"{short_id(best.run)} ({best.metric} {best.value:.4g})"
+    console.print(link_tree(found))
+    return report
+
+
+def find_runs(config: CompareConfig) -> list[Run]:
+    """The wanted runs, newest first.
+
+    Raises:
+        UserError: no such experiment, a query that MLflow does not understand, a run that is not there, no run at all.
+    """
+    client = tracking_client(TrackingConfig(uri=config.tracking.uri), output=None)
+    try:
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is None:
+            raise UserError(_unknown_experiment(client, config.experiment))
+        runs = list(_search(client, experiment.experiment_id, config.query))
+    except MlflowException as error:
+        raise UserError(
+            f"query={config.query!r}, tracking.uri={config.tracking.uri}: MLflow answers: {str(error)[:300]}; "
+            "see mlflow.org for the search syntax"
+        ) from error
+    chosen = [_choose(runs, wanted) for wanted in config.runs] if config.runs else runs
+    if not chosen:
+        raise UserError(
+            f"experiment={config.experiment}, query={config.query!r}: no run matches; widen the query or check "
+            "tracking.uri"
+        )
+    return chosen
+
+
+def by_program(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs grouped by program, in the order in which the programs follow each other."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[program_of(run)].append(run)
+    order = {program: place for place, program in enumerate(PROGRAM_ORDER)}
+    return dict(sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def differing_parameters(runs: Sequence[Run]) -> dict[str, list[str | None]]:
+    """Parameters whose value is not the same in all runs: key → value per run (None = not set)."""
+    values = {key: [run.data.params.get(key) for run in runs] for key in _keys(run.data.params for run in runs)}
+    return {key: row for key, row in values.items() if len(set(row)) > 1}
+
+
+def direction(metric: str) -> int:
+    """1 when more of a metric is better, -1 when less is, 0 when neither can be said."""
+    if any(part in metric for part in HIGHER_IS_BETTER):
+        return 1
+    return -1 if any(part in metric for part in LOWER_IS_BETTER) else 0
+
+
+def best_index(metric: str, values: Sequence[float | None]) -> int | None:
+    """Place of the best value; None without a direction or with fewer than two values to compare."""
+    sign = direction(metric)
+    rated = [(sign * value, -place) for place, value in enumerate(values) if value is not None and math.isfinite(value)]
+    return -max(rated)[1] if sign and len(rated) > 1 else None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best run of a program and the metric that says so."""
+
+    run: Run
+    metric: str
+    value: float
+
+
+def best_run(runs: Sequence[Run], best_by: str) -> Best | None:
+    """The best of at least two runs by ``best_by``, or by the first of `RANKED_BY` that they recorded."""
+    for metric in (best_by,) if best_by else RANKED_BY:
+        values = [run.data.metrics.get(metric) for run in runs]
+        place = best_index(metric, values)
+        if place is not None:
+            return Best(runs[place], metric, runs[place].data.metrics[metric])
+    return None
+
+
+def program_table(program: str, runs: Sequence[Run], total: int, best_by: str) -> Table:
+    """One program's runs as columns; rows: facts, differing parameters, metrics (best in green)."""
+    best = best_run(runs, best_by)
+    among = f"the newest {len(runs)} of {total} runs" if total > len(runs) else f"{total} run{'s'[: total != 1]}"
+    marked = f"; ★ best by {best.metric}" if best else ""
+    table = Table(title=f"{program}: {among}{marked}", title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    for run in runs:
+        star = "★ " if best is not None and best.run is run else ""
+        table.add_column(f"{star}{short_id(run)}\n{escape(run.info.run_name or '')}", overflow="fold")
+    table.add_row("status", *[run.info.status.lower() for run in runs])
+    table.add_row("started", *[_started(run) for run in runs])
+    table.add_row("took", *[_duration(run) for run in runs], end_section=True)
+    _add_parameters(table, runs)
+    _add_metrics(table, runs)
+    return table
+
+
+def link_tree(runs: Sequence[Run]) -> Tree:
+    """Pretraining → fine-tuning → evaluation and tagging, as the runs' own tags tell it."""
+    tree = Tree("[bold]which run went into which")
+    known = {run.info.run_id: run for run in runs}
+    children: dict[str | None, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.info.start_time):
+        children[_parent(run)].append(run)
+    for outside in [parent for parent in children if parent is not None and parent not in known]:
+        _grow(tree.add(f"{outside[:8]} (not among these runs)"), children[outside], children)
+    _grow(tree, children[None], children)
+    return tree
+
+
+def program_of(run: Run) -> str:
+    """The program that made a run."""
+    return str(run.data.tags.get(PROGRAM_TAG, "other"))
+
+
+def short_id(run: Run) -> str:
+    """The first characters of a run id, enough to name it in `runs=`."""
+    return str(run.info.run_id)[:8]
+
+
+def _grow(branch: Tree, runs: Sequence[Run], children: Mapping[str | None, list[Run]]) -> None:
+    for run in runs:
+        digest = run.data.tags.get("data_digest")
+        data = f" data {digest[:8]}" if digest else ""
+        place = escape(run.data.tags.get(OUTPUT_TAG, ""))
+        leaf = branch.add(f"[bold]{program_of(run)}[/] {short_id(run)}{data} [dim]{place}[/]")
+        _grow(leaf, children.get(run.info.run_id, []), children)
+
+
+def _parent(run: Run) -> str | None:
+    links = (run.data.tags.get(tag) for tag in PARENT_TAGS)
+    return next((link for link in links if link and link != run.info.run_id), None)
+
+
+def _add_parameters(table: Table, runs: Sequence[Run]) -> None:
+    rows = differing_parameters(runs)
+    for key, values in rows.items():
+        table.add_row(key, *["" if value is None else escape(value) for value in values])
+    if rows:
+        table.add_section()
+
+
+def _add_metrics(table: Table, runs: Sequence[Run]) -> None:
+    for metric in _keys(run.data.metrics for run in runs):
+        values = [run.data.metrics.get(metric) for run in runs]
+        best = best_index(metric, values)
+        cells = ["" if value is None else f"{value:.5g}" for value in values]
+        if best is not None:
+            cells[best] = f"[bold green]{cells[best]}[/]"
+        table.add_row(metric, *cells)
+
+
+def _keys(dictionaries: Iterator[Mapping[str, Any]]) -> list[str]:
+    return sorted({key for dictionary in dictionaries for key in dictionary})
+
+
+def _search(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _choose(runs: Sequence[Run], wanted: str) -> Run:
+    matches = [run for run in runs if run.info.run_id.startswith(wanted) or run.info.run_name == wanted]
+    if len(matches) == 1:
+        return matches[0]
+    names = [short_id(run) for run in (matches or runs)][:12]
+    rule = "names more than one run" if matches else "no such run"
+    raise UserError(f"runs={wanted}: {rule}; give the id of one of: {', '.join(names) or 'none'}")
+
+
+def _unknown_experiment(client: MlflowClient, name: str) -> str:
+    known = [experiment.name for experiment in client.search_experiments()]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+    return f"experiment={name}: no such experiment; {hint}"
+
+
+def _started(run: Run) -> str:
+    return datetime.fromtimestamp(run.info.start_time / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _duration(run: Run) -> str:
+    if run.info.end_time is None:
+        return ""
+    minutes, seconds = divmod(round((run.info.end_time - run.info.start_time) / 1000), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def main() -> None:
+    """Entry point."""
+    run_program("compare", CompareConfig, run, description="Lay the runs of an MLflow experiment side by side.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Comparing runs that MLflow really holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from jobs.compare import (
+    CompareConfig,
+    TrackingPlace,
+    best_index,
+    best_run,
+    by_program,
+    differing_parameters,
+    find_runs,
+    link_tree,
+    program_table,
+)
+from jobs.errors import UserError
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
+    """Two chains: pretraining → fine-tuning (two learning rates) → tagging."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("motion")
+    pretrain = _record(client, experiment, "pretrain", {"seed": "1"}, {"loss": 0.5}, {})
+    for rate, top1 in (("8e-4", 0.7), ("4e-4", 0.9)):
+        links = {"pretrain_run_id": pretrain}
+        tune = _record(client, experiment, "finetune", {"seed": "1", "learning_rate": rate}, {"top1": top1}, links)
+        _record(client, experiment, "tag", {}, {"windows_per_second": 3.0}, links | {"finetune_run_id": tune})
+    return CompareConfig(experiment="motion", tracking=TrackingPlace(uri))
+
+
+def _record(
+    client: MlflowClient,
+    experiment: str,
+    program: str,
+    params: dict[str, str],
+    metrics: dict[str, float],
+    links: dict[str, str],
+) -> str:
+    run_id = client.create_run(experiment, tags={"program": program, **links}, run_name=f"{program} run").info.run_id
+    for key, value in params.items():
+        client.log_param(run_id, key, value)
+    for key, number in metrics.items():
+        client.log_metric(run_id, key, number, step=1)
+    client.set_terminated(run_id)
+    return str(run_id)
+
+
+def _text(renderable: object) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_only_differing_parameters_are_shown_and_the_best_run_is_marked(store: CompareConfig) -> None:
+    runs = by_program(find_runs(store))["finetune"]
+    assert list(differing_parameters(runs)) == ["learning_rate"]
+    best = best_run(runs, "")
+    assert best is not None
+    assert (best.metric, best.value, best.run.data.params["learning_rate"]) == ("top1", 0.9, "4e-4")
+    text = _text(program_table("finetune", runs, len(runs), ""))
+    assert f"★ {best.run.info.run_id[:8]}" in text
+    assert "8e-4" in text
+    assert "seed" not in text
+
+
+def test_the_tree_hangs_tagging_under_its_finetuning_under_its_pretraining(store: CompareConfig) -> None:
+    lines = _text(link_tree(find_runs(store))).splitlines()
+    depth = [(next(name for name in ("pretrain", "finetune", "tag", "which") if name in line), line) for line in lines]
+    assert [name for name, _ in depth] == ["which", "pretrain", "finetune", "tag", "finetune", "tag"]
+    indents = [line.index(name) for name, line in depth]
+    assert indents[1] < indents[2] < indents[3]
+    assert indents[2] == indents[4]
+
+
+def test_query_and_run_names_choose(store: CompareConfig) -> None:
+    def config(query: str = "", runs: tuple[str, ...] = ()) -> CompareConfig:
+        return CompareConfig(experiment="motion", tracking=store.tracking, query=query, runs=runs)
+
+    assert len(find_runs(config("metrics.top1 > 0.8"))) == 1
+    (chosen,) = find_runs(config(runs=("pretrain run",)))
+    assert find_runs(config(runs=(chosen.info.run_id[:10],)))[0].info.run_id == chosen.info.run_id
+    for broken, message in (
+        (config("metrics.top1 >"), "query="),
+        (config("metrics.top1 > 2"), "no run matches"),
+        (config(runs=("finetune run",)), "more than one"),
+        (CompareConfig(experiment="motoin", tracking=store.tracking), "did you mean motion"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_runs(broken)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("top1", [0.1, 0.9, 0.9], 1),
+        ("loss", [0.1, float("nan"), 0.05], 2),
+        ("learning_rate", [0.1, 0.2], None),
+        ("top1", [0.5, None], None),
+    ],
+)
+def test_best_has_a_direction(metric: str, values: Sequence[float | None], best: int | None) -> None:
+    assert best_index(metric, values) == best
