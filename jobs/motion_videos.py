@@ -329,10 +329,11 @@ def _tint(rng: np.random.Generator, depth: float) -> npt.NDArray[np.float64]:
 
 def _texture(size: int, rng: np.random.Generator) -> Floats:
     """A sum of random plane waves ``[size, size]``, about -1 to 1."""
-    v, u = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
     cycles_u, cycles_v, phases = rng.uniform((-4.5, -4.5, 0), (4.5, 4.5, 1), (3, 3)).T
-    angle = cycles_u * u[..., None] + cycles_v * v[..., None] + phases
-    waves: Floats = np.sin(2 * np.pi * angle).mean(axis=-1).astype(np.float32)
+    place = np.linspace(0, 1, size)
+    across = np.exp(2j * np.pi * (np.outer(cycles_u, place) + phases[:, None]))
+    down = np.exp(2j * np.pi * np.outer(cycles_v, place))
+    waves: Floats = ((down.T @ across).imag / len(phases)).astype(np.float32)
     return waves
 
 
