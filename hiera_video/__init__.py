@@ -1,0 +1,86 @@
+"""The Hiera model and everything that is only tensors: masked autoencoder, weights, augmentation, rules, metrics."""
+
+from hiera_video.augment import AugmentConfig, augment, denormalize_video, normalize_video
+from hiera_video.config import EncoderConfig, HieraConfig, MaskedAutoencoderConfig
+from hiera_video.hiera import Hiera, HieraEncoder
+from hiera_video.masked_autoencoder import MaeOutput, MaskedAutoencoder
+from hiera_video.metrics import accuracy_per_class, confusion_matrix, topk_correct, view_average
+from hiera_video.optimization import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    learning_rate_at,
+    parameter_groups,
+    scaled_learning_rate,
+    set_learning_rate,
+)
+from hiera_video.presets import (
+    build_model,
+    create_backbone,
+    create_model,
+    model_config,
+    model_names,
+    set_activation_checkpointing,
+)
+from hiera_video.reconstruct import CAPTION, Reconstruction, reconstruct
+from hiera_video.stochastic import Draws, random_keep_mask, sample_uniforms, validate_keep_mask
+from hiera_video.weights import (
+    LoadReport,
+    huggingface_state_dict,
+    load_huggingface,
+    load_into_classifier,
+    load_model,
+    load_official,
+    load_weights,
+    official_state_dict,
+    read_metadata,
+    save_model,
+)
+
+__all__ = [
+    "CAPTION",
+    "AugmentConfig",
+    "Draws",
+    "EncoderConfig",
+    "Hiera",
+    "HieraConfig",
+    "HieraEncoder",
+    "LoadReport",
+    "MaeOutput",
+    "MaskedAutoencoder",
+    "MaskedAutoencoderConfig",
+    "OptimizerConfig",
+    "Reconstruction",
+    "ScheduleConfig",
+    "accuracy_per_class",
+    "augment",
+    "build_model",
+    "build_optimizer",
+    "confusion_matrix",
+    "create_backbone",
+    "create_model",
+    "denormalize_video",
+    "huggingface_state_dict",
+    "learning_rate_at",
+    "load_huggingface",
+    "load_into_classifier",
+    "load_model",
+    "load_official",
+    "load_weights",
+    "model_config",
+    "model_names",
+    "normalize_video",
+    "official_state_dict",
+    "parameter_groups",
+    "random_keep_mask",
+    "read_metadata",
+    "reconstruct",
+    "sample_uniforms",
+    "save_model",
+    "scaled_learning_rate",
+    "set_activation_checkpointing",
+    "set_learning_rate",
+    "topk_correct",
+    "validate_keep_mask",
+    "view_average",
+]

@@ -1,0 +1,131 @@
+"""Optimisation rules: parameter groups with layer decay, and the learning rate as a pure function of the step.
+
+Sources: paper Tab. 11–13; layer decay as in BEiT (arXiv 2106.08254) and the MAE family.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+REFERENCE_BATCH = 512
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and its rates."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (the paper, but for SSv2 and AVA), or SGD."""
+    learning_rate: float = 8e-4
+    """Peak learning rate for a global batch of 512; scaled linearly with the batch (paper Tab. 11)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averages: 0.9, 0.95 in pretraining, 0.9, 0.999 in fine-tuning (paper Tab. 11)."""
+    weight_decay: float = 0.05
+    """Weight decay of matrices; biases, norms and position tables have none."""
+    momentum: float = 0.9
+    """SGD's momentum; not confirmed by the paper, 0.9 as in SlowFast."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate per layer towards the input; 1 switches it off (paper Tab. 11b)."""
+    clip_gradient_norm: float = 0.0
+    """Highest global norm of the gradient: 0.02 in SlowFast's pretraining, 5 in fine-tuning; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: must be positive; the paper uses 8e-4 at batch 512")
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise ValueError(f"layer_decay={self.layer_decay}: must lie in (0, 1]; use 1 to switch it off")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas={self.betas}: each must lie in [0, 1); use 0.9, 0.95 or 0.9, 0.999")
+        if self.weight_decay < 0 or self.clip_gradient_norm < 0:
+            key = "weight_decay" if self.weight_decay < 0 else "clip_gradient_norm"
+            raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 to switch it off")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then half a cosine."""
+
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0 to the peak: 120 in pretraining, 10 in fine-tuning (paper Tab. 11)."""
+    final_learning_rate: float = 1e-6
+    """Learning rate at the end, as given (not scaled); not confirmed by the paper, 1e-6 as in SlowFast."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must not be negative; use 0 for none")
+        if self.final_learning_rate < 0:
+            raise ValueError(f"final_learning_rate={self.final_learning_rate}: must not be negative; use 0 or 1e-6")
+
+
+def scaled_learning_rate(config: OptimizerConfig, global_batch: int) -> float:
+    """Peak learning rate for a global batch: linear scaling from 512 views."""
+    return config.learning_rate * global_batch / REFERENCE_BATCH
+
+
+def learning_rate_at(step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float = 0.0) -> float:
+    """Learning rate of an optimizer step, 0-based: linear warm-up to ``peak``, then half a cosine to ``final``."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer by layer and weight decay, in a fixed order.
+
+    Each has `params`, `weight_decay`, `lr_scale` (factor for the step's learning rate), `lr` (the peak for batch 512
+    times that) and `name`. Layers count from the patch embedding (0) over the blocks (1 ...) to the head.
+    """
+    depth = _encoder_depth(model)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = _layer_number(name, depth) if config.layer_decay < 1.0 else depth + 1
+        decays = parameter.ndim > 1 and not _is_position_table(name)
+        scale = config.layer_decay ** (depth + 1 - layer)
+        new_group = {
+            "name": f"layer{layer}_{'decay' if decays else 'no_decay'}",
+            "params": [],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr_scale": scale,
+            "lr": config.learning_rate * scale,
+        }
+        groups.setdefault((layer, decays), new_group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The torch optimizer over `parameter_groups`."""
+    groups = parameter_groups(model, config)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group its share of the step's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
+def _encoder_depth(model: nn.Module) -> int:
+    names = [re.match(r"(?:encoder\.)?blocks\.(\d+)\.", name) for name, _ in model.named_parameters()]
+    return 1 + max((int(match[1]) for match in names if match), default=-1)
+
+
+def _layer_number(name: str, depth: int) -> int:
+    if re.match(r"(?:encoder\.)?(?:patch_embed|pos_embed)\.", name):
+        return 0
+    block = re.match(r"(?:encoder\.)?blocks\.(\d+)\.", name)
+    return int(block[1]) + 1 if block else depth + 1
+
+
+def _is_position_table(name: str) -> bool:
+    return "pos_embed" in name or name.endswith("mask_token")

@@ -1,0 +1,139 @@
+"""Parameter names: this package's (composed by part), the public code's (flat), Hugging Face's.
+
+Each table is a list of prefixes; a name is renamed by the first prefix that it begins with. Blocks of Hugging Face
+Hiera are counted per stage, here and in the public code throughout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+HuggingFaceArchitecture = Literal["HieraModel", "HieraForImageClassification", "HieraForPreTraining"]
+
+_OFFICIAL = [
+    ("encoder.patch_embed.", "patch_embed."),
+    ("encoder.pos_embed.spatial", "pos_embed_spatial"),
+    ("encoder.pos_embed.temporal", "pos_embed_temporal"),
+    ("encoder.pos_embed.table", "pos_embed"),
+    ("encoder.blocks.", "blocks."),
+    ("encoder_norm.", "encoder_norm."),
+    ("norm.", "norm."),
+    ("head.", "head.projection."),
+    ("fusion.heads.", "multi_scale_fusion_heads."),
+    ("decoder.embed.", "decoder_embed."),
+    ("decoder.mask_token", "mask_token"),
+    ("decoder.pos_embed", "decoder_pos_embed"),
+    ("decoder.blocks.", "decoder_blocks."),
+    ("decoder.norm.", "decoder_norm."),
+    ("decoder.pred.", "decoder_pred."),
+]
+_HUGGINGFACE = [
+    ("encoder.patch_embed.proj.", "hiera.embeddings.patch_embeddings.projection."),
+    ("encoder.pos_embed.table", "hiera.embeddings.position_embeddings"),
+    ("encoder.blocks.", "hiera.encoder.blocks."),
+    ("encoder_norm.", "encoder_norm."),
+    ("norm.", "hiera.pooler.layernorm."),
+    ("head.", "classifier."),
+    ("fusion.heads.", "multiscale_fusion.multi_scale_fusion_heads."),
+    ("decoder.embed.", "decoder.decoder_embeddings."),
+    ("decoder.mask_token", "decoder.mask_token"),
+    ("decoder.pos_embed", "decoder.decoder_position_embeddings"),
+    ("decoder.blocks.", "decoder.decoder_block.layers."),
+    ("decoder.norm.", "decoder.decoder_norm."),
+    ("decoder.pred.", "decoder.decoder_pred."),
+]
+_HUGGINGFACE_NORMS = [(".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")]
+
+
+def is_official(names: Iterable[str]) -> bool:
+    """Whether names are the public code's."""
+    return "patch_embed.proj.weight" in set(names)
+
+
+def is_huggingface(names: Iterable[str]) -> bool:
+    """Whether names are those of a Hugging Face Hiera."""
+    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names)
+
+
+def to_official(state: Mapping[str, Tensor]) -> StateDict:
+    """This package's names → the public code's."""
+    return {_renamed(name, _OFFICIAL): tensor for name, tensor in state.items()}
+
+
+def from_official(state: Mapping[str, Tensor]) -> StateDict:
+    """The public code's names → this package's; a name that is neither stays as it is."""
+    table = _reversed(_OFFICIAL)
+    return {_renamed(name, table): tensor for name, tensor in state.items()}
+
+
+def to_huggingface(
+    state: Mapping[str, Tensor], stages: Sequence[int], architecture: HuggingFaceArchitecture
+) -> StateDict:
+    """This package's names → those of a Hugging Face architecture with these blocks per stage."""
+    renamed = {}
+    for name, tensor in state.items():
+        target = _stage_blocks(_replaced(_renamed(name, _HUGGINGFACE), _HUGGINGFACE_NORMS), stages)
+        renamed[target] = tensor
+    if architecture == "HieraModel":
+        return {name.removeprefix("hiera."): tensor for name, tensor in renamed.items() if name.startswith("hiera.")}
+    return renamed
+
+
+def from_huggingface(state: Mapping[str, Tensor]) -> StateDict:
+    """Names of any Hugging Face Hiera → this package's; a name that is neither stays as it is."""
+    bare = not any(name.startswith("hiera.") for name in state)
+    prefixed = {f"hiera.{name}" if bare else name: tensor for name, tensor in state.items()}
+    stages = _stages_of(prefixed)
+    norms = [(new, old) for old, new in _HUGGINGFACE_NORMS]
+    table = _reversed(_HUGGINGFACE)
+    return {_renamed(_replaced(_flat_block(name, stages), norms), table): tensor for name, tensor in prefixed.items()}
+
+
+def _renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
+    for prefix, replacement in table:
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    return name
+
+
+def _replaced(name: str, table: Sequence[tuple[str, str]]) -> str:
+    for old, new in table:
+        name = name.replace(old, new)
+    return name
+
+
+def _reversed(table: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Longest prefixes first: `pos_embed_spatial` must not be taken for `pos_embed`."""
+    return sorted(((new, old) for old, new in table), key=lambda pair: -len(pair[0]))
+
+
+def _stage_blocks(name: str, stages: Sequence[int]) -> str:
+    match = re.fullmatch(r"hiera\.encoder\.blocks\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    stage, block = 0, int(match[1])
+    while block >= stages[stage]:
+        block -= stages[stage]
+        stage += 1
+    return f"hiera.encoder.stages.{stage}.layers.{block}.{match[2]}"
+
+
+def _stages_of(names: Iterable[str]) -> list[int]:
+    """Blocks per stage, from the highest number that occurs in each."""
+    highest: dict[int, int] = {}
+    for name in names:
+        if match := re.match(r"hiera\.encoder\.stages\.(\d+)\.layers\.(\d+)\.", name):
+            highest[int(match[1])] = max(highest.get(int(match[1]), -1), int(match[2]))
+    return [highest[stage] + 1 for stage in sorted(highest)]
+
+
+def _flat_block(name: str, stages: Sequence[int]) -> str:
+    match = re.fullmatch(r"hiera\.encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    return f"hiera.encoder.blocks.{sum(stages[: int(match[1])]) + int(match[2])}.{match[3]}"
