@@ -1,0 +1,172 @@
+"""The commands of infra/README.md, "One machine, as a cluster", as a stranger would type them.
+
+Other Rays may run on this machine: this one has ports, folders and a home of its own, and is stopped by process id.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.ray
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(sys.executable).parent
+START_SECONDS = 60
+TOKEN_FILE = Path(".ray") / "auth_token"
+
+
+def documented_commands() -> list[str]:
+    """The lines of the first shell block of the section."""
+    text = (REPOSITORY / "infra" / "README.md").read_text()
+    section = text.partition("## One machine, as a cluster")[2]
+    return section.partition("```shell\n")[2].partition("```")[0].splitlines()
+
+
+def documented(beginning: str) -> list[str]:
+    """The words of the documented command that begins like this."""
+    (line,) = (line for line in documented_commands() if line.startswith(beginning))
+    return shlex.split(line)
+
+
+@dataclass
+class Head:
+    """A running head with a token."""
+
+    environment: dict[str, str]
+    folder: Path
+
+    def submit(self, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The documented `ray job submit` with another entrypoint behind its `--`."""
+        words = documented("ray job submit")
+        return subprocess.run(
+            [*words[: words.index("--") + 1], *entrypoint],
+            cwd=REPOSITORY,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    # Ray puts Unix sockets there, whose paths are limited to 107 characters: pytest's own folders are too deep.
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    gcs, dashboard, agent, client = free_ports(4)
+    environment = clean_environment(folder) | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    subprocess.run(documented("ray get-auth-token")[:3], env=environment, check=True, capture_output=True, timeout=60)
+    places = f"--port {gcs} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
+    places += f" --ray-client-server-port {client} --min-worker-port 0 --max-worker-port 0 --temp-dir {folder / 'r'}"
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            [*documented("ray start --head"), "--block", *places.split()],
+            env=environment,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until_listening(dashboard, process, folder / "head.log")
+        yield Head(environment, folder)
+    finally:
+        stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """This environment with a home of its own, without any other Ray's settings, programs of this Python first."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "AWS_"))}
+    return kept | {
+        "HOME": str(home),
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0 and "Ray runtime started" in log.read_text():
+                return
+        time.sleep(0.2)
+    pytest.fail(f"`ray start --head` does not answer on port {port}:\n{log.read_text()}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop this head and what it started; `ray stop` would take every other Ray with it."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=20)
+    for survivor in alive:
+        survivor.kill()
+    process.wait()
+
+
+def test_the_documented_commands_are_the_ones_run_here() -> None:
+    programs = [" ".join(line.split()[:3]) for line in documented_commands()]
+    assert programs == [
+        "export RAY_AUTH_MODE=token",
+        "ray get-auth-token --generate",
+        "ray start --head",
+        "ray job submit",
+        "ray stop",
+    ]
+
+
+def test_a_relative_output_is_refused_inside_a_submitted_job(head: Head) -> None:
+    submitted = head.submit("python", "-m", "jobs.pretrain", "demo", "data=/nowhere", "output=build/lost")
+    assert submitted.returncode != 0
+    message = " ".join(submitted.stdout.split())
+    assert "output=build/lost: inside a submitted job a relative place vanishes" in message
+    assert "exit code 2" in message
+
+
+def test_programs_and_recipes_are_sent_and_nothing_else(head: Head) -> None:
+    head.submit("true")
+    packages = head.folder.glob("r/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    package = max(packages, key=lambda path: path.stat().st_mtime_ns)
+    sent = {path.relative_to(package): path.stat().st_size for path in package.rglob("*") if path.is_file()}
+    assert {Path("jobs/pretrain.py"), Path("jobs/recipes/pretrain/demo.yaml"), Path("pipeline/__init__.py")} <= set(
+        sent
+    )
+    assert not {path.parts[0] for path in sent} & {".venv", ".git", "tests", "infra", "build"}
+    assert sum(sent.values()) < 2**20
+
+
+def test_a_wrong_token_is_refused(head: Head) -> None:
+    submitted = head.submit("python", "-c", "print('ran')", RAY_AUTH_TOKEN="0" * 32)
+    assert submitted.returncode != 0
+    assert "Invalid authentication token" in submitted.stdout
+
+
+def test_no_token_is_refused(head: Head, tmp_path: Path) -> None:
+    submitted = head.submit("python", "-c", "print('ran')", HOME=str(tmp_path), RAY_AUTH_MODE="disabled")
+    assert submitted.returncode != 0
+    assert "submitted successfully" not in submitted.stdout
