@@ -43,12 +43,15 @@ class Attention(nn.Module):
         """``[B, U, M, C]`` → ``[B, U, M / pool, C']``."""
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         query = pool_tokens(query, self.pool)
-        mixed = functional.scaled_dot_product_attention(*(self._split_heads(part) for part in (query, key, value)))
-        return self.proj(mixed.transpose(1, 2).reshape(query.shape))
+        mixed = functional.scaled_dot_product_attention(
+            self._split_heads(query), self._split_heads(key), self._split_heads(value)
+        )
+        merged: Tensor = self.proj(mixed.transpose(1, 2).reshape(query.shape))
+        return merged
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """``[B, U, M, H·D]`` → ``[B·U, H, M, D]`` within units, ``[B, H, U·M, D]`` globally."""
-        batch, units, count, channels = tokens.shape
+        batch, units, _, channels = tokens.shape
         groups = batch * units if self.within_units else batch
         return tokens.reshape(groups, -1, self.num_heads, channels // self.num_heads).transpose(1, 2)
 
@@ -63,7 +66,8 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[..., C]`` → ``[..., C]``."""
-        return self.fc2(functional.gelu(self.fc1(tokens)))
+        mixed: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return mixed
 
 
 class Block(nn.Module):

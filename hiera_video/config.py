@@ -116,8 +116,8 @@ class EncoderConfig:
         _check(len(self.mask_unit_attn) == len(self.stages), "mask_unit_attn", self.mask_unit_attn,
                f"must have one value for each of {len(self.stages)} stages", "use true,true,false,false")  # fmt: skip
         for width, heads in zip(self.widths, self.heads, strict=True):
-            _check(width % heads == 0, "embed_dim", self.embed_dim,
-                   f"a stage of {width} channels cannot be divided among {heads} heads", "change num_heads")  # fmt: skip
+            rule = f"a stage of {width} channels cannot be divided among {heads} heads"
+            _check(width % heads == 0, "embed_dim", self.embed_dim, rule, "change num_heads")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class MaskedAutoencoderConfig(EncoderConfig):
     @property
     def prediction_pixels(self) -> int:
         """Height and width of the square that one decoder token predicts, pixels."""
-        return self.patch_stride[-1] * self.q_stride[-1] ** self.q_pool
+        return self.patch_stride[-1] * math.prod(self.q_stride[-1:] * self.q_pool)
 
     @property
     def decoder_tokens(self) -> int:

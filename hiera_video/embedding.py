@@ -35,7 +35,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """All units: ``[B, 3, (T), H, W]`` → raster tokens ``[B, N, C]``."""
-        return self.proj(pixels).flatten(2).transpose(1, 2)
+        grid: Tensor = self.proj(pixels)
+        return grid.flatten(2).transpose(1, 2)
 
     def visible(self, pixels: Tensor, keep_mask: Tensor, unit_index: Tensor) -> Tensor:
         """Visible units only: ``[B, 3, (T), H, W]``, ``[B, U]``, ``[B, K]`` → unrolled tokens ``[B, K, M, C]``."""
@@ -48,7 +49,9 @@ class PatchEmbedding(nn.Module):
 
     def _fields(self, pixels: Tensor, unit_index: Tensor) -> Tensor:
         """The pixels that each unit's tokens see: ``[B, K, 3, *field]``."""
-        padded = functional.pad(pixels, [side for axis in reversed(range(len(self.field))) for side in self._margins(axis)])
+        padded = functional.pad(
+            pixels, [side for axis in reversed(range(len(self.field))) for side in self._margins(axis)]
+        )
         for axis, (size, step) in enumerate(zip(self.field, self.unit_pixels, strict=True)):
             padded = padded.unfold(2 + axis, size, step)  # a view: [B, 3, *unit_grid, *field]
         rows = torch.arange(pixels.shape[0], device=pixels.device)[:, None]

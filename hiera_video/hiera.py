@@ -95,7 +95,7 @@ class HieraEncoder(nn.Module):
         else:
             tokens = self.patch_embed.visible(pixels, keep_mask, unit_index) + self.pos_embed.visible(unit_index)
         scales = self._branch_scales(pixels, drop_path)
-        outputs = []
+        outputs: list[StageOutput] = []
         for index, block in enumerate(self.blocks):
             scale = None if scales is None else scales[index]
             tokens = run_block(block, tokens, scale, recompute=self.recompute_activations)
@@ -133,7 +133,7 @@ class HieraEncoder(nn.Module):
             raise ValueError(f"input has shape {came}: must be {layout}, here {due}; add or remove an axis")
         if not pixels.is_floating_point():
             raise ValueError(
-                f"input is {pixels.dtype}: must be normalised floats {due}; normalize_video turns uint8 frames into them"
+                f"input is {pixels.dtype}: must be floats {due}; normalize_video makes them from uint8 frames"
             )
         if pixels.shape[1] != config.in_chans:
             raise ValueError(

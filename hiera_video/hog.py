@@ -24,15 +24,16 @@ def histograms_of_gradients(frames: Tensor) -> Tensor:
     votes of a cell and channel are divided by their L2 norm.
     """
     batch, channels, count, height, width = frames.shape
+    rows, columns = height // HOG_CELL_PIXELS, width // HOG_CELL_PIXELS
     images = frames.transpose(1, 2).reshape(batch * count * channels, 1, height, width)
     across, down = _sobel(images)
     norm = torch.hypot(across, down)
     orientation = torch.atan2(across, down) / math.pi * HOG_CHANNEL_BINS
-    votes = functional.one_hot(orientation.floor().long() % HOG_CHANNEL_BINS, HOG_CHANNEL_BINS).to(norm) * norm.unsqueeze(-1)
-    cells = votes[:, 0].unflatten(2, (-1, HOG_CELL_PIXELS)).unflatten(1, (-1, HOG_CELL_PIXELS)).sum(dim=(2, 4))
-    cells = functional.normalize(cells, dim=-1)  # [B·t·C, H/8, W/8, 9]
-    cells = cells.unflatten(0, (batch, count, channels)).permute(0, 2, 5, 1, 3, 4)
-    return cells.reshape(batch, channels * HOG_CHANNEL_BINS, count, *cells.shape[-2:])
+    bins = orientation.floor().long() % HOG_CHANNEL_BINS
+    votes = functional.one_hot(bins, HOG_CHANNEL_BINS).to(norm) * norm.unsqueeze(-1)
+    cells = votes.reshape(-1, rows, HOG_CELL_PIXELS, columns, HOG_CELL_PIXELS, HOG_CHANNEL_BINS).sum(dim=(2, 4))
+    cells = functional.normalize(cells, dim=-1).reshape(batch, count, channels, rows, columns, HOG_CHANNEL_BINS)
+    return cells.permute(0, 2, 5, 1, 3, 4).flatten(1, 2)
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -173,7 +173,7 @@ class MultiScaleFusion(nn.Module):
         self.heads = nn.ModuleList()
         for stage in range(config.q_pool if config.multi_scale_fusion else 0):
             kernel = tuple(stride ** (config.q_pool - stage) for stride in config.q_stride)
-            self.heads.append(convolution(config.widths[stage], config.widths[-1], kernel, kernel))  # type: ignore[arg-type]
+            self.heads.append(convolution(config.widths[stage], config.widths[-1], kernel, kernel))
 
     def forward(self, stages: list[StageOutput]) -> Tensor:
         """Unrolled tokens of every stage → their sum at the last one's resolution, ``[B, K, M, C]``."""

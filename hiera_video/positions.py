@@ -28,7 +28,7 @@ def fit_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
 def _fit_space(table: Tensor, source: Grid, target: Grid) -> Tensor:
     if source[1:] == target[1:]:
         return table
-    frames = table[0].unflatten(0, source).permute(0, 3, 1, 2)  # [t, C, h, w]
+    frames = table.reshape(*source, -1).permute(0, 3, 1, 2)  # [t, C, h, w]
     resized = functional.interpolate(frames.float(), size=target[1:], mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).flatten(0, 2)[None].to(table.dtype)
 
@@ -36,7 +36,7 @@ def _fit_space(table: Tensor, source: Grid, target: Grid) -> Tensor:
 def _fit_time(table: Tensor, source: Grid, target: Grid) -> Tensor:
     if source[0] == target[0]:
         return table
-    lines = table[0].unflatten(0, source).flatten(1, 2).permute(1, 2, 0)  # [h·w, C, t]
+    lines = table.reshape(source[0], source[1] * source[2], -1).permute(1, 2, 0)  # [h·w, C, t]
     resized = functional.interpolate(lines.float(), size=target[0], mode="linear", align_corners=False)
     return resized.permute(2, 0, 1).flatten(0, 1)[None].to(table.dtype)
 

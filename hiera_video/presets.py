@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from hiera_video.config import HieraConfig, MaskedAutoencoderConfig, ModelConfig, replace
+from hiera_video.decoder import Decoder
 from hiera_video.hiera import Hiera, HieraEncoder
 from hiera_video.masked_autoencoder import MaskedAutoencoder
 
@@ -118,5 +119,5 @@ def build_model(config: ModelConfig) -> Hiera | MaskedAutoencoder:
 def set_activation_checkpointing(model: nn.Module, enabled: bool = True) -> None:
     """Trade time for memory: recompute every block's activations in the backward pass."""
     for module in model.modules():
-        if hasattr(module, "recompute_activations"):
+        if isinstance(module, HieraEncoder | Decoder):
             module.recompute_activations = enabled

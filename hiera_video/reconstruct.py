@@ -52,7 +52,7 @@ def reconstruct(mae: MaskedAutoencoder, pixels: Tensor, output: MaeOutput) -> Re
     hidden = ~output.keep_mask[:, mae.unit_of_token]  # [B, tokens], raster
     hidden_index = hidden.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     hidden_index = hidden_index[:, : output.prediction.shape[0] // pixels.shape[0]]
-    patches = output.prediction.float().unflatten(0, hidden_index.shape)
+    patches = output.prediction.float().reshape(*hidden_index.shape, -1)
     if config.target == "normalized_pixels":
         patches = _borrow_contrast(config, frames, hidden_index, patches)
     masked = _scatter(config, frames, hidden_index, torch.full_like(patches, HIDDEN_GREY))
@@ -70,7 +70,7 @@ def _scatter(config: MaskedAutoencoderConfig, frames: Tensor, index: Tensor, pat
     """A copy of ``[B, 3, t, H, W]`` with the squares at raster numbers ``[B, N]`` replaced."""
     side, channels = config.prediction_pixels, frames.shape[1]
     layout = (side, side, channels) if _is_video(config) else (channels, side, side)
-    squares = patches.unflatten(-1, layout)
+    squares = patches.reshape(*index.shape, *layout)
     squares = squares.movedim(-1, 2) if _is_video(config) else squares  # [B, N, 3, s, s]
     canvas = frames.clone()
     grid = canvas.unfold(3, side, side).unfold(4, side, side).movedim(1, 4)  # [B, t, h, w, 3, s, s], a view

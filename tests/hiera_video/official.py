@@ -1,0 +1,92 @@
+"""The public code (`hiera-transformer`, without its dependencies) as the reference of what is right.
+
+It imports only `DropPath` and `Mlp` from timm; both are replaced here by the few lines that matter.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+
+
+class DropPath(nn.Module):
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        shape = (x.shape[0], *[1] * (x.ndim - 1))
+        return x * (torch.floor(torch.rand(shape, device=x.device) + keep) / keep)
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int, act_layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), act_layer(), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def _install_timm_stub() -> None:
+    layers = types.ModuleType("timm.models.layers")
+    layers.DropPath, layers.Mlp = DropPath, Mlp
+    for name in ("timm", "timm.models"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules.setdefault("timm.models.layers", layers)
+
+
+_install_timm_stub()
+
+import hiera  # noqa: E402  (after its stub)
+import hiera.hiera as classifiers  # noqa: E402
+import hiera.hiera_mae as autoencoders  # noqa: E402
+
+
+def preset_arguments(name: str) -> dict[str, Any]:
+    """What a preset of the public code passes to its class; the big ones are never built for this."""
+    module, class_name = (autoencoders, "MaskedAutoencoderHiera") if name.startswith("mae_") else (classifiers, "Hiera")
+    with mock.patch.object(module, class_name, side_effect=lambda **arguments: arguments):
+        return getattr(hiera, name)()
+
+
+def official_model(name: str, **overrides: Any) -> nn.Module:
+    """A preset of the public code with other arguments, all weights and biases random: no term hides behind a zero."""
+    arguments = preset_arguments(name) | overrides
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = hiera.MaskedAutoencoderHiera(**arguments) if name.startswith("mae_") else hiera.Hiera(**arguments)
+        randomize(model)
+    return model
+
+
+@torch.no_grad()
+def randomize(model: nn.Module) -> None:
+    """Move every parameter away from its initial value."""
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape) * (0.02 if parameter.ndim > 1 else 0.1))
+
+
+def official_logits(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Logits of the public classifier, which returns probabilities outside of training."""
+    model.head.act_func = nn.Identity()
+    return model(pixels)
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """max|a - b| / max|b|, as the contracts measure parity."""
+    assert ours.shape == theirs.shape
+    ours, theirs = ours.detach(), theirs.detach()
+    return float((ours - theirs).abs().max() / theirs.abs().max())
