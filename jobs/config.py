@@ -96,9 +96,9 @@ def field_docs(config_class: type) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
         assert isinstance(body, ast.ClassDef)
         for statement, following in zip(body.body, body.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-                if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
-                    docs[statement.target.id] = inspect.cleandoc(str(following.value.value))
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = inspect.cleandoc(text)
     return docs
 
 
@@ -127,17 +127,13 @@ def _recipe_leaves(program: str, recipe: str | None) -> Iterator[tuple[str, Any]
     looks_like_a_place = "/" in recipe or recipe.endswith((".yaml", ".yml"))
     if not named.exists() and not looks_like_a_place:
         known = ", ".join(recipe_names(program)) or "none"
-        raise UserError(
-            f"recipe={recipe}: no such recipe of {program}; known: {known}; or give a path of a YAML file"
-        )
+        raise UserError(f"recipe={recipe}: no such recipe of {program}; known: {known}; or give a path of a YAML file")
     try:
         text = read_bytes(str(named) if named.exists() else recipe).decode()
         # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file"
-        ) from error
+        raise UserError(f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file") from error
     if content is None:
         return
     if not isinstance(content, dict):
@@ -209,9 +205,8 @@ def _is_optional_text(hint: Any) -> bool:
 def _instantiate(node: DictConfig, path: str) -> Any:
     """Build children before parents, so that a failed check can be told with its dotted key."""
     for name in node:
-        if not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
-            if dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
-                _instantiate(node[name], f"{path}{name}.")
+        if not OmegaConf.is_missing(node, name) and dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
+            _instantiate(node[name], f"{path}{name}.")
     try:
         return OmegaConf.to_object(node)
     except MissingMandatoryValue as error:
@@ -244,8 +239,4 @@ def _show(value: Any) -> str:
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(str(choice) for choice in typing.get_args(hint))
-    return (
-        hint.__name__
-        if isinstance(hint, type) and not typing.get_args(hint)
-        else str(hint).replace("typing.", "")
-    )
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

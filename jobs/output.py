@@ -34,9 +34,7 @@ def claim_output(output: str, config: Any, *, free_keys: Collection[str] = FREE_
         UserError: the output belongs to a run with another configuration; the message lists the difference.
     """
     place = join(output, "run.json")
-    settings = {
-        key: value for key, value in flatten(config_dict(config)).items() if not _free(key, free_keys)
-    }
+    settings = {key: value for key, value in flatten(config_dict(config)).items() if not _free(key, free_keys)}
     settings = json.loads(json.dumps(settings, default=str))
     claim = {"run_key": uuid.uuid4().hex, "config": settings}
     if not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode()):

@@ -47,9 +47,7 @@ def run_program(
         console.print(f"[bold red]{name}[/]: {_plain(error)}", highlight=False, soft_wrap=True)
         code = 2
     except StopRequestedError as stopped:
-        console.print(
-            f"[yellow]{name} stopped on request[/]: {_plain(stopped)}", highlight=False, soft_wrap=True
-        )
+        console.print(f"[yellow]{name} stopped on request[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
         code = 3
     except KeyboardInterrupt:
         console.print(f"[yellow]{name} interrupted[/]")
@@ -114,12 +112,8 @@ def print_help(name: str, config_class: type, description: str) -> None:
     print(f"usage: python -m jobs.{name} [RECIPE] [key=value ...] [--help | --print-config | --dry-run]\n")
     print(f"{description}\n")
     recipes = recipe_names(name)
-    print(
-        f"recipes: {', '.join(recipes) if recipes else 'none needed'}; a path or URI of a YAML file works too"
-    )
-    print(
-        "exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with work saved\n"
-    )
+    print(f"recipes: {', '.join(recipes) if recipes else 'none needed'}; a path or URI of a YAML file works too")
+    print("exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with work saved\n")
     for key in describe_keys(config_class):
         print(f"  {key.key}: {key.type_name} = {key.default}")
         for line in key.text.splitlines():

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 METRICS_PER_REQUEST = 1000  # limits of MLflow's log_batch
 PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
+SERIES_METRIC = "loss"  # logged at every step of a training run
 RUN_KEY_TAG = "run_key"
 OUTPUT_TAG = "output"
 PROGRAM_TAG = "program"
@@ -99,6 +100,7 @@ class Run:
         self._outbox: queue.Queue[Callable[[MlflowClient, str], None] | None] = queue.Queue()
         self._found = threading.Event()
         self._closing_at = math.inf
+        self._known_until = -1
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         if uri is not None:
             self._thread.start()
@@ -120,18 +122,27 @@ class Run:
         entries = [RunTag(key, str(value)) for key, value in tags.items() if value is not None]
         self._post(lambda client, run_id: client.log_batch(run_id, tags=entries))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record finite numbers at a step."""
-        now = int(time.time() * 1000)
-        entries = [
-            Metric(key, float(value), now, step) for key, value in metrics.items() if math.isfinite(value)
-        ]
-        self.log_metric_entries(entries)
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record finite numbers."""
+        entries = _entries(metrics, step)
+        self._post(lambda client, run_id: client.log_batch(run_id, metrics=entries))
 
-    def log_metric_entries(self, entries: Sequence[Metric]) -> None:
-        """Record metrics with times of their own."""
+    def log_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record one step of the training series, unless the run has it already.
+
+        A restarted run repeats the steps since its checkpoint; MLflow would keep both values.
+        """
+        self.log_series(_entries(metrics, step))
+
+    def log_series(self, entries: Sequence[Metric]) -> None:
+        """Record steps of the training series with times of their own, leaving out what the run has already."""
         for batch in _batches(entries, METRICS_PER_REQUEST):
-            self._post(lambda client, run_id, batch=batch: client.log_batch(run_id, metrics=batch))  # type: ignore[misc]
+            self._post(lambda client, run_id, batch=batch: self._send_new(client, run_id, batch))  # type: ignore[misc]
+
+    def _send_new(self, client: MlflowClient, run_id: str, entries: Sequence[Metric]) -> None:
+        new = [entry for entry in entries if entry.step > self._known_until]
+        if new:
+            client.log_batch(run_id, metrics=new)
 
     def log_artifact(self, local_path: str | Path, folder: str | None = None) -> None:
         """Upload one local file."""
@@ -153,9 +164,7 @@ class Run:
         self._thread.join(wait_seconds + 1)
         sent = not self._thread.is_alive() and self._outbox.empty()
         if not sent:
-            logger.warning(
-                "MLflow at %s missed a part of this run; send it with `python -m jobs.sync`", self._uri
-            )
+            logger.warning("MLflow at %s missed a part of this run; send it with `python -m jobs.sync`", self._uri)
         return sent
 
     def _post(self, message: Callable[[MlflowClient, str], None]) -> None:
@@ -168,6 +177,7 @@ class Run:
         run_id = self._retry(lambda: _find_or_create(client, self._experiment, self.run_key, self._tags))
         if run_id is None:
             return
+        self._known_until = self._retry(lambda: _last_step(client, run_id)) or -1
         self.run_id = run_id
         self._found.set()
         while (message := self._outbox.get()) is not None:
@@ -242,20 +252,22 @@ def git_revision() -> str | None:
 def _find_or_create(client: MlflowClient, experiment: str, run_key: str, tags: Mapping[str, str]) -> str:
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else _create_experiment(client, experiment)
-    runs = client.search_runs(
-        [experiment_id], filter_string=f"tags.{RUN_KEY_TAG} = '{run_key}'", max_results=1
-    )
+    runs = client.search_runs([experiment_id], filter_string=f"tags.{RUN_KEY_TAG} = '{run_key}'", max_results=1)
     if runs:
         client.update_run(runs[0].info.run_id, status="RUNNING")
         return str(runs[0].info.run_id)
     return str(client.create_run(experiment_id, tags={**tags, RUN_KEY_TAG: run_key}).info.run_id)
 
 
+def _last_step(client: MlflowClient, run_id: str) -> int:
+    """The newest step of the training series; 0 for a new run."""
+    steps = [entry.step for entry in client.get_metric_history(run_id, SERIES_METRIC)]
+    return max(steps, default=0)
+
+
 def _create_experiment(client: MlflowClient, experiment: str) -> str:
     try:
-        return str(
-            client.create_experiment(experiment, artifact_location=_artifacts_beside(client.tracking_uri))
-        )
+        return str(client.create_experiment(experiment, artifact_location=_artifacts_beside(client.tracking_uri)))
     except MlflowException:  # another program was faster
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -275,6 +287,11 @@ def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _entries(metrics: Mapping[str, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(key, float(value), now, step) for key, value in metrics.items() if math.isfinite(value)]
 
 
 def _batches(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:

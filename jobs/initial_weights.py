@@ -1,0 +1,46 @@
+"""What `init` may name: the output of a run, a `.safetensors` file, an official or Hugging Face `.pth`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hiera_video import read_metadata
+from jobs.errors import UserError
+from pipeline import StorageError, join, local_copy
+
+WEIGHTS = "model.safetensors"
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@contextmanager
+def local_weights(init: str) -> Iterator[Path]:
+    """A local file with the weights that ``init`` names, while the context lasts.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    uri = init if init.endswith(WEIGHT_FILES) else join(init, WEIGHTS)
+    try:
+        with local_copy(uri) as path:
+            yield path
+    except StorageError as error:
+        raise UserError(
+            f"init={init}: {error}; give the output of a finished run, or a file that ends in .safetensors or .pth"
+        ) from error
+
+
+def initial_metadata(init: str | None) -> dict[str, str]:
+    """What the weights file says of itself (`run_id`, `program`, `classes`); empty for files of other origin.
+
+    Raises:
+        UserError: nothing is there, or the file is damaged.
+    """
+    if init is None or (init.endswith(WEIGHT_FILES) and not init.endswith(".safetensors")):
+        return {}
+    with local_weights(init) as path:
+        try:
+            return read_metadata(path)
+        except ValueError as error:
+            raise UserError(f"init={init}: {error}") from error

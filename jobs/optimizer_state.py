@@ -1,0 +1,176 @@
+"""DeepSpeed's partitioned optimizer state as plain named tensors: free of world size, ZeRO stage and pickle.
+
+ZeRO 1 and 2 keep, for each parameter group, one flat buffer of all its parameters, cut into one slice a rank.
+ZeRO 3 cuts every parameter into one slice a rank and keeps a flat buffer of its own slices for each sub-group.
+Both are gathered to ``{parameter name}.{state key}`` tensors in the parameter's own shape, and laid out again
+for whatever world size and stage goes on. Master weights need no treatment of their own: the model is float32
+(lower precision comes from autocast), so its parameters are the master weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+STEP_KEY = "step"  # AdamW counts steps a parameter; all counts are equal, so one is kept
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter's place in a flat buffer."""
+
+    name: str
+    shape: torch.Size
+    offset: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class FlatBuffer:
+    """The tensor that the optimizer updates on this rank, and what lies in it.
+
+    ``interleaved``: ZeRO 3's layout, in which every member is cut into one slice a rank; otherwise the buffer as a
+    whole is cut.
+    """
+
+    tensor: Tensor
+    members: list[Member]
+    interleaved: bool
+
+
+def gather_weights(engine: Any) -> dict[str, Tensor]:
+    """Full float32 weights by name, on the CPU of every rank."""
+    parameters = list(engine.module.parameters())
+    if engine.zero_optimization_stage() < 3:
+        return {name: value.detach().cpu().clone() for name, value in engine.module.state_dict().items()}
+    with deepspeed.zero.GatheredParameters(parameters):
+        return {name: value.detach().cpu().clone() for name, value in engine.module.state_dict().items()}
+
+
+def gather_optimizer_state(engine: Any) -> dict[str, Tensor]:
+    """Full optimizer state by ``{parameter name}.{state key}``, on the CPU of every rank; all ranks must call it."""
+    state: dict[str, Tensor] = {}
+    for buffer in _buffers(engine):
+        for key, value in _optimizer(engine).state.get(buffer.tensor, {}).items():
+            if key == STEP_KEY:
+                state[STEP_KEY] = torch.as_tensor(value, dtype=torch.float32).cpu()
+            elif value is not None:
+                state |= {f"{member.name}.{key}": full for member, full in _gather(buffer, value)}
+    return state
+
+
+def scatter_optimizer_state(engine: Any, state: Mapping[str, Tensor]) -> None:
+    """Lay gathered state out for this engine's world size and ZeRO stage.
+
+    Raises:
+        ValueError: the state lacks a parameter of this model.
+    """
+    keys = {name.rpartition(".")[2] for name in state if name != STEP_KEY}
+    for buffer in _buffers(engine):
+        slot: dict[str, Any] = {key: _scatter(buffer, key, state) for key in sorted(keys)}
+        if STEP_KEY in state:
+            slot[STEP_KEY] = state[STEP_KEY].clone()
+        if slot:
+            _optimizer(engine).state[buffer.tensor] = slot
+
+
+def _optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside DeepSpeed's wrapper (there is none at stage 0)."""
+    inner = engine.optimizer
+    while not isinstance(inner, torch.optim.Optimizer):
+        inner = inner.optimizer
+    return inner
+
+
+def _buffers(engine: Any) -> Iterator[FlatBuffer]:
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    layouts: dict[int, Callable[[Any, Mapping[nn.Parameter, str]], Iterator[FlatBuffer]]] = {
+        0: _unpartitioned,
+        1: _group_buffers,
+        2: _group_buffers,
+        3: _sub_group_buffers,
+    }
+    yield from layouts[engine.zero_optimization_stage()](engine, names)
+
+
+def _unpartitioned(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
+    for group in _optimizer(engine).param_groups:
+        for parameter in group["params"]:
+            member = Member(names[parameter], parameter.shape, 0, parameter.numel())
+            yield FlatBuffer(parameter, [member], interleaved=False)
+
+
+def _group_buffers(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
+    zero = engine.optimizer
+    for index, parameters in enumerate(zero.round_robin_bit16_groups):
+        offsets = zero.round_robin_bit16_offsets[index]
+        members = [
+            Member(names[parameter], parameter.shape, int(offset), parameter.numel())
+            for parameter, offset in zip(parameters, offsets, strict=True)
+        ]
+        yield FlatBuffer(zero.single_partition_of_fp32_groups[index], members, interleaved=False)
+
+
+def _sub_group_buffers(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
+    zero = engine.optimizer
+    for index, parameters in enumerate(zero.fp16_groups):
+        members, offset = [], 0
+        for parameter in parameters:
+            members.append(Member(names[parameter], parameter.ds_shape, offset, parameter.ds_numel))
+            offset += parameter.partition_numel()
+        yield FlatBuffer(zero.fp32_partitioned_groups_flat[index], members, interleaved=True)
+
+
+def _gather(buffer: FlatBuffer, value: Tensor) -> Iterator[tuple[Member, Tensor]]:
+    if value.shape == buffer.members[0].shape and len(buffer.members) == 1 and not _is_slice(buffer):
+        yield buffer.members[0], value.detach().cpu().clone()
+        return
+    ranks = dist.get_world_size()
+    gathered = torch.empty(ranks * value.numel(), dtype=value.dtype, device=value.device)
+    dist.all_gather_into_tensor(gathered, value.detach().contiguous())
+    for member in buffer.members:
+        yield member, _extract(buffer, gathered.view(ranks, -1), member).cpu().clone()
+
+
+def _is_slice(buffer: FlatBuffer) -> bool:
+    """Whether the optimizer updates slices; at stage 0 it updates the parameters themselves."""
+    return buffer.interleaved or not isinstance(buffer.tensor, nn.Parameter)
+
+
+def _extract(buffer: FlatBuffer, gathered: Tensor, member: Member) -> Tensor:
+    # gathered: [ranks, elements of one slice]
+    if not buffer.interleaved:
+        return gathered.reshape(-1)[member.offset : member.offset + member.numel].view(member.shape)
+    local = -(-member.numel // gathered.shape[0])
+    return gathered[:, member.offset : member.offset + local].reshape(-1)[: member.numel].view(member.shape)
+
+
+def _scatter(buffer: FlatBuffer, key: str, state: Mapping[str, Tensor]) -> Tensor:
+    if not _is_slice(buffer):
+        return _entry(state, buffer.members[0], key).to(buffer.tensor.device, copy=True)
+    ranks = dist.get_world_size()
+    full = torch.zeros(ranks, buffer.tensor.numel(), dtype=buffer.tensor.dtype)
+    for member in buffer.members:
+        value = _entry(state, member, key).reshape(-1)
+        if buffer.interleaved:
+            local = -(-member.numel // ranks)
+            padded = torch.nn.functional.pad(value, (0, ranks * local - member.numel))
+            full[:, member.offset : member.offset + local] = padded.view(ranks, local)
+        else:
+            full.view(-1)[member.offset : member.offset + member.numel] = value
+    return full[dist.get_rank()].to(buffer.tensor.device, copy=True)
+
+
+def _entry(state: Mapping[str, Tensor], member: Member, key: str) -> Tensor:
+    try:
+        return state[f"{member.name}.{key}"]
+    except KeyError as error:
+        raise ValueError(
+            f"optimizer state: {member.name}.{key} is missing; the checkpoint was written for another model"
+        ) from error

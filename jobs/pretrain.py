@@ -1,0 +1,124 @@
+"""Pretrain a Hiera encoder as a masked autoencoder on a prepared set of videos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiera_video import (
+    AugmentConfig,
+    MaskedAutoencoder,
+    augment,
+    create_model,
+    load_weights,
+    model_config,
+    normalize_video,
+    random_keep_mask,
+    sample_uniforms,
+    set_activation_checkpointing,
+)
+from jobs.batch import Batch
+from jobs.initial_weights import initial_metadata, local_weights
+from jobs.pictures import reconstruction_picture
+from jobs.program import run_program
+from jobs.train_config import TrainConfig
+from jobs.trainer import TrainStep
+from jobs.training import close_run, dry_run_figures, loss_curves, run_training, sample_views
+
+DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Masked-autoencoder pretraining (paper Tab. 11a)."""
+
+    model: str = "mae_hiera_base_16x224"
+    """Preset of the masked autoencoder; `hiera_video.model_names()` lists all."""
+    model_overrides: dict[str, Any] = field(default_factory=dict)
+    """Changes to the preset: `drop_path_rate`, `decoder`, `target`, `input_size`, ..."""
+    mask_ratio: float = 0.9
+    """Share of hidden mask units (paper Tab. 3: 0.9 is best for video)."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    picture_clips: int = 6
+    """Clips in the picture of reconstructions; 0 for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.startswith("mae_"):
+            raise ValueError(f"model={self.model}: must be a masked autoencoder; did you mean mae_{self.model}?")
+        architecture = model_config(self.model, **self.model_overrides)
+        self.view.check_input_size(architecture.input_size)
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio}: must lie between 0 and 1; the paper uses 0.9")
+
+
+class MaskedAutoencoding(TrainStep):
+    """Augment, mask, reconstruct."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(create_model(config.model, **config.model_overrides))
+        self._augment, self._mask_ratio, self._precision = config.augment, config.mask_ratio, config.precision
+        set_activation_checkpointing(self.model, config.activation_checkpointing)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean squared error over the hidden tokens: scalar."""
+        model: MaskedAutoencoder = self.model  # type: ignore[assignment]
+        samples, device = len(batch.sample_ids), batch.frames.device
+        flips = sample_uniforms(batch.sample_seeds("flip"), 1)[:, 0]
+        pixels = augment(normalize_video(batch.frames), self._augment, flips)
+        keep_mask = random_keep_mask(
+            samples, model.num_mask_units, self._mask_ratio, seeds=batch.sample_seeds("mask"), device=device
+        )
+        draws = model.draw(samples, batch.generator("drop path"), device, mask_ratio=self._mask_ratio)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return model(pixels, mask_ratio=self._mask_ratio, keep_mask=keep_mask, draws=draws).loss  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class PretrainPhase:
+    """How pretraining builds its model."""
+
+    config: PretrainConfig
+    labelled_only: bool = False
+
+    def build_step(self, *, load_init: bool) -> MaskedAutoencoding:
+        """See `jobs.trainer.Phase`."""
+        step = MaskedAutoencoding(self.config)
+        if load_init and self.config.init:
+            with local_weights(self.config.init) as path:
+                load_weights(step.model, path)  # type: ignore[arg-type]
+        return step
+
+
+def run(config: PretrainConfig) -> Mapping[str, Any]:
+    """Train, then write weights, journal and pictures; returns the report."""
+    links = {"pretrain_run_id": initial_metadata(config.init).get("run_id")}
+    figures, model, mlflow_run = run_training("pretrain", config, PretrainPhase(config), links=links, metadata={})
+    with TemporaryDirectory() as folder:
+        pictures = [loss_curves(config.output, Path(folder))]
+        if config.picture_clips:
+            pictures.append(Path(folder) / "reconstructions.png")
+            frames = sample_views(config, config.picture_clips)
+            reconstruction_picture(model, frames, pictures[-1], mask_ratio=config.mask_ratio)  # type: ignore[arg-type]
+        return close_run(config, mlflow_run, figures, pictures)
+
+
+def main() -> None:
+    """Entry point of ``python -m jobs.pretrain``."""
+    run_program(
+        "pretrain",
+        PretrainConfig,
+        run,
+        description=DESCRIPTION,
+        dry_run=lambda config: dry_run_figures(config, PretrainPhase(config)),
+    )
+
+
+if __name__ == "__main__":
+    main()

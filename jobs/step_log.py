@@ -1,0 +1,115 @@
+"""The journal of a training run: one JSON line an optimizer step, a printed line now and then, MLflow behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.batch import Batch
+from jobs.tracking import Run
+
+
+class StepLog:
+    """Counts and times the steps of one rank; the first rank writes, prints and tracks.
+
+    Args:
+        run: where the first rank's figures go besides the journal; None on the other ranks.
+    """
+
+    def __init__(
+        self, *, start_step: int, total_steps: int, global_batch: int, every: int, trace: bool, run: Run | None
+    ) -> None:
+        self.step = start_step
+        self._total_steps, self._global_batch, self._every, self._trace = total_steps, global_batch, every, trace
+        self._run = run
+        self._lines: list[str] = []
+        self._step_started = time.perf_counter()
+        self._waited_seconds = 0.0
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch; the time that it takes counts as waiting for data.
+
+        Raises:
+            RuntimeError: the stream ended before the last step.
+        """
+        started = time.perf_counter()
+        batch = next(batches, None)
+        self._waited_seconds += time.perf_counter() - started
+        if batch is None:
+            raise RuntimeError(f"step {self.step}: the stream of batches ended before the last step")
+        return batch
+
+    def record(self, loss: float, learning_rate: float, consumed: Sequence[Batch]) -> None:
+        """Close a step: journal line, printed line, metrics."""
+        seconds = time.perf_counter() - self._step_started
+        sample_ids = _in_stream_order([batch.sample_ids for batch in consumed]) if self._trace else None
+        self.step += 1
+        if self._run is not None:
+            self._write(
+                {
+                    "step": self.step,
+                    "epoch": consumed[0].epochs[0],
+                    "position": self.step * self._global_batch,
+                    "loss": loss,
+                    "learning_rate": learning_rate,
+                    "clips_per_second": self._global_batch / seconds,
+                    "data_wait_seconds": self._waited_seconds,
+                    **_failures(consumed),
+                    **({"sample_ids": sample_ids} if sample_ids is not None else {}),
+                },
+                seconds,
+            )
+        self._step_started, self._waited_seconds = time.perf_counter(), 0.0
+
+    def take_lines(self) -> str:
+        """The journal lines since the last call."""
+        lines, self._lines = self._lines, []
+        return "".join(lines)
+
+    def close(self) -> None:
+        """Wait a bounded time until MLflow has the figures."""
+        if self._run is not None:
+            self._run.drain()
+
+    def _write(self, figures: dict[str, Any], seconds: float) -> None:
+        assert self._run is not None
+        self._lines.append(json.dumps(figures) + "\n")
+        keys = ("loss", "learning_rate", "clips_per_second", "data_wait_seconds")
+        self._run.log_step({key: figures[key] for key in keys}, self.step)
+        if self.step % self._every == 0 or self.step == self._total_steps:
+            print(self._line(figures, seconds), flush=True)
+
+    def _line(self, figures: dict[str, Any], seconds: float) -> str:
+        return (
+            f"step {self.step}/{self._total_steps}  loss {figures['loss']:.4f}  "
+            f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
+            f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  memory {_memory_gib():.2f} GiB"
+        )
+
+
+def _in_stream_order(mine: list[list[str]]) -> list[str]:
+    """All ranks' sample ids of one global batch: micro-batch 0 of rank 0, of rank 1, ..., then micro-batch 1."""
+    everyone: list[list[list[str]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    dealt = zip(*everyone, strict=True)
+    return list(itertools.chain.from_iterable(itertools.chain.from_iterable(dealt)))
+
+
+def _failures(consumed: Sequence[Batch]) -> dict[str, Any]:
+    """Views of this rank that could not be decoded, with the reason and what stood in for them."""
+    failed = [failure for batch in consumed for failure in batch.failures]
+    return {"failures": failed} if failed else {}
+
+
+def _memory_gib() -> float:
+    """Peak memory: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

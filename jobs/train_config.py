@@ -1,0 +1,83 @@
+"""What both training phases configure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hiera_video import OptimizerConfig, ScheduleConfig
+from jobs.checkpoint import CheckpointConfig
+from jobs.tracking import TrackingConfig
+from pipeline import DecodeConfig, ViewConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What both phases configure."""
+
+    data: str
+    """Prepared set (the `output` of prepare): path, file:// or s3://."""
+    output: str
+    """Where checkpoints, journal and weights go: path, file:// or s3://."""
+    init: str | None = None
+    """Weights to start from: output of a run, `.safetensors`, official or Hugging Face `.pth`."""
+    workers: int = 1
+    """Training workers, one GPU each where there are GPUs; does not change what is computed."""
+    seed: int = 0
+    """Decides every random draw."""
+    epochs: float | None = None
+    """Length in effective epochs: views divided by clips, so that repeats count (paper Tab. 11); or give `steps`."""
+    steps: int | None = None
+    """Length in optimizer steps; or give `epochs`."""
+    global_batch: int = 512
+    """Views per optimizer step, over all workers."""
+    micro_batch: int = 8
+    """Views per forward pass on one worker."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    decode_actors: int = 2
+    """Decoding processes of Ray Data."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 nothing partitioned, 1 optimizer state, 2 and gradients, 3 and weights."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of forward and backward (autocast); weights and optimizer state stay float32."""
+    activation_checkpointing: bool = False
+    """Recompute block activations in the backward pass: less memory, more arithmetic."""
+    threads_per_worker: int = 1
+    """CPU threads of one training worker; fixed, because it decides the order of floating-point sums."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    log_every_steps: int = 10
+    """Steps between printed lines; the journal has every step."""
+    trace_samples: bool = False
+    """Write the sample ids of every step to the journal."""
+    max_failures: int = 3
+    """How many dead worker groups are replaced before the run fails."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"epochs={self.epochs}: give either epochs or steps={self.steps}; set the other to null")
+        for key in ("workers", "global_batch", "micro_batch", "decode_actors", "threads_per_worker", "log_every_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
+        length = "steps" if self.epochs is None else "epochs"
+        if getattr(self, length) <= 0:
+            raise ValueError(f"{length}={getattr(self, length)}: must be positive; use 1 or more")
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch={self.global_batch}: must be a multiple of micro_batch={self.micro_batch}; "
+                f"use {self.micro_batch * math.ceil(self.global_batch / self.micro_batch)}"
+            )
+        micro_batches = self.global_batch // self.micro_batch
+        if micro_batches % self.workers:
+            fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+            raise ValueError(
+                f"workers={self.workers}: must divide global_batch / micro_batch = {micro_batches}; "
+                f"use one of {', '.join(fitting)}"
+            )

@@ -1,0 +1,258 @@
+"""The driver's side of training, for both phases: plan, start the workers, and what is left to do at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.data
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor, nn
+
+from hiera_video import save_model
+from jobs.checkpoint import complete_steps, latest_checkpoint, read_journal
+from jobs.cluster import connect, has_gpus
+from jobs.config import config_dict, config_yaml
+from jobs.errors import StopRequestedError, UserError
+from jobs.initial_weights import WEIGHTS
+from jobs.output import claim_output
+from jobs.pictures import curve_picture
+from jobs.program import replace
+from jobs.stopping import stop_on_sigterm
+from jobs.tracking import Run, start_run, tracking_uri
+from jobs.train_config import TrainConfig
+from jobs.trainer import Phase, TrainingJob, train_worker
+from pipeline import (
+    PreparedSet,
+    absolute,
+    join,
+    open_prepared,
+    read_bytes,
+    stream_data_config,
+    training_stream,
+    write_bytes,
+)
+
+CURVES = ("loss", "learning_rate", "clips_per_second")
+
+
+def run_training(
+    program: str, config: TrainConfig, phase: Phase, *, links: Mapping[str, str | None], metadata: Mapping[str, str]
+) -> tuple[dict[str, Any], nn.Module, Run]:
+    """Train to the end, going on from what is there, and write weights and journal.
+
+    Args:
+        program: its name, for messages and MLflow.
+        links: tags that tie this run to others.
+        metadata: facts to keep inside the weights file, besides run id and program.
+
+    Returns:
+        the report's figures, the trained model on the CPU, and the MLflow run, still open.
+
+    Raises:
+        UserError: a mistake in the configuration, found before any worker starts.
+        StopRequestedError: SIGTERM arrived; a checkpoint was written.
+    """
+    config = _with_absolute_places(config)
+    prepared = open_prepared(config.data)
+    try:
+        phase.build_step(load_init=True)  # mistakes in the weights show here, not in a worker
+    except ValueError as error:
+        raise UserError(f"{program}: {error}") from error
+    claim = claim_output(config.output, config)
+    write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
+    job = plan_job(config, phase, program, claim.run_key, prepared)
+    run = start_run(
+        config.tracking,
+        program=program,
+        run_key=claim.run_key,
+        output=config.output,
+        params=config_dict(config),
+        tags={**links, "data": prepared.uri, "data_digest": prepared.digest},
+    )
+    connect()
+    train(job)
+    model = _trained_model(job)
+    _save_weights(config.output, model, {"program": program, "run_id": run.wait_for_id(5) or "", **metadata})
+    figures = _write_journal(job)
+    run.log_params({"total_steps": job.total_steps})
+    return {"run_id": run.run_id, "steps": job.total_steps, **figures}, model, run
+
+
+def loss_curves(output: str, folder: Path) -> Path:
+    """A picture of the journal: loss, learning rate and speed against steps."""
+    lines = [json.loads(line) for line in read_bytes(join(output, "metrics.jsonl")).decode().splitlines()]
+    path = folder / "curves.png"
+    curve_picture([(key, [line[key] for line in lines]) for key in CURVES], path)
+    return path
+
+
+def sample_views(config: TrainConfig, count: int) -> Tensor:
+    """The first views of the run's stream: uint8 ``[count, T, H, W, 3]``."""
+    stream = training_stream(
+        open_prepared(config.data),
+        config.view,
+        seed=config.seed,
+        micro_batch=count,
+        start_position=0,
+        stop_position=count,
+        split="train",
+        labelled_only=False,
+        decode=config.decode,
+        concurrency=1,
+    )
+    return torch.from_numpy(stream.take_batch(count)["video"].copy())
+
+
+def close_run(config: TrainConfig, run: Run, figures: Mapping[str, Any], pictures: Sequence[Path]) -> dict[str, Any]:
+    """Keep the pictures under ``output`` and in MLflow, and end the run there. Returns the whole report."""
+    places = {}
+    for picture in pictures:
+        places[picture.stem] = join(config.output, picture.name)
+        write_bytes(places[picture.stem], picture.read_bytes())
+        run.log_artifact(picture)
+    run.log_metrics({"final_loss": figures["final_loss"]})
+    return {**figures, **places, "tracked": run.finish()}
+
+
+def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
+    """What the run would take, before any worker starts: steps, memory of the states a worker, checkpoint size."""
+    prepared = open_prepared(config.data)
+    job = plan_job(config, phase, "dry run", "", prepared)
+    parameters = sum(parameter.numel() for parameter in phase.build_step(load_init=False).model.parameters())
+    clips = prepared.num_clips("train", labelled_only=phase.labelled_only)
+    moments = 2 if config.optimizer.name == "adamw" else 1
+    states = {"weights": 4.0, "gradients": 4.0, "optimizer": 4.0 * (moments + 1)}  # bytes a parameter, float32
+    partitioned = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: tuple(states)}
+    memory = {
+        f"state GiB a worker, ZeRO {stage}": parameters
+        * sum(size / (config.workers if name in shared else 1) for name, size in states.items())
+        / 2**30
+        for stage, shared in partitioned.items()
+    }
+    return {
+        "clips": clips,
+        "parameters": parameters,
+        "steps": job.total_steps,
+        "warm-up steps": job.warmup_steps,
+        "effective epochs": job.total_steps * config.global_batch / clips,
+        "views": job.total_steps * config.global_batch,
+        **memory,
+        "checkpoint GiB": parameters * 4 * (1 + moments) / 2**30,
+    }
+
+
+def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prepared: PreparedSet) -> TrainingJob:
+    """Turn effective epochs, of one view per clip each, into steps.
+
+    Raises:
+        UserError: the set holds no clip to train on.
+    """
+    clips = prepared.num_clips("train", labelled_only=phase.labelled_only)
+    if clips == 0:
+        wanted = "labelled training clips" if phase.labelled_only else "training clips"
+        raise UserError(f"data={config.data}: holds no {wanted}; `python -m jobs.inspect data={config.data}` shows it")
+    steps_per_epoch = clips / config.global_batch
+    total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
+    warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))
+    return TrainingJob(config, phase, total, warmup, program, run_key)
+
+
+def train(job: TrainingJob) -> None:
+    """Run the job to its last step, going on from the newest checkpoint; returns when all steps are saved.
+
+    Raises:
+        StopRequestedError: SIGTERM arrived; a checkpoint was written.
+    """
+    steps = complete_steps(job.config.output)
+    if steps and steps[-1] >= job.total_steps:
+        return
+    with stop_on_sigterm() as stop_flag:
+        result = _trainer(job, stop_flag).fit()
+    if result.metrics and result.metrics["stopped"]:
+        raise StopRequestedError(
+            f"saved at step {result.metrics['step']} of {job.total_steps}; the same command goes on from there"
+        )
+
+
+def _trainer(job: TrainingJob, stop_flag: Any) -> TorchTrainer:
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "stop_flag": stop_flag},
+        scaling_config=ScalingConfig(num_workers=job.config.workers, use_gpu=has_gpus()),
+        run_config=RunConfig(
+            # Ray keeps only its own bookkeeping here; checkpoints are ours, so a fresh place for every start.
+            storage_path=tempfile.mkdtemp(prefix="ray-train-"),
+            failure_config=FailureConfig(max_failures=job.config.max_failures),
+        ),
+        datasets={"train": lambda: _stream(job)},  # called again whenever the workers are started anew
+        dataset_config=stream_data_config(),
+    )
+
+
+def _stream(job: TrainingJob) -> ray.data.Dataset:
+    """The micro-batches from the newest checkpoint's position to the end of the run."""
+    config = job.config
+    checkpoint = latest_checkpoint(config.output)
+    return training_stream(
+        open_prepared(config.data),
+        config.view,
+        seed=config.seed,
+        micro_batch=config.micro_batch,
+        start_position=checkpoint.position if checkpoint else 0,
+        stop_position=job.total_steps * config.global_batch,
+        split="train",
+        labelled_only=job.phase.labelled_only,
+        decode=config.decode,
+        concurrency=config.decode_actors,
+        known_failures=checkpoint.extra.get("timed_out", []) if checkpoint else [],
+    )
+
+
+def _trained_model(job: TrainingJob) -> nn.Module:
+    checkpoint = latest_checkpoint(job.config.output)
+    if checkpoint is None or checkpoint.step < job.total_steps:
+        raise RuntimeError(f"{job.config.output}: the last checkpoint is gone or damaged; start the command again")
+    model = job.phase.build_step(load_init=False).model
+    model.load_state_dict(checkpoint.weights)
+    return model.eval()
+
+
+def _save_weights(output: str, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / WEIGHTS
+        save_model(path, model, metadata)
+        write_bytes(join(output, WEIGHTS), path.read_bytes())
+
+
+def _write_journal(job: TrainingJob) -> dict[str, float]:
+    """Join the segments to ``metrics.jsonl``; figures of the run from them."""
+    text = read_journal(job.config.output, job.total_steps)
+    write_bytes(join(job.config.output, "metrics.jsonl"), text.encode())
+    lines = [json.loads(line) for line in text.splitlines()]
+    # The first steps include start-up; the median step is what a long run sees.
+    rates = sorted(line["clips_per_second"] for line in lines)
+    return {
+        "first_loss": lines[0]["loss"],
+        "final_loss": lines[-1]["loss"],
+        "clips_per_second": rates[len(rates) // 2],
+        "failed_views": float(sum(len(line.get("failures", [])) for line in lines)),
+    }
+
+
+def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """Workers change their directory, so every place is made absolute first."""
+    uri = tracking_uri(config.tracking, config.output) or "none"
+    return replace(
+        config,
+        data=absolute(config.data),
+        output=absolute(config.output),
+        init=absolute(config.init) if config.init else None,
+        tracking=replace(config.tracking, uri=uri),
+    )
