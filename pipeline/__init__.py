@@ -16,12 +16,28 @@ from pipeline.storage import (
     write_bytes,
     write_if_absent,
 )
+from pipeline.tag_output import (
+    PlannedVersion,
+    known_versions,
+    last_commit,
+    read_tags,
+    read_videos,
+    tag_rows,
+    unfinished_version,
+    write_plan,
+)
+from pipeline.tag_source import SourceListing, list_source, new_or_changed, tombstones
+from pipeline.windows import OK, WindowGrid, plan_units
 
 __all__ = [
     "CLIP_SCHEMA",
+    "OK",
     "REJECTED_SCHEMA",
     "UNLABELLED",
+    "PlannedVersion",
+    "SourceListing",
     "StorageError",
+    "WindowGrid",
     "absolute",
     "clip_id",
     "delete",
@@ -30,9 +46,20 @@ __all__ = [
     "is_local",
     "is_local_relative",
     "join",
+    "known_versions",
+    "last_commit",
     "list_files",
+    "list_source",
     "local_copy",
+    "new_or_changed",
+    "plan_units",
     "read_bytes",
+    "read_tags",
+    "read_videos",
+    "tag_rows",
+    "tombstones",
+    "unfinished_version",
     "write_bytes",
     "write_if_absent",
+    "write_plan",
 ]

@@ -131,6 +131,10 @@ class PlannedVersion:
         start, end = self._offsets[number : number + 2]
         return self.units.slice(start, end - start)
 
+    def count_windows(self, chunks: Sequence[int]) -> int:
+        """Windows of some chunks."""
+        return sum(sum(self.chunk(number)["num_windows"].to_pylist()) for number in chunks)
+
     def missing_chunks(self) -> list[int]:
         """Chunks whose file is not there yet, by listing."""
         done = set(_names(self.output, "tags", f"{self.version:06d}-"))

@@ -1,0 +1,186 @@
+"""A trained classifier as the scoring programs use it: found in storage, described without loading, run in actors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+
+from hiera_video import Hiera, load_model, normalize_video, read_metadata
+from jobs.cluster import has_gpus
+from jobs.errors import UserError
+from pipeline import StorageError, absolute, join, local_copy
+
+Precision = Literal["float32", "bfloat16", "float16"]
+DIGEST_CHARACTERS = 16
+# A worker that dies takes its rows along to one more attempt; by default Ray Data repeats such a task for ever.
+ACTOR_RETRIES = {"max_restarts": 4, "max_task_retries": 1}
+
+
+@dataclass(frozen=True)
+class ClassifierWeights:
+    """Where a classifier's weights are and what they say about themselves."""
+
+    uri: str
+    """The `.safetensors` file, absolute."""
+    digest: str
+    """First characters of the file's SHA-256."""
+    input_size: tuple[int, int, int]
+    """Frames, height and width of a view."""
+    classes: tuple[str, ...]
+    """Class names in the order of the logits."""
+    links: Mapping[str, str]
+    """MLflow runs that made them: `pretrain_run_id`, `finetune_run_id`, as far as known."""
+
+
+def find_classifier(init: str) -> ClassifierWeights:
+    """Describe the weights of ``init``: the output of a fine-tuning run, or a `.safetensors` file.
+
+    Raises:
+        UserError: nothing is there, or it is no video classifier of this project.
+    """
+    uri = absolute(init if init.endswith(".safetensors") else join(init, "model.safetensors"))
+    try:
+        with local_copy(uri) as path:
+            metadata = read_metadata(path)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARACTERS]
+    except (StorageError, ValueError) as error:
+        raise UserError(f"init={init}: {error}; give the output of a fine-tuning run or a .safetensors file") from error
+    architecture = json.loads(metadata.get("config", "{}"))
+    if metadata.get("config_class") != "HieraConfig" or len(architecture["input_size"]) != 3:
+        raise UserError(
+            f"init={init}: holds {metadata.get('config_class', 'foreign weights')}, not a video classifier; "
+            "fine-tune it first: `python -m jobs.finetune init=...`"
+        )
+    frames, height, width = architecture["input_size"]
+    classes = _class_names(init, metadata, architecture["num_classes"])
+    return ClassifierWeights(uri, digest, (frames, height, width), classes, _links(metadata))
+
+
+class Classifier:
+    """A classifier loaded in this process."""
+
+    def __init__(self, uri: str, precision: Precision, use_gpu: bool) -> None:
+        if not use_gpu:
+            # Actors share the machine's cores with decoders: one thread each, and the same sums on every machine.
+            torch.set_num_threads(1)
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.precision = precision
+        with local_copy(uri) as path:
+            model = load_model(path)
+        assert isinstance(model, Hiera)  # checked by `find_classifier`
+        self.model = model.to(self.device).eval()
+
+    @torch.inference_mode()
+    def probabilities(self, video: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Softmax scores ``[B, classes]`` of uint8 frames ``[B, T, H, W, 3]``."""
+        frames = torch.from_numpy(np.require(video, np.uint8, ["C", "W"])).to(self.device)
+        reduced = self.precision != "float32"
+        with torch.autocast(self.device.type, getattr(torch, self.precision) if reduced else None, enabled=reduced):
+            logits = self.model(normalize_video(frames))
+        return np.asarray(logits.float().softmax(dim=1).cpu().numpy(), np.float32)
+
+
+class ScoreVideos:
+    """A Ray Data stage: clips → class numbers and scores; the model stays loaded in the actor."""
+
+    def __init__(self, uri: str, precision: Precision, use_gpu: bool, keep: tuple[str, ...], top_k: int) -> None:
+        self.classifier = Classifier(uri, precision, use_gpu)
+        self.keep = keep
+        self.top_k = top_k
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> pa.Table:
+        """``video`` uint8 ``[B, T, H, W, 3]`` → ``classes`` and ``scores``, each ``[B, top_k]``, best first."""
+        probabilities = self.classifier.probabilities(batch["video"])
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]
+        scores = np.take_along_axis(probabilities, best, axis=1)
+        kept = {name: pa.array(batch[name]) for name in self.keep}
+        return pa.table({**kept, "classes": pa.array(list(best)), "scores": pa.array(list(scores))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How many actors score, and how."""
+
+    batch_size: int = 16
+    """Clips in one forward pass, from any videos."""
+    workers: int = 1
+    """Model actors; each takes a GPU where the cluster has some, else one CPU core."""
+    decode_workers: int = 1
+    """Decoding actors; each takes one CPU core."""
+    precision: Precision = "float32"
+    """Arithmetic of the model."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "workers", "decode_workers"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; give a larger number")
+
+
+def score_videos(
+    clips: Dataset, weights: ClassifierWeights, scoring: ScoringConfig, *, keep: tuple[str, ...], top_k: int
+) -> Dataset:
+    """Add the model's actor pool to a chain whose rows carry ``video``.
+
+    Args:
+        keep: columns that go along to the scores.
+        top_k: classes per row; all of them when it is larger than their number.
+    """
+    use_gpu = has_gpus()
+    return clips.map_batches(
+        ScoreVideos,
+        fn_constructor_args=(weights.uri, scoring.precision, use_gpu, keep, top_k),
+        batch_size=scoring.batch_size,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=scoring.workers),
+        num_cpus=0 if use_gpu else 1,
+        num_gpus=1 if use_gpu else 0,
+        **ACTOR_RETRIES,
+    )
+
+
+def refuse_too_few_resources(scoring: ScoringConfig) -> None:
+    """Actors that cannot be placed would wait for ever without an error.
+
+    Raises:
+        UserError: the cluster has fewer CPUs or GPUs than the actors take.
+    """
+    offered, use_gpu = ray.cluster_resources(), has_gpus()
+    wanted = {
+        "CPU": scoring.decode_workers + (0 if use_gpu else scoring.workers),
+        "GPU": scoring.workers if use_gpu else 0,
+    }
+    for kind, number in wanted.items():
+        if number > offered.get(kind, 0):
+            raise UserError(
+                f"workers={scoring.workers}, decode_workers={scoring.decode_workers}: take {number} {kind}s and the "
+                f"cluster has {offered.get(kind, 0):g}; lower them or add nodes"
+            )
+
+
+def _class_names(init: str, metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
+    if "classes" not in metadata:
+        return tuple(f"class {index}" for index in range(num_classes))
+    names = tuple(json.loads(metadata["classes"]))
+    if len(names) != num_classes:
+        raise UserError(
+            f"init={init}: names {len(names)} classes for {num_classes} logits; fine-tune again with its class list"
+        )
+    return names
+
+
+def _links(metadata: Mapping[str, str]) -> dict[str, str]:
+    links = {key: metadata[key] for key in ("pretrain_run_id", "finetune_run_id") if metadata.get(key)}
+    if metadata.get("program") in ("pretrain", "finetune") and metadata.get("run_id"):
+        links[f"{metadata['program']}_run_id"] = metadata["run_id"]
+    return links

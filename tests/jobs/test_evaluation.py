@@ -1,0 +1,65 @@
+"""From the scores of views to predictions and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.evaluation import PREDICTION_SCHEMA, confusion, confusion_picture, figures, predictions
+
+CLASSES = ("jump", "run", "swim")
+
+
+def _view(clip: int, view: int, label: int, scores: Sequence[float], status: str = "ok") -> dict[str, Any]:
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    ranked = [scores[index] for index in order]
+    return {"clip_id": clip, "uri": f"v{clip}", "label": label, "view": view, "status": status, "classes": order,
+            "scores": ranked}  # fmt: skip
+
+
+VIEWS = [
+    _view(1, 0, 0, [0.6, 0.3, 0.1]),
+    _view(1, 1, 0, [0.2, 0.7, 0.1]),  # the mean of both is [.4, .5, .1]: wrong
+    _view(2, 0, 1, [0.1, 0.8, 0.1]),
+    _view(2, 1, 1, [0.5, 0.4, 0.1]),  # [.3, .6, .1]: right
+    _view(3, 0, 1, [0.3, 0.6, 0.1]),
+    _view(3, 1, 1, [0.3, 0.6, 0.1]),
+    _view(4, 0, 2, [0.0, 0.0, 1.0]),
+    _view(4, 1, 2, [0.0, 0.0, 1.0], status="damaged"),
+    _view(5, 0, 2, [0.0, 0.0, 1.0]),
+    _view(6, 0, -1, [0.0, 0.0, 1.0]),
+    _view(6, 1, -1, [0.0, 0.0, 1.0]),
+]
+
+
+@given(st.permutations(VIEWS))
+def test_figures_are_those_of_the_mean_over_views_in_any_order(views: list[dict[str, Any]]) -> None:
+    rows = sorted(predictions(views, CLASSES, 2), key=lambda row: row["clip_id"])
+    assert [row["predicted"] for row in rows] == ["run", "run", "run", None, None, None]
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "damaged", "missing_views", "unlabelled"]
+    assert rows[0]["labels"] == ["run", "jump", "swim"]
+    assert rows[0]["scores"] == [0.5, 0.4, 0.1]
+    result = figures(rows, CLASSES)
+    assert (result.top1, result.top5) == (2 / 3, 1.0)
+    assert result.mean_class_accuracy == 0.5  # jump 0 of 1, run 2 of 2, swim never scored
+    assert (result.videos_scored, result.videos_not_scored) == (3, 3)
+    assert result.not_scored_by_reason == {"damaged": 1, "missing_views": 1, "unlabelled": 1}
+    assert PREDICTION_SCHEMA.empty_table().from_pylist(rows, schema=PREDICTION_SCHEMA).num_rows == 6
+
+
+def test_confusion_counts_and_picture() -> None:
+    rows = list(predictions(VIEWS, CLASSES, 2))
+    counts = confusion(rows, CLASSES)
+    assert counts.tolist() == [[0, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert confusion_picture(counts, CLASSES).startswith(b"\x89PNG")
+
+
+def test_nothing_scored_is_told_as_nan() -> None:
+    result = figures(list(predictions(VIEWS[-1:], CLASSES, 1)), CLASSES)
+    assert result.videos_scored == 0
+    assert result.top1 != result.top1
+    assert result.mean_class_accuracy == pytest.approx(float("nan"), nan_ok=True)
