@@ -11,9 +11,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +29,18 @@ VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "
 console = Console(stderr=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Program(Generic[ConfigT]):
+    """A program as `run_program` starts it."""
+
+    name: str
+    config_class: type[ConfigT]
+    run: Callable[[ConfigT], Report]
+    description: str
+    dry_run: Callable[[ConfigT], Report] | None
+    keep_report: bool
+
+
 def run_program(
     name: str,
     config_class: type[ConfigT],
@@ -36,13 +48,18 @@ def run_program(
     *,
     description: str,
     dry_run: Callable[[ConfigT], Report] | None = None,
+    keep_report: bool = True,
 ) -> None:
-    """Parse ``sys.argv``, run, print and write the report, and exit with the contract's code."""
-    arguments = sys.argv[1:]
-    flags = {argument for argument in arguments if argument.startswith("--")}
-    rest = [argument for argument in arguments if not argument.startswith("--")]
+    """Parse ``sys.argv``, run, print the report, and exit with the contract's code.
+
+    Args:
+        dry_run: what ``--dry-run`` prints instead of running.
+        keep_report: also write the report to ``report.json`` under the program's output.
+    """
+    program = Program(name, config_class, run, description, dry_run, keep_report)
     try:
-        code = _run(name, config_class, run, description, dry_run, flags, rest)
+        _run(program, sys.argv[1:])
+        code = 0
     except (UserError, StorageError) as error:
         console.print(f"[bold red]{name}[/]: {_plain(error)}", highlight=False, soft_wrap=True)
         code = 2
@@ -55,33 +72,26 @@ def run_program(
     sys.exit(code)
 
 
-def _run(
-    name: str,
-    config_class: type[ConfigT],
-    run: Callable[[ConfigT], Report],
-    description: str,
-    dry_run: Callable[[ConfigT], Report] | None,
-    flags: set[str],
-    arguments: list[str],
-) -> int:
+def _run(program: Program[ConfigT], arguments: Sequence[str]) -> None:
+    flags = {argument for argument in arguments if argument.startswith("--")}
     unknown = flags - {"--help", "--print-config", "--dry-run"}
     if unknown:
         raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
     if "--help" in flags:
-        print_help(name, config_class, description)
-        return 0
-    config = load_config(config_class, name, arguments)
+        print_help(program.name, program.config_class, program.description)
+        return
+    config = load_config(program.config_class, program.name, [word for word in arguments if word not in flags])
     refuse_vanishing_output(getattr(config, "output", None))
     if "--print-config" in flags:
         print(config_yaml(config), end="")
-        return 0
-    if "--dry-run" in flags:
-        if dry_run is None:
-            raise UserError(f"--dry-run: {name} has none; --print-config shows what it would run with")
-        print_report(f"{name}, dry run", dry_run(config))
-        return 0
-    finish(name, config, run(config))
-    return 0
+    elif "--dry-run" in flags:
+        if program.dry_run is None:
+            raise UserError(f"--dry-run: {program.name} has none; --print-config shows what it would run with")
+        print_report(f"{program.name}, dry run", program.dry_run(config))
+    elif program.keep_report:
+        finish(program.name, config, program.run(config))
+    else:
+        print_report(program.name, program.run(config))
 
 
 def finish(name: str, config: Any, report: Report) -> None:

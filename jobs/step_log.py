@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.batch import Batch
-from jobs.tracking import Run
+from jobs.tracking import Run, series_entries
 
 
 class StepLog:
@@ -61,6 +61,7 @@ class StepLog:
                     "learning_rate": learning_rate,
                     "clips_per_second": self._global_batch / seconds,
                     "data_wait_seconds": self._waited_seconds,
+                    "unix_seconds": time.time(),
                     **_failures(consumed),
                     **({"sample_ids": sample_ids} if sample_ids is not None else {}),
                 },
@@ -81,8 +82,7 @@ class StepLog:
     def _write(self, figures: dict[str, Any], seconds: float) -> None:
         assert self._run is not None
         self._lines.append(json.dumps(figures) + "\n")
-        keys = ("loss", "learning_rate", "clips_per_second", "data_wait_seconds")
-        self._run.log_step({key: figures[key] for key in keys}, self.step)
+        self._run.log_series(series_entries(figures))
         if self.step % self._every == 0 or self.step == self._total_steps:
             print(self._line(figures, seconds), flush=True)
 

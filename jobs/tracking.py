@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 METRICS_PER_REQUEST = 1000  # limits of MLflow's log_batch
 PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
-SERIES_METRIC = "loss"  # logged at every step of a training run
+SERIES = ("loss", "learning_rate", "clips_per_second", "data_wait_seconds")  # at every step of a training run
 RUN_KEY_TAG = "run_key"
 OUTPUT_TAG = "output"
 PROGRAM_TAG = "program"
@@ -127,15 +127,11 @@ class Run:
         entries = _entries(metrics, step)
         self._post(lambda client, run_id: client.log_batch(run_id, metrics=entries))
 
-    def log_step(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record one step of the training series, unless the run has it already.
+    def log_series(self, entries: Sequence[Metric]) -> None:
+        """Record steps of the training series, leaving out those that the run has already.
 
         A restarted run repeats the steps since its checkpoint; MLflow would keep both values.
         """
-        self.log_series(_entries(metrics, step))
-
-    def log_series(self, entries: Sequence[Metric]) -> None:
-        """Record steps of the training series with times of their own, leaving out what the run has already."""
         for batch in _batches(entries, METRICS_PER_REQUEST):
             self._post(lambda client, run_id, batch=batch: self._send_new(client, run_id, batch))  # type: ignore[misc]
 
@@ -234,6 +230,16 @@ def start_run(
     return run
 
 
+def series_entries(journal_line: Mapping[str, Any]) -> list[Metric]:
+    """The metrics of one journal line, at its own step and time."""
+    milliseconds = int(journal_line["unix_seconds"] * 1000)
+    return [
+        Metric(key, journal_line[key], milliseconds, journal_line["step"])
+        for key in SERIES
+        if math.isfinite(journal_line[key])
+    ]
+
+
 def git_revision() -> str | None:
     """The commit of the source tree that runs, when it is a git checkout."""
     try:
@@ -261,7 +267,7 @@ def _find_or_create(client: MlflowClient, experiment: str, run_key: str, tags: M
 
 def _last_step(client: MlflowClient, run_id: str) -> int:
     """The newest step of the training series; 0 for a new run."""
-    steps = [entry.step for entry in client.get_metric_history(run_id, SERIES_METRIC)]
+    steps = [entry.step for entry in client.get_metric_history(run_id, SERIES[0])]
     return max(steps, default=0)
 
 

@@ -26,7 +26,7 @@ from hiera_video import (
     set_learning_rate,
 )
 from jobs.batch import Batch, batch_from_columns, digest
-from jobs.checkpoint import Checkpoint, CheckpointConfig, CheckpointWriter, latest_checkpoint
+from jobs.checkpoint import Checkpoint, CheckpointWriter, latest_checkpoint
 from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
 from jobs.step_log import StepLog
 from jobs.stopping import StopPoll
@@ -37,8 +37,10 @@ from jobs.train_config import TrainConfig
 class Phase(Protocol):
     """What pretraining and fine-tuning do not share. Instances travel to the workers, so they stay small."""
 
-    labelled_only: bool
-    """Whether the stream leaves unlabelled clips out."""
+    @property
+    def labelled_only(self) -> bool:
+        """Whether the stream leaves unlabelled clips out."""
+        ...
 
     def build_step(self, *, load_init: bool) -> TrainStep:
         """The model, filled from the configured weights if wanted, inside the module that computes its loss.
