@@ -1,0 +1,430 @@
+"""The field's annotation files, one reader per convention, all to one table of rows (`ANNOTATION_SCHEMA`).
+
+Every reader works on whole columns (Arrow kernels); nothing runs once per row in Python, because lists of ten
+million videos are read here. Conventions are described in their own words below; what they leave out stays null.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.orc
+import pyarrow.parquet as pq
+
+from pipeline.storage import StorageError, exists, filesystem, join, list_files, read_bytes
+
+VIDEO_SUFFIXES = (
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
+    ".ts", ".vob", ".webm", ".wmv",
+)  # fmt: skip
+"""Names that are taken for videos when a folder is listed; a manifest may name any file."""
+
+ANNOTATION_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.large_string()),
+        pa.field("stem", pa.large_string()),
+        pa.field("bare_id", pa.large_string()),
+        pa.field("label", pa.large_string()),
+        pa.field("split", pa.large_string()),
+        pa.field("source_video", pa.large_string()),
+    ]
+)
+"""One annotated video. ``path``: relative to the source, absolute, or a URI; null where the convention gives an id
+alone (then ``stem`` is the file's name without suffix, and ``bare_id`` what some copies are named instead).
+``source_video``: clips of one source video share it, so that a split never parts them."""
+
+_PATH_COLUMNS = ("uri", "path", "video", "video_path", "filename", "file")
+_LABEL_COLUMNS = ("label", "class", "class_name", "action")
+_SPLIT_COLUMNS = ("split", "subset", "set")
+_SOURCE_COLUMNS = ("source_video", "group", "youtube_id")
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_BLOCK_BYTES = 16 * 2**20
+_ROWS_AT_ONCE = 250_000
+_SUFFIX_PATTERN = "|".join(re.escape(suffix[1:]) for suffix in VIDEO_SUFFIXES)
+
+
+class ManifestError(ValueError):
+    """Annotations that do not follow their convention: what, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What annotation files say."""
+
+    batches: Iterable[pa.Table]
+    """Tables of `ANNOTATION_SCHEMA`, to be taken once: a list of ten million videos is never in memory as text."""
+    classes: tuple[str, ...] | None = None
+    """The convention's full class list in its own order; None when it has none besides the labels themselves."""
+    digits_are_indices: bool = False
+    """Labels that are all whole numbers are class indices, and negative ones say "no label"."""
+    unused: frozenset[str] = field(default_factory=frozenset)
+    """Values of ``split`` that say "not used in this split"."""
+
+
+def read_table(uri: str) -> Annotations:
+    """A CSV or Parquet manifest with a column for the path, and optionally label, split and source video."""
+    batches = _parquet_batches(uri) if uri.lower().endswith(".parquet") else _csv_batches(uri)
+    return Annotations(_table_rows(uri, batch) for batch in batches)
+
+
+def read_kinetics(uri: str) -> Annotations:
+    """Kinetics-400/600/700 official CSV: label, youtube_id, time_start, time_end, split; one file or a folder of them.
+
+    Files are named ``{youtube_id}_{start:06d}_{end:06d}`` or just ``{youtube_id}``, in class folders or not.
+    """
+    return Annotations(_kinetics_rows(file, _read_csv(file)) for file in _files(uri, (".csv",)))
+
+
+def read_something(uri: str) -> Annotations:
+    """Something-Something v2: a folder with the JSON files of labels, train, validation and test (any prefix)."""
+    files = {_something_part(file): file for file in _files(uri, (".json",))}
+    if "labels" not in files:
+        raise ManifestError(f"{uri}: has no labels.json, which holds the full class list; add it")
+    indices = json.loads(read_bytes(files["labels"]))
+    classes = tuple(sorted(indices, key=lambda name: int(indices[name])))
+    parts = [
+        _something_rows(json.loads(read_bytes(files[part])), split)
+        for part, split in (("train", "train"), ("validation", "val"), ("test", "test"))
+        if part in files
+    ]
+    if not parts:
+        raise ManifestError(f"{uri}: has none of train.json, validation.json, test.json; add one")
+    return Annotations(parts, classes)
+
+
+def read_ucf101(uri: str, split_number: int) -> Annotations:
+    """UCF101: ``classInd.txt``, ``trainlist0N.txt`` and ``testlist0N.txt`` in one folder."""
+    names = _extract(_lines(join(uri, "classInd.txt")), r"^(?P<index>\d+)\s+(?P<name>\S+)\s*$")
+    order = pc.sort_indices(pc.cast(names["index"], pa.int64()))
+    classes = tuple(pc.take(names["name"], order).to_pylist())
+    parts = []
+    for kind in ("train", "test"):
+        listed = _extract(
+            _lines(join(uri, f"{kind}list{split_number:02d}.txt")), r"^(?P<path>(?P<label>[^/]+)/.+?)(?:\s+\d+)?\s*$"
+        )
+        source = _extract(listed["path"], r"(?P<source>v_\w+_g\d+)_c\d+")["source"]
+        parts.append(_rows(path=listed["path"], label=listed["label"], split=kind, source_video=source))
+    return Annotations(parts, classes)
+
+
+def read_hmdb51(uri: str, split_number: int) -> Annotations:
+    """HMDB51: ``{class}_test_split{N}.txt`` per class, lines ``name flag``; flag 1 train, 2 test, 0 unused."""
+    ending = f"_test_split{split_number}.txt"
+    files = [file for file in list_files(uri, (".txt",))["uri"].to_pylist() if file.endswith(ending)]
+    if not files:
+        raise ManifestError(f"{uri}: has no files named CLASS{ending}; check split_number={split_number}")
+    parts = [_hmdb51_rows(file, PurePosixPath(file).name.removesuffix(ending)) for file in files]
+    classes = tuple(sorted(PurePosixPath(file).name.removesuffix(ending) for file in files))
+    return Annotations(parts, classes, unused=frozenset({"unused"}))
+
+
+def read_list(uri: str) -> Annotations:
+    """SlowFast and VideoMAE lists: ``path label`` by space or comma, or ``path start total label``; no header.
+
+    The path runs up to a video suffix, so it may hold spaces. One file, or a folder with train, val and test.
+    """
+    files = _files(uri, (".csv", ".txt"))
+    batches = (_list_rows(file, lines) for file in files for lines in _line_batches(file))
+    return Annotations(batches, digits_are_indices=True)
+
+
+def read_inventory(uri: str) -> pa.Table:
+    """An S3 Inventory by its ``manifest.json`` → ``uri, size, modified_ns, etag``, as `storage.list_files` gives.
+
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
+    """
+    manifest = json.loads(read_bytes(uri))
+    try:
+        bucket = manifest["destinationBucket"].rpartition(":")[2]
+        columns = [name.strip() for name in manifest["fileSchema"].split(",")]
+        files = [f"s3://{bucket}/{entry['key']}" for entry in manifest["files"]]
+        read = {"CSV": _inventory_csv, "Parquet": _inventory_parquet, "ORC": _inventory_orc}[manifest["fileFormat"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(
+            f"{uri}: is no S3 Inventory manifest ({error!r} is missing); give its manifest.json"
+        ) from error
+    return pa.concat_tables(_inventory_rows(read(_beside(uri, file), columns)) for file in files)
+
+
+def file_stem(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Names without folder and suffix."""
+    return _extract(paths, r"(?P<stem>[^/]+?)(?:\.[^./]*)?$")["stem"]
+
+
+def source_video_of(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What a file's name says of its source video: Kinetics clips and UCF101 clips; null otherwise."""
+    named = pc.match_substring_regex(paths, r"_(\d{6}_\d{6}|c\d+)\.\w+$")
+    if not pc.any(named).as_py():
+        return pa.chunked_array([pa.nulls(len(paths), pa.large_string())])
+    found = _extract(file_stem(paths), r"^(?:(?P<kinetics>.+)_\d{6}_\d{6}|(?P<ucf101>v_\w+_g\d+)_c\d+)$")
+    return pc.coalesce(_empty_to_null(found["kinetics"]), _empty_to_null(found["ucf101"]))
+
+
+def _table_rows(uri: str, table: pa.Table) -> pa.Table:
+    path = _column(table, _PATH_COLUMNS)
+    if path is None:
+        raise ManifestError(
+            f"{uri}: has no column {' or '.join(_PATH_COLUMNS[:3])} among {table.column_names[:12]}; rename one"
+        )
+    return _rows(
+        path=path,
+        label=_empty_to_null(_column(table, _LABEL_COLUMNS)),
+        split=_split_names(_column(table, _SPLIT_COLUMNS)),
+        source_video=_empty_to_null(_column(table, _SOURCE_COLUMNS)),
+    )
+
+
+def _kinetics_rows(uri: str, table: pa.Table) -> pa.Table:
+    missing = {"youtube_id", "time_start", "time_end"} - set(table.column_names)
+    if missing:
+        raise ManifestError(f"{uri}: has no column {', '.join(sorted(missing))}; give the official Kinetics CSV")
+    times = [_zero_padded(table[name]) for name in ("time_start", "time_end")]
+    split = _split_names(_column(table, _SPLIT_COLUMNS))
+    return _rows(
+        stem=_joined("_", table["youtube_id"], *times),
+        bare_id=table["youtube_id"],
+        label=_empty_to_null(_column(table, ("label",))),
+        split=_split_of_file(uri) if split is None else split,
+        source_video=table["youtube_id"],
+    )
+
+
+def _zero_padded(seconds: pa.ChunkedArray) -> pa.ChunkedArray:
+    whole = pc.cast(pc.cast(_text(seconds), pa.float64()), pa.int64())
+    return _text(pc.utf8_lpad(pc.cast(whole, pa.string()), 6, "0"))
+
+
+def _something_part(uri: str) -> str:
+    name = PurePosixPath(uri).stem.lower()
+    return next((part for part in ("labels", "train", "validation", "test") if name.endswith(part)), name)
+
+
+def _something_rows(entries: list[dict[str, Any]], split: str) -> pa.Table:
+    # The files are JSON arrays, which Arrow cannot stream; json parses 170,000 entries in a second.
+    table = pa.Table.from_pylist(entries, pa.schema([("id", pa.string()), ("template", pa.string())]))
+    label = pc.replace_substring_regex(table["template"], r"[\[\]]", "")
+    return _rows(stem=table["id"], label=label, split=split, source_video=table["id"])
+
+
+def _hmdb51_rows(uri: str, label: str) -> pa.Table:
+    listed = _extract(_lines(uri), r"^(?P<name>.+?)\s+(?P<flag>[012])\s*$")
+    # A take of a film is cut into clips numbered at the end of the name (README of HMDB51).
+    source = _extract(listed["name"], r"^(?P<source>.+)_[a-z]+_[a-z]_[a-z]{2}_np\d_[a-z]{2}_[a-z]{3}_\d+\.")["source"]
+    split = pc.replace_with_mask(
+        pc.if_else(pc.equal(listed["flag"], "1"), "train", "test"), pc.equal(listed["flag"], "0"), "unused"
+    )
+    path = _joined("/", label, listed["name"])
+    return _rows(path=path, label=label, split=split, source_video=source)
+
+
+def _list_rows(uri: str, lines: pa.ChunkedArray) -> pa.Table:
+    path = rf"(?P<path>.+?\.(?i:{_SUFFIX_PATTERN}))"
+    start_and_total = r"(?:[ ,\t]+-?\d+){0,2}?"
+    listed = _extract(lines, rf"^{path}{start_and_total}(?:[ ,\t]+(?P<label>[^ ,\t]+))?\s*$")
+    unread = pc.is_null(listed["path"])
+    if pc.any(unread).as_py():
+        line = lines.filter(unread)[0].as_py()
+        raise ManifestError(f"{uri}: the line {line[:120]!r} is no `path label`; give a list of video files and labels")
+    return _rows(path=listed["path"], label=_empty_to_null(listed["label"]), split=_split_of_file(uri))
+
+
+def _inventory_csv(uri: str, columns: list[str]) -> pa.Table:
+    table = _read_csv(uri, columns)
+    keys = table["Key"].combine_chunks()
+    return table.set_column(table.column_names.index("Key"), "Key", _url_decoded(keys))
+
+
+def _inventory_parquet(uri: str, _columns: list[str]) -> pa.Table:
+    return _inventory_names(pa.concat_tables(_parquet_batches(uri)))
+
+
+def _inventory_orc(uri: str, _columns: list[str]) -> pa.Table:
+    return _inventory_names(pa.orc.read_table(pa.BufferReader(read_bytes(uri))))
+
+
+def _inventory_names(table: pa.Table) -> pa.Table:
+    """Parquet and ORC name their columns ``last_modified_date`` where the CSV says ``LastModifiedDate``."""
+    return table.rename_columns([name.title().replace("_", "").replace("Etag", "ETag") for name in table.column_names])
+
+
+def _inventory_rows(table: pa.Table) -> pa.Table:
+    for name, keep in (("IsLatest", "true"), ("IsDeleteMarker", "false")):
+        if name in table.column_names:
+            table = table.filter(pc.equal(pc.utf8_lower(_text(pc.cast(table[name], pa.string()))), keep))
+    uri = _joined("/", "s3:/", table["Bucket"], table["Key"])
+    size = pc.cast(table["Size"], pa.int64()) if "Size" in table.column_names else None
+    etag = table["ETag"] if "ETag" in table.column_names else None
+    nothing = pa.nulls(len(table), pa.int64())
+    return pa.table(
+        {
+            "uri": _text(uri),
+            "size": nothing if size is None else size,
+            "modified_ns": nothing,
+            "etag": pa.nulls(len(table), pa.large_string()) if etag is None else _text(etag),
+        }
+    )
+
+
+def _url_decoded(keys: pa.Array) -> pa.Array:
+    """Keys of a CSV inventory are URL-encoded; all are decoded in one go, parted by a byte that no key holds."""
+    if len(keys) == 0:
+        return keys
+    return pa.array(urllib.parse.unquote_plus("\0".join(keys.to_pylist())).split("\0"), pa.large_string())
+
+
+def _beside(manifest: str, file: str) -> str:
+    """The inventory's data file; a copy that was downloaded with its manifest has it in ``data/`` beside."""
+    if manifest.startswith("s3://"):
+        return file
+    return join(manifest.rpartition("/")[0] or ".", "data", PurePosixPath(file).name)
+
+
+def _files(uri: str, suffixes: Sequence[str]) -> list[str]:
+    """The file itself, or those of a folder whose names tell train, val or test (or labels)."""
+    if uri.lower().endswith(tuple(suffixes)):
+        return [uri]
+    listed: list[str] = list_files(uri, suffixes, recursive=False)["uri"].to_pylist()
+    known = [file for file in listed if _split_of_file(file) or _something_part(file) == "labels"]
+    if not known:
+        raise ManifestError(f"{uri}: holds no annotation file named after train, val or test; name the file itself")
+    return known
+
+
+def _split_of_file(uri: str) -> str | None:
+    words = re.split(r"[^a-z]+", PurePosixPath(uri).stem.lower())
+    return next((_SPLIT_NAMES[word] for word in reversed(words) if word in _SPLIT_NAMES), None)
+
+
+def _rows(**columns: Any) -> pa.Table:
+    """Columns (Arrow, one text for all rows, or None) as a table of `ANNOTATION_SCHEMA`."""
+    length = next(len(column) for column in columns.values() if isinstance(column, pa.Array | pa.ChunkedArray))
+    arrays = []
+    for name in ANNOTATION_SCHEMA.names:
+        value = columns.get(name)
+        if value is None or isinstance(value, str):
+            value = pa.repeat(pa.scalar(value, pa.large_string()), length)
+        arrays.append(_text(value))
+    return pa.Table.from_arrays(arrays, schema=ANNOTATION_SCHEMA)
+
+
+def _column(table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray | None:
+    lowered = {name.strip().lower(): name for name in table.column_names}
+    return next((_text(table[lowered[name]]) for name in names if name in lowered), None)
+
+
+def _text(values: Any) -> Any:
+    return pc.cast(values, pa.large_string())
+
+
+def _joined(separator: str, *parts: Any) -> Any:
+    scalars = [pa.scalar(part, pa.large_string()) if isinstance(part, str) else _text(part) for part in parts]
+    return pc.binary_join_element_wise(*scalars, pa.scalar(separator, pa.large_string()))
+
+
+def _empty_to_null(values: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
+    if values is None:
+        return None
+    trimmed = pc.utf8_trim_whitespace(_text(values))
+    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+
+
+def _split_names(values: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
+    """The field's spellings of train, val and test → ours; others stay as they are."""
+    if values is None:
+        return None
+    lowered = pc.utf8_lower(_empty_to_null(values))
+    names = pa.array(list(_SPLIT_NAMES), lowered.type)
+    ours = pa.array(list(_SPLIT_NAMES.values()), lowered.type)
+    return pc.coalesce(pc.take(ours, pc.index_in(lowered, names)), lowered)
+
+
+def _extract(values: Any, pattern: str) -> pa.Table:
+    """Named groups of a regular expression as columns; all null where it does not match."""
+    names = re.findall(r"\(\?P<(\w+)>", pattern)
+    found = pc.extract_regex(_text(values), pattern)
+    return pa.table({name: pc.struct_field(found, name) for name in names})
+
+
+def _lines(uri: str) -> pa.ChunkedArray:
+    """The lines of a text file that are not blank."""
+    return pa.chunked_array([chunk for batch in _line_batches(uri) for chunk in batch.chunks], pa.large_string())
+
+
+def _line_batches(uri: str) -> Iterator[pa.ChunkedArray]:
+    # A byte that text does not hold as the separator: every line is one field, whatever its spaces and quotes.
+    parse = pyarrow.csv.ParseOptions(delimiter="\x01", quote_char=False)
+    for batch in _csv_batches(uri, ["line"], parse):
+        yield batch["line"]
+
+
+def _read_csv(uri: str, columns: list[str] | None = None) -> pa.Table:
+    return pa.concat_tables(_csv_batches(uri, columns))
+
+
+def _csv_batches(
+    uri: str, columns: list[str] | None = None, parse: pyarrow.csv.ParseOptions | None = None
+) -> Iterator[pa.Table]:
+    """Every column as text: an id such as 007 or 1e5 must stay what it is."""
+    with _stream(uri) as stream:
+        names = columns or _header(uri)
+        reader = pyarrow.csv.open_csv(
+            stream,
+            pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK_BYTES),
+            parse,
+            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False),
+        )
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
+
+
+def _header(uri: str) -> list[str]:
+    with _stream(uri) as stream:
+        first_line = stream.read(65536).split(b"\n")[0]
+        names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line + b"\n")).column_names
+        return names
+
+
+def _parquet_batches(uri: str) -> Iterator[pa.Table]:
+    files, path = filesystem(uri)
+    with _errors_named(uri), files.open_input_file(path) as file:
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE):
+            yield pa.Table.from_batches([batch])
+
+
+@contextlib.contextmanager
+def _stream(uri: str) -> Iterator[Any]:
+    """An open annotation file, uncompressed by its suffix."""
+    files, path = filesystem(uri)
+    with _errors_named(uri), files.open_input_stream(path, compression="detect") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _errors_named(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ManifestError(f"{uri}: cannot be read ({str(error)[:200]}); check the file") from error
+    except OSError as error:
+        missing = not exists(uri)
+        happened = "no such file" if missing else str(error)[:200]
+        raise StorageError(uri, happened, "check the path", missing=missing) from error

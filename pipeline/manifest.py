@@ -1,0 +1,482 @@
+"""From a source and its annotations to one manifest: what to prepare, with label and split, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.annotations import (
+    ANNOTATION_SCHEMA,
+    VIDEO_SUFFIXES,
+    Annotations,
+    ManifestError,
+    file_stem,
+    read_hmdb51,
+    read_inventory,
+    read_kinetics,
+    read_list,
+    read_something,
+    read_table,
+    read_ucf101,
+    source_video_of,
+)
+from pipeline.schema import REJECTED_SCHEMA
+from pipeline.splits import SPLITS, Codes, Digests, assign_splits, name_digests, seeded
+from pipeline.storage import StorageError, absolute, exists, filesystem, is_local, join, list_files, read_bytes
+
+Convention = Literal[
+    "auto", "folder", "bare", "csv", "parquet", "kinetics", "ssv2", "ucf101", "hmdb51", "list", "inventory"
+]
+
+_DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.large_string(), nullable=False),
+        pa.field("label", _DICTIONARY),
+        pa.field("split", _DICTIONARY, nullable=False),
+        pa.field("content_version", pa.string()),
+        pa.field("size", pa.int64()),
+    ]
+)
+"""One video to prepare. ``content_version`` (ETag, or size and time of change) and ``size`` are null when the source
+was not listed; whoever opens the video finds them then."""
+
+CLASS_LISTS = Path(__file__).parent / "class_lists"
+_FOUND_BY_ITSELF = ("annotations.csv", "annotations.parquet")
+_LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class ManifestConfig:
+    """How annotations are read."""
+
+    annotations: str | None = None
+    """Annotation file or folder. Default: `annotations.csv` or `.parquet` in the source when there is one."""
+    convention: Convention = "auto"
+    """What the annotations follow; `auto` looks at the names and the first line."""
+    classes: str | None = None
+    """The full class list, in the order of the indices: a text file (a name a line), a JSON list, or a name that
+    ships with the project (kinetics400). Default: the list that the convention has, else all labels, sorted."""
+    split_number: int = 1
+    """Which of the official splits (UCF101, HMDB51: 1, 2, 3)."""
+    val_share: float = 0.1
+    """Share of each class's source videos held out as `val` where the annotations name no split."""
+    unlisted: bool | None = None
+    """Whether videos in the source that the annotations do not name are taken, without a label. Default: yes when
+    the annotations were found in the source by themselves."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share={self.val_share}: must be in [0, 1); 0 holds nothing out")
+        if self.split_number not in (1, 2, 3):
+            raise ValueError(f"split_number={self.split_number}: the official splits are 1, 2 and 3")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The rows to prepare, the rows that cannot be, and the class list."""
+
+    rows: pa.Table
+    """`MANIFEST_SCHEMA`, as the annotations list them; `shuffled_order` gives the seeded global order."""
+    rejected: pa.Table
+    """`schema.REJECTED_SCHEMA`: missing files, unknown labels, duplicates."""
+    classes: tuple[str, ...]
+    convention: str
+    skipped_files: int
+    """Files in a listed source that are no videos by their name."""
+
+
+@dataclass
+class _Rows:
+    """Annotated rows with their place, column by column, while they are gathered; N rows in all."""
+
+    uris: list[pa.Array]
+    """Chunks of text; null where no file was found, then ``names`` says what was looked for."""
+    names: list[pa.Array]
+    labels: list[pa.Array]
+    """Chunks with dictionaries, as are ``splits``."""
+    splits: list[pa.Array]
+    versions: list[pa.Array]
+    sizes: list[pa.Array]
+    uri_digests: list[Digests]
+    source_digests: list[Digests]
+
+
+class _Checked(NamedTuple):
+    """One reason to leave rows out."""
+
+    reason: str
+    out: npt.NDArray[np.bool_]
+    message: str
+
+
+def read_manifest(
+    source: str, config: ManifestConfig, *, seed: int, known_splits: Mapping[str, str] | None = None
+) -> Manifest:
+    """Every video of ``source`` with its label and split.
+
+    Args:
+        source: folder, prefix, or a manifest file itself (CSV, Parquet).
+        known_splits: URI → split in earlier versions of the set; they stay.
+
+    Raises:
+        ManifestError: annotations that do not follow their convention.
+        StorageError: a place that cannot be read.
+    """
+    root, config = _locate(absolute(source), config)
+    convention = config.convention if config.convention != "auto" else _detect(root, config.annotations)
+    needs_listing = convention in _LISTED or bool(config.unlisted)
+    inventory = config.annotations if convention == "inventory" else None
+    listing, skipped = _listing(root, inventory) if needs_listing else (None, 0)
+    if convention in ("folder", "bare", "inventory"):
+        assert listing is not None
+        annotations = _from_folders(root, listing, convention)
+    else:
+        annotations = _read(convention, config)
+    rows = _gathered(root, annotations, listing, bool(config.unlisted))
+    table, rejected, classes = _finished(rows, annotations, config, seed, known_splits or {})
+    return Manifest(table, rejected, classes, convention, skipped)
+
+
+def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
+    """The seeded global order of a manifest's rows: by a digest of each URI, so it does not depend on the listing."""
+    return np.argsort(seeded(name_digests(rows["uri"]), seed, "order"), kind="stable")
+
+
+def read_class_list(place: str) -> tuple[str, ...]:
+    """A class list by its shipped name, from a text file (a name a line) or a JSON list.
+
+    Raises:
+        ManifestError: it is empty or names a class twice.
+    """
+    shipped = CLASS_LISTS / f"{place}.txt"
+    text = (shipped.read_bytes() if shipped.exists() else read_bytes(place)).decode()
+    names = json.loads(text) if place.endswith(".json") else [line.strip() for line in text.splitlines()]
+    names = [str(name) for name in names if name]
+    if not names or len(set(names)) != len(names):
+        raise ManifestError(f"classes={place}: is empty or names a class twice; give one name a line, each once")
+    return tuple(names)
+
+
+def _locate(source: str, config: ManifestConfig) -> tuple[str, ManifestConfig]:
+    """The root folder of the videos, and the configuration with the place of the annotations filled in."""
+    changes: dict[str, Any] = {}
+    if source.lower().endswith((".csv", ".parquet", ".txt")) and config.annotations is None:
+        changes = {"annotations": source, "unlisted": bool(config.unlisted)}
+        source = source.rpartition("/")[0]
+    elif config.annotations is None and config.convention in ("auto", "csv", "parquet"):
+        found = [join(source, name) for name in _FOUND_BY_ITSELF if exists(join(source, name))]
+        if found:
+            changes = {"annotations": found[0], "unlisted": config.unlisted is not False}
+    if config.annotations is not None:
+        changes = {"annotations": absolute(config.annotations)}
+    return source, ManifestConfig(**{**config.__dict__, **changes})
+
+
+def _detect(root: str, annotations: str | None) -> Convention:
+    if annotations is None:
+        return "folder"
+    name = annotations.rpartition("/")[2].lower()
+    if name.endswith(".parquet"):
+        return "parquet"
+    if name.endswith(".json"):
+        return "inventory" if b"fileSchema" in read_bytes(annotations) else "ssv2"
+    if name.endswith((".csv", ".txt")):
+        return _detect_table(annotations)
+    return _detect_folder(annotations)
+
+
+def _detect_table(uri: str) -> Convention:
+    """By the first line: Kinetics has a youtube_id, a manifest a header with a path, a list has neither."""
+    files, path = filesystem(uri)
+    try:
+        with files.open_input_stream(path) as stream:
+            first_line = stream.read(65536).split(b"\n")[0].decode(errors="replace").lower()
+    except OSError as error:
+        raise StorageError(uri, str(error)[:200], "check annotations=", missing=not exists(uri)) from error
+    columns = {name.strip().strip('"') for name in first_line.split(",")}
+    if "youtube_id" in columns:
+        return "kinetics"
+    return "csv" if columns & {"path", "uri", "video", "video_path", "filename", "file"} else "list"
+
+
+def _detect_folder(folder: str) -> Convention:
+    files = list_files(folder, recursive=False)["uri"].to_pylist()
+    names = [file.rpartition("/")[2].lower() for file in files]
+    if "classind.txt" in names:
+        return "ucf101"
+    if any("_test_split" in name for name in names):
+        return "hmdb51"
+    if any(name.endswith("labels.json") for name in names):
+        return "ssv2"
+    tables = [file for file in files if file.lower().endswith((".csv", ".txt"))]
+    if not tables:
+        raise ManifestError(f"annotations={folder}: holds no annotation file of a known convention; set convention=")
+    return _detect_table(tables[0])
+
+
+def _read(convention: str, config: ManifestConfig) -> Annotations:
+    place = config.annotations
+    if place is None:
+        raise ManifestError(f"annotations: convention={convention} needs them; give annotations=PLACE")
+    if convention == "ucf101":
+        return read_ucf101(place, config.split_number)
+    if convention == "hmdb51":
+        return read_hmdb51(place, config.split_number)
+    readers = {
+        "csv": read_table,
+        "parquet": read_table,
+        "kinetics": read_kinetics,
+        "ssv2": read_something,
+        "list": read_list,
+    }
+    return readers[convention](place)
+
+
+def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
+    """The videos below a root, and the number of other files."""
+    listed = list_files(root) if inventory is None else read_inventory(inventory)
+    if inventory is not None and not is_local(root):
+        listed = listed.filter(pc.starts_with(listed["uri"], root.rstrip("/") + "/"))
+    is_video = pc.match_substring_regex(pc.utf8_lower(listed["uri"]), _ends_with(VIDEO_SUFFIXES))
+    videos = listed.filter(is_video)
+    return videos, len(listed) - len(videos)
+
+
+def _ends_with(suffixes: tuple[str, ...]) -> str:
+    return "(" + "|".join(suffix.replace(".", r"\.") for suffix in suffixes) + ")$"
+
+
+def _from_folders(root: str, listing: pa.Table, convention: str) -> Annotations:
+    """Labels from ``[train|val|test/]CLASS/...``; none when videos lie at the top or in one folder only."""
+    uris = pc.cast(listing["uri"], pa.large_string())
+    prefix = "" if convention == "inventory" and is_local(root) else root.rstrip("/") + "/"
+    relative = pc.utf8_slice_codeunits(uris, start=len(prefix))
+    splits = "|".join(_SPLIT_FOLDERS)
+    found = pc.extract_regex(relative, rf"^(?:(?P<split>{splits})/)?(?:(?P<label>[^/]+)/)?.*[^/]+$")
+    label = _null_if_empty(pc.struct_field(found, "label"))
+    split = _null_if_empty(pc.struct_field(found, "split"))
+    in_classes = convention == "folder" and label.null_count == 0 and len(pc.unique(label)) > 1
+    if not in_classes:
+        label = split = pa.nulls(len(uris), pa.large_string())
+    else:
+        names = pa.array(list(_SPLIT_FOLDERS), pa.large_string())
+        ours = pa.array(list(_SPLIT_FOLDERS.values()), pa.large_string())
+        split = pc.take(ours, pc.index_in(split, names))
+    return Annotations([_annotation_table(path=uris, label=label, split=split)])
+
+
+def _annotation_table(**columns: Any) -> pa.Table:
+    length = len(columns["path"])
+    nothing = pa.nulls(length, pa.large_string())
+    return pa.table({name: columns.get(name, nothing) for name in ANNOTATION_SCHEMA.names}, schema=ANNOTATION_SCHEMA)
+
+
+def _null_if_empty(values: Any) -> Any:
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+
+
+def _gathered(root: str, annotations: Annotations, listing: pa.Table | None, unlisted: bool) -> _Rows:
+    """Find the place of every annotated row, a batch at a time, and keep only what is needed of it."""
+    rows = _Rows([], [], [], [], [], [], [], [])
+    index = None if listing is None else _ListingIndex(listing)
+    for batch in annotations.batches:
+        _add(rows, batch, _absolute_paths(root, batch["path"]), index)
+    if unlisted and index is not None:
+        others = index.not_among(np.concatenate([np.empty(0, np.uint64), *rows.uri_digests]))
+        _add(rows, _annotation_table(path=others), others, index)
+    return rows
+
+
+class _ListingIndex:
+    """What a listing knows of each file, found by URI or by the file's name."""
+
+    def __init__(self, listing: pa.Table) -> None:
+        self.uris = pc.cast(listing["uri"], pa.large_string()).combine_chunks()
+        self.versions = content_versions(listing).combine_chunks()
+        self.sizes = listing["size"].combine_chunks()
+        self._stems: pa.Array | None = None
+
+    def place_of_name(self, batch: pa.Table) -> pa.Array:
+        """By ``{id}_{start}_{end}``, else by the bare id, in whatever folder the file lies."""
+        if self._stems is None:
+            self._stems = file_stem(self.uris).combine_chunks()
+        by_stem = pc.index_in(batch["stem"], self._stems, skip_nulls=True)
+        return pc.coalesce(by_stem, pc.index_in(batch["bare_id"], self._stems, skip_nulls=True)).combine_chunks()
+
+    def not_among(self, digests: Digests) -> pa.Array:
+        return self.uris.filter(pa.array(~np.isin(name_digests(self.uris), digests)))
+
+
+def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) -> None:
+    if index is None:
+        uris = _combined(paths)
+        versions, sizes = pa.nulls(len(batch), pa.string()), pa.nulls(len(batch), pa.int64())
+    else:
+        by_name = batch["path"].null_count == len(batch) > 0
+        place = index.place_of_name(batch) if by_name else _combined(pc.index_in(paths, index.uris, skip_nulls=True))
+        uris = pc.take(index.uris, place)
+        versions, sizes = pc.take(index.versions, place), pc.take(index.sizes, place)
+    source = pc.coalesce(batch["source_video"], source_video_of(uris))
+    uri_digests = name_digests(pc.fill_null(uris, ""))
+    is_file = source.is_null().to_numpy()
+    rows.uris.append(uris)
+    rows.names.append(_combined(pc.if_else(uris.is_null(), pc.coalesce(batch["path"], batch["stem"]), None)))
+    rows.labels.append(_combined(batch["label"]).dictionary_encode())
+    rows.splits.append(_combined(batch["split"]).dictionary_encode())
+    rows.versions.append(versions)
+    rows.sizes.append(sizes)
+    rows.uri_digests.append(uri_digests)
+    rows.source_digests.append(np.where(is_file, uri_digests, name_digests(pc.fill_null(source, ""))))
+
+
+def _combined(values: Any) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    below = pc.binary_join_element_wise(
+        pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
+    )
+    return pc.if_else(pc.match_substring_regex(paths, r"^/|^\w+://"), paths, below)
+
+
+def content_versions(listing: pa.Table) -> pa.ChunkedArray:
+    """What tells one content of a file from the next: its ETag, else its size and time of change."""
+    size, time = (pc.cast(listing[name], pa.string()) for name in ("size", "modified_ns"))
+    size_and_time = pc.binary_join_element_wise(size, time, "-")
+    return pc.coalesce(_null_if_empty(pc.cast(listing["etag"], pa.string())), size_and_time)
+
+
+def _finished(
+    rows: _Rows, annotations: Annotations, config: ManifestConfig, seed: int, known_splits: Mapping[str, str]
+) -> tuple[pa.Table, pa.Table, tuple[str, ...]]:
+    """Part the rows into those to prepare, with their split, and those that cannot be, with the reason."""
+    labels, label_codes = _unified(rows.labels)
+    labels, label_codes, classes = _classes(labels, label_codes, annotations, config.classes)
+    splits, split_codes = _unified(rows.splits)
+    uri_digests = np.concatenate([np.empty(0, np.uint64), *rows.uri_digests])
+    is_file = np.concatenate([np.empty(0, np.bool_), *(_valid(uris) for uris in rows.uris)])
+    checks = (
+        _Checked("missing_file", ~is_file, "the annotations name it, the source does not hold it"),
+        _Checked("unknown_label", _outside(label_codes, labels, classes), "its label is not in the class list"),
+        _Checked(
+            "unused_in_split",
+            ~_outside(split_codes, splits, annotations.unused, none=True),
+            "the official split leaves it out",
+        ),
+        _Checked("unknown_split", _outside(split_codes, splits, SPLITS), "its split is none of train, val, test"),
+        _Checked("duplicate", _is_repeated(uri_digests), "an earlier row names the same video"),
+    )
+    kept, rejected = _sifted(rows, checks)
+    given = _recoded(split_codes, splits, SPLITS)[kept]
+    given = np.where(given < 0, _known(uri_digests[kept], known_splits), given)
+    sources = seeded(np.concatenate([np.empty(0, np.uint64), *rows.source_digests])[kept], seed, "split")
+    split = assign_splits(sources, label_codes[kept], given, val_share=config.val_share)
+    table = pa.Table.from_arrays(
+        [
+            _kept_chunks(rows.uris, kept, pa.large_string()),
+            _dictionary(label_codes[kept], labels),
+            _dictionary(split, SPLITS),
+            _kept_chunks(rows.versions, kept, pa.string()),
+            _kept_chunks(rows.sizes, kept, pa.int64()),
+        ],
+        schema=MANIFEST_SCHEMA,
+    )
+    return table, rejected, classes
+
+
+def _unified(chunks: list[pa.Array]) -> tuple[list[str], Codes]:
+    """Chunks with dictionaries of their own → one list of words and a code per row, -1 for null."""
+    if not chunks:
+        return [], np.empty(0, np.int32)
+    joined = pa.chunked_array(chunks).unify_dictionaries()
+    codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in joined.chunks]
+    return joined.chunks[0].dictionary.to_pylist(), np.concatenate(codes).astype(np.int32)
+
+
+def _classes(
+    labels: list[str], codes: Codes, annotations: Annotations, place: str | None
+) -> tuple[list[str], Codes, tuple[str, ...]]:
+    """The labels as names, their codes, and the class list."""
+    listed = read_class_list(place) if place is not None else annotations.classes
+    if annotations.digits_are_indices and all(re.fullmatch(r"-?\d+", label) for label in labels):
+        indices = [int(label) for label in labels]
+        codes = np.where(np.array([*indices, -1])[codes] < 0, np.int32(-1), codes)
+        listed = listed or tuple(str(index) for index in range(max([*indices, -1]) + 1))
+        labels = [listed[index] if 0 <= index < len(listed) else str(index) for index in indices]
+    in_use = np.unique(codes[codes >= 0])
+    return labels, codes, listed if listed is not None else tuple(sorted(labels[code] for code in in_use))
+
+
+def _outside(codes: Codes, words: list[str], allowed: Collection[str], *, none: bool = False) -> npt.NDArray[np.bool_]:
+    """Rows whose word is none of the allowed; rows without a word are outside only if ``none``."""
+    outside = np.array([*(word not in allowed for word in words), none])
+    return outside[codes]
+
+
+def _recoded(codes: Codes, words: list[str], order: Sequence[str]) -> Codes:
+    return np.array([*(order.index(word) if word in order else -1 for word in words), -1], np.int32)[codes]
+
+
+def _is_repeated(digests: Digests) -> npt.NDArray[np.bool_]:
+    """True on every row whose digest occurred before."""
+    repeated = np.ones(len(digests), np.bool_)
+    repeated[np.unique(digests, return_index=True)[1]] = False
+    return repeated
+
+
+def _known(digests: Digests, known: Mapping[str, str]) -> Codes:
+    """The split of earlier versions for each row, -1 without one."""
+    if not known:
+        return np.full(len(digests), -1, np.int32)
+    names = name_digests(pa.array(list(known), pa.large_string()))
+    order = np.argsort(names)
+    splits = np.array([SPLITS.index(split) for split in known.values()], np.int32)[order]
+    place = np.minimum(np.searchsorted(names[order], digests), len(order) - 1)
+    return np.where(names[order][place] == digests, splits[place], np.int32(-1))
+
+
+def _sifted(rows: _Rows, checks: Sequence[_Checked]) -> tuple[npt.NDArray[np.bool_], pa.Table]:
+    """Which rows pass every check, and the others with the first check that they failed."""
+    kept = np.ones(len(checks[0].out), np.bool_)
+    rejected = []
+    for check in checks:
+        out = kept & check.out
+        kept &= ~check.out
+        if out.any():
+            chunks = [pc.coalesce(uris, names) for uris, names in zip(rows.uris, rows.names, strict=True)]
+            names = _kept_chunks(chunks, out, pa.large_string())
+            columns = [names, pa.repeat(check.reason, len(names)), pa.repeat(check.message, len(names))]
+            rejected.append(pa.table(columns, names=REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
+    return kept, pa.concat_tables([REJECTED_SCHEMA.empty_table(), *rejected])
+
+
+def _kept_chunks(chunks: list[pa.Array], kept: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.ChunkedArray:
+    starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+    parts = [
+        chunk if kept[start : start + len(chunk)].all() else chunk.filter(pa.array(kept[start : start + len(chunk)]))
+        for chunk, start in zip(chunks, starts, strict=False)
+    ]
+    return pa.chunked_array(parts, kind)
+
+
+def _dictionary(codes: Codes, words: Sequence[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(
+        pa.array(codes, pa.int32(), mask=codes < 0), pa.array(list(words), pa.large_string())
+    )
+
+
+def _valid(values: pa.Array) -> npt.NDArray[np.bool_]:
+    valid: npt.NDArray[np.bool_] = values.is_valid().to_numpy(zero_copy_only=False)
+    return valid
