@@ -15,12 +15,14 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset
 
-from hiera_video import Hiera, load_model, normalize_video, read_metadata
+from hiera_video import Hiera, load_model, normalize_video
 from jobs.cluster import has_gpus
 from jobs.errors import UserError
-from pipeline import StorageError, absolute, join, local_copy
+from jobs.initial_weights import initial_metadata, local_weights
+from pipeline import absolute
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIGEST_CHARACTERS = 16
 # A worker that dies takes its rows along to one more attempt; by default Ray Data repeats such a task for ever.
 ACTOR_RETRIES = {"max_restarts": 4, "max_task_retries": 1}
@@ -31,7 +33,7 @@ class ClassifierWeights:
     """Where a classifier's weights are and what they say about themselves."""
 
     uri: str
-    """The `.safetensors` file, absolute."""
+    """What `init` named, absolute."""
     digest: str
     """First characters of the file's SHA-256."""
     input_size: tuple[int, int, int]
@@ -48,14 +50,9 @@ def find_classifier(init: str) -> ClassifierWeights:
     Raises:
         UserError: nothing is there, or it is no video classifier of this project.
     """
-    uri = absolute(init if init.endswith(".safetensors") else join(init, "model.safetensors"))
-    try:
-        with local_copy(uri) as path:
-            metadata = read_metadata(path)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARACTERS]
-    except (StorageError, ValueError) as error:
-        raise UserError(f"init={init}: {error}; give the output of a fine-tuning run or a .safetensors file") from error
+    metadata = initial_metadata(init)
+    with local_weights(init) as path, path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARACTERS]
     architecture = json.loads(metadata.get("config", "{}"))
     if metadata.get("config_class") != "HieraConfig" or len(architecture["input_size"]) != 3:
         raise UserError(
@@ -64,7 +61,7 @@ def find_classifier(init: str) -> ClassifierWeights:
         )
     frames, height, width = architecture["input_size"]
     classes = _class_names(init, metadata, architecture["num_classes"])
-    return ClassifierWeights(uri, digest, (frames, height, width), classes, _links(metadata))
+    return ClassifierWeights(absolute(init), digest, (frames, height, width), classes, _links(metadata))
 
 
 class Classifier:
@@ -76,7 +73,7 @@ class Classifier:
             torch.set_num_threads(1)
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self.precision = precision
-        with local_copy(uri) as path:
+        with local_weights(uri) as path:
             model = load_model(path)
         assert isinstance(model, Hiera)  # checked by `find_classifier`
         self.model = model.to(self.device).eval()
@@ -85,8 +82,8 @@ class Classifier:
     def probabilities(self, video: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Softmax scores ``[B, classes]`` of uint8 frames ``[B, T, H, W, 3]``."""
         frames = torch.from_numpy(np.require(video, np.uint8, ["C", "W"])).to(self.device)
-        reduced = self.precision != "float32"
-        with torch.autocast(self.device.type, getattr(torch, self.precision) if reduced else None, enabled=reduced):
+        dtype = AUTOCAST[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             logits = self.model(normalize_video(frames))
         return np.asarray(logits.float().softmax(dim=1).cpu().numpy(), np.float32)
 
@@ -118,7 +115,7 @@ class ScoringConfig:
     """Model actors; each takes a GPU where the cluster has some, else one CPU core."""
     decode_workers: int = 1
     """Decoding actors; each takes one CPU core."""
-    precision: Precision = "float32"
+    precision: Precision = "fp32"
     """Arithmetic of the model."""
 
     def __post_init__(self) -> None:

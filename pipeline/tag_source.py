@@ -11,13 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipeline.annotations import VIDEO_SUFFIXES
 from pipeline.storage import StorageError, absolute, filesystem, join, list_files, read_bytes
 from pipeline.windows import DELETED, OK, PROBED_SCHEMA, video_id
 
-VIDEO_SUFFIXES = (
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
-    ".ts", ".vob", ".webm", ".wmv",
-)  # fmt: skip
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 MANIFEST_COLUMNS = ("uri", "path", "video")
 

@@ -78,17 +78,17 @@ def video_id(uri: str, content_version: str) -> int:
     return clip_id(uri, content_version, 0.0, math.inf)
 
 
-def window_frame_indices(
-    span_seconds: tuple[float, float], duration_seconds: float, num_frames: int, wanted: int
-) -> npt.NDArray[np.int64]:
-    """``wanted`` frames spread evenly over a window, int64 ``[T]``; a short window repeats frames.
+def window_times(span_seconds: tuple[float, float], frame_seconds: float, num_frames: int) -> npt.NDArray[np.float64]:
+    """When to look into a window, float64 ``[T]`` in seconds: evenly from its start to the start of its last frame.
 
-    The same rule as the uniform test clip (SlowFast): ``linspace(first, first + span - 1)``, truncated and clamped.
+    At a constant frame rate these are the frames of the uniform test clip, ``linspace(first, first + span - 1)``
+    truncated (SlowFast); a window shorter than ``num_frames`` frames repeats some.
+
+    Args:
+        frame_seconds: how long a frame of the video lasts on average.
+        num_frames: T.
     """
-    frames_per_second = num_frames / duration_seconds
-    first = span_seconds[0] * frames_per_second
-    last = max(span_seconds[1] * frames_per_second - 1, first)
-    return np.linspace(first, last, wanted).astype(np.int64).clip(0, num_frames - 1)
+    return np.linspace(span_seconds[0], max(span_seconds[1] - frame_seconds, span_seconds[0]), num_frames)
 
 
 def plan_units(probed: pa.Table, grid: WindowGrid, windows_per_chunk: int) -> pa.Table:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.windows import PROBED_SCHEMA, UNIT_SCHEMA, WindowGrid, plan_units, video_id, window_frame_indices
+from pipeline.windows import PROBED_SCHEMA, UNIT_SCHEMA, WindowGrid, plan_units, video_id, window_times
 
 DURATIONS = st.lists(st.one_of(st.none(), st.floats(0.04, 60.0)), max_size=12)
 
@@ -75,11 +75,11 @@ def test_the_documented_example_of_a_plan() -> None:
                       (2, "video2", 0, 1)]  # fmt: skip
 
 
-def test_frames_of_a_window_are_even_and_inside_it() -> None:
-    assert window_frame_indices((2.0, 4.0), 10.0, 300, 16).tolist() == [
-        60, 63, 67, 71, 75, 79, 83, 87, 91, 95, 99, 103, 107, 111, 115, 119,
-    ]  # fmt: skip
-    short = window_frame_indices((0.0, 0.1), 0.1, 3, 16)
-    assert short.dtype == np.int64
-    assert sorted(set(short.tolist())) == [0, 1, 2]
-    assert window_frame_indices((0.0, 0.04), 0.04, 1, 4).tolist() == [0, 0, 0, 0]
+def test_times_of_a_window_are_the_frames_of_the_uniform_test_clip() -> None:
+    for start in (0.0, 2.0, 7.9):
+        times = window_times((start, start + 2.0), 1 / 30, 16)
+        first = start * 30
+        frames = np.floor(times * 30 + 1e-6).astype(int)
+        assert frames.tolist() == np.linspace(first, first + 59, 16).astype(int).tolist()
+    assert window_times((0.0, 0.1), 1 / 30, 16).max() == pytest.approx(2 / 30)
+    assert window_times((0.0, 0.04), 0.04, 4).tolist() == [0.0, 0.0, 0.0, 0.0]

@@ -1,0 +1,121 @@
+"""Tagging a folder with good and bad videos, going on after a cut, and finding nothing new."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video import create_model, save_model
+from jobs.classifier import Classifier
+from jobs.errors import UserError
+from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.program import replace
+from jobs.tag import TagConfig, run
+from jobs.tracking import TrackingConfig
+from pipeline import DecodeConfig, IsolatedDecoder, TimeView, center_crop, read_tags, read_videos, window_times
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    metadata = {"classes": json.dumps(MOTION_CLASSES), "program": "finetune", "run_id": "f1", "pretrain_run_id": "p1"}
+    save_model(path, create_model("hiera_test_8x64"), metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    render_motion_videos(folder, 5, seed=1, size=64, num_frames=50)
+    (folder / "text.mp4").write_text("this is no video")
+    (folder / "empty.webm").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tagged(weights: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TagConfig, dict[str, Any]]:
+    config = TagConfig(
+        source=str(source),
+        init=str(weights),
+        output=str(tmp_path_factory.mktemp("tags") / "tag"),
+        window_seconds=0.7,
+        hop_seconds=0.5,
+        batch_size=3,
+        chunk_batches=2,
+        tracking=TrackingConfig(uri="none"),
+    )
+    return config, run(config)
+
+
+def test_every_file_has_rows_or_a_reason(tagged: tuple[TagConfig, dict[str, Any]], source: Path) -> None:
+    config, report = tagged
+    videos = {Path(row["uri"]).name: row for row in read_videos(config.output).to_pylist()}
+    listed = {path.name for path in source.rglob("*.*")}
+    assert set(videos) == listed
+    assert report["videos_ok"] == 5
+    assert report["windows_scored"] == 5 * 3  # 50 frames at 30 per second: from 0, 0.5 and 0.967 s
+    assert videos["empty.webm"]["status"] == "empty"
+    assert videos["text.mp4"]["status"] == "not_a_video"
+    rows = read_tags(config.output).to_pylist()
+    assert len(rows) == 5 * 3 + 2
+    scored = [row for row in rows if row["status"] == "ok"]
+    assert all(len(row["labels"]) == 5 and row["scores"] == sorted(row["scores"])[::-1] for row in scored)
+
+
+def test_scores_are_those_of_decoding_and_scoring_one_window_alone(tagged: tuple[TagConfig, dict[str, Any]]) -> None:
+    config, _ = tagged
+    classifier = Classifier(config.init, "fp32", use_gpu=False)
+    with IsolatedDecoder(DecodeConfig()) as decoder:
+        for row in [row for row in read_tags(config.output).to_pylist() if row["status"] == "ok"][::4]:
+            info = decoder.probe(row["uri"])
+            times = window_times((row["start_seconds"], row["end_seconds"]), 1 / info.fps, 8)
+            clips = decoder.decode(row["uri"], [TimeView(times, center_crop(info.height, info.width), (64, 64))])
+            expected = dict(zip(MOTION_CLASSES, classifier.probabilities(np.stack(clips))[0], strict=True))
+            assert row["labels"] == sorted(expected, key=lambda name: -expected[name])[:5]
+            assert row["scores"] == pytest.approx([expected[name] for name in row["labels"]], rel=1e-4)
+
+
+def test_the_same_command_finds_nothing_new(tagged: tuple[TagConfig, dict[str, Any]]) -> None:
+    config, report = tagged
+    again = run(config)
+    assert not report["nothing_new"]
+    assert again["nothing_new"]
+    assert (again["windows_scored"], again["version"]) == (0, 0)
+
+
+def test_a_cut_run_does_only_what_is_missing(tagged: tuple[TagConfig, dict[str, Any]]) -> None:
+    config, report = tagged
+    before = read_tags(config.output)
+    output = Path(config.output)
+    (output / "_commits" / "0.json").unlink()
+    (output / "tags" / "000000-000001.parquet").unlink()
+    again = run(replace(config, workers=2))
+    assert (again["chunks_done"], again["chunks_skipped"]) == (1, report["chunks_done"] - 1)
+    after = read_tags(config.output)
+    assert after.drop_columns("scores") == before.drop_columns("scores")
+    flat = np.concatenate(after["scores"].to_numpy())
+    assert flat == pytest.approx(np.concatenate(before["scores"].to_numpy()), abs=1e-5)
+
+
+def test_another_setting_or_other_weights_need_another_output(
+    tagged: tuple[TagConfig, dict[str, Any]], weights: Path, tmp_path: Path
+) -> None:
+    config, _ = tagged
+    with pytest.raises(UserError, match=r"hop_seconds: 0\.5 there, 0\.25 now"):
+        run(replace(config, hop_seconds=0.25))
+    with pytest.raises(UserError, match="init="):
+        run(replace(config, init=str(tmp_path)))
+    other = tmp_path / "model.safetensors"
+    save_model(other, create_model("mae_hiera_test_8x64"))
+    with pytest.raises(UserError, match="not a video classifier"):
+        run(replace(config, init=str(other)))
+    with pytest.raises(UserError, match="take 99 CPUs"):
+        run(replace(config, workers=98, output=str(tmp_path / "out")))
