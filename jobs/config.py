@@ -38,6 +38,7 @@ def load_config(config_class: type[ConfigT], program: str, arguments: Sequence[s
     """
     recipe, overrides = _split_arguments(program, arguments)
     tree = OmegaConf.structured(config_class)
+    _thaw(tree)
     for key, raw in [*_recipe_leaves(program, recipe), *overrides]:
         _set(tree, config_class, key, raw)
     return typing.cast(ConfigT, _instantiate(tree, ""))
@@ -200,6 +201,14 @@ def _is_optional_text(hint: Any) -> bool:
         str,
         type(None),
     }
+
+
+def _thaw(node: DictConfig) -> None:
+    """OmegaConf makes the tree of a frozen dataclass read-only, each level by itself."""
+    OmegaConf.set_readonly(node, False)
+    for name in node:
+        if not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
+            _thaw(node[name])
 
 
 def _instantiate(node: DictConfig, path: str) -> Any:
