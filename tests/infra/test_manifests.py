@@ -93,7 +93,7 @@ def test_a_misspelt_key_and_a_wrong_type_break_the_schema() -> None:
 
 
 @pytest.mark.parametrize("name", RAY_MANIFESTS)
-def test_the_head_takes_no_work_and_workers_start_from_nothing(name: str) -> None:
+def test_the_head_takes_no_work_and_workers_may_shrink_to_nothing(name: str) -> None:
     cluster = cluster_spec(name)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
