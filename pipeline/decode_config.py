@@ -1,0 +1,140 @@
+"""What decoding takes and gives: configuration, views, facts, the error; shared by the decoder and its child."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.sampling import CropBox
+
+Backend = Literal["decord", "pyav"]
+
+MESSAGE_LENGTH = 160
+Keys = TypeVar("Keys", npt.NDArray[np.int64], npt.NDArray[np.float64])
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How videos are decoded, and what one of them may cost."""
+
+    backend: Backend = "decord"
+    """Decoding library: decord, with PyAV where decord has no wheel, fails or is known to be wrong; or PyAV alone."""
+
+    deadline_seconds: float = 5.0
+    """Seconds for one request (in validation: for each step of it), after which the child is killed."""
+
+    max_pixels: int = 2**24
+    """Largest picture (width times height) that is decoded; 4096 x 4096."""
+
+    max_frames: int = 1_000_000
+    """Most frames of one video."""
+
+    max_seconds: float = 12 * 3600.0
+    """Longest video, in seconds."""
+
+    max_bytes: int = 64 * 2**30
+    """Largest file, in bytes."""
+
+    memory_bytes: int = 2 * 2**30
+    """Memory that a decoding child may allocate, in bytes."""
+
+    videos_per_child: int = 1000
+    """Videos after which a child is replaced: decord's memory grows between videos."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "backend" and value <= 0:
+                raise ValueError(f"{field.name}={value}: must be positive; leave it out for the default")
+        if self.memory_bytes < 2**28:
+            raise ValueError(f"memory_bytes={self.memory_bytes}: a decoder needs 256 MiB; give {2**28} or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """The facts of a video, from its packets and one decoded frame."""
+
+    width: int
+    """Pixels as shown, after rotation."""
+    height: int
+    """Pixels as shown, after rotation."""
+    fps: float
+    """Average frames per second; 0 when the file does not say."""
+    num_frames: int
+    """Frames by their packets; after ``validate``: those that could be decoded."""
+    duration_seconds: float
+    """From the first frame's start to the last frame's end."""
+    codec: str
+    container: str
+    rotation: int
+    """Clockwise degrees from the coded to the shown picture: 0, 90, 180, 270."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameView:
+    """A clip to decode, by frame numbers.
+
+    ``frame_indices`` int64 [T] from 0 in presentation order, repeats allowed; ``crop`` in pixels as shown (None: the
+    whole picture); ``size`` H, W of the result.
+    """
+
+    frame_indices: npt.NDArray[np.int64]
+    crop: CropBox | None
+    size: tuple[int, int]
+
+    @property
+    def keys(self) -> npt.NDArray[np.int64]:
+        """What tells one frame from the next. [T]"""
+        return _ascertained(np.asarray(self.frame_indices, np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeView:
+    """A clip to decode, by time: the frames on screen at ``times_seconds`` (float64 [T], from the first frame).
+
+    Needs no index of the whole file, so a short window of a long video is cheap.
+    """
+
+    times_seconds: npt.NDArray[np.float64]
+    crop: CropBox | None
+    size: tuple[int, int]
+
+    @property
+    def keys(self) -> npt.NDArray[np.float64]:
+        """What tells one frame from the next. [T]"""
+        return _ascertained(np.asarray(self.times_seconds, np.float64))
+
+
+class DecodeError(Exception):
+    """A video that cannot be used; ``reason`` is one of few words to count by, ``message`` says it for a person.
+
+    Reasons: missing, unreadable, empty, not_a_video, no_video_stream, unsupported, damaged, missing_frames, max_pixels,
+    max_frames, max_seconds, max_bytes, out_of_memory, timeout, crashed.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    @classmethod
+    def quoting(cls, reason: str, message: str) -> DecodeError:
+        """With a library's text, which may quote the file's content: cut short, and printable."""
+        return cls(reason, "".join(c if c.isprintable() else "?" for c in message)[:MESSAGE_LENGTH])
+
+    @classmethod
+    def over(cls, limit: str, value: float, allowed: float) -> DecodeError:
+        """A limit of ``DecodeConfig`` that the video breaks."""
+        return cls(limit, f"{value:.0f} is over {limit}={allowed:.0f}")
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+def _ascertained(keys: Keys) -> Keys:
+    if keys.ndim != 1 or not len(keys) or keys.min() < 0:
+        raise ValueError(f"frames={keys}: must be a non-empty list of numbers that are not negative")
+    return keys
