@@ -368,7 +368,7 @@ def _finished(
     uri_digests = np.concatenate([np.empty(0, np.uint64), *rows.uri_digests])
     is_file = np.concatenate([np.empty(0, np.bool_), *(_valid(uris) for uris in rows.uris)])
     checks = (
-        _Checked("missing_file", ~is_file, "the annotations name it, the source does not hold it"),
+        _Checked("missing", ~is_file, "the annotations name it, the source does not hold it"),
         _Checked("unknown_label", _outside(label_codes, labels, classes), "its label is not in the class list"),
         _Checked(
             "unused_in_split",
