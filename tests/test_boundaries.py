@@ -30,7 +30,7 @@ DOORS = {
     "hiera_video": Doors(frozenset(), frozenset({"torch", "kornia", "safetensors", "numpy"})),
     "pipeline": Doors(
         frozenset(),
-        frozenset({"ray.data", "ray.util.metrics", "pyarrow", "boto3", "botocore", "decord", "av", "numpy"}),
+        frozenset({"ray.data", "ray.util.metrics", "pyarrow", "boto3", "botocore", "decord", "av", "cv2", "numpy"}),
     ),
     "jobs": Doors(
         frozenset({"hiera_video", "pipeline"}),
