@@ -1,0 +1,109 @@
+"""From any collection of videos to a prepared set: validated, transcoded, shuffled shards with labels and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jobs.cluster import connect
+from jobs.errors import UserError
+from jobs.output import FREE_KEYS, claim_output
+from jobs.program import console, run_program
+from pipeline import DecodeConfig, read_bytes
+from pipeline.annotations import ManifestError
+from pipeline.manifest import ManifestConfig
+from pipeline.prepare import Outcome, PrepareSettings, prepare
+from pipeline.prepare_chunk import StoreConfig
+from pipeline.transcode import TranscodeConfig
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Configuration of the program."""
+
+    source: str
+    """Folder, s3:// prefix, or manifest file (CSV, Parquet) of the videos."""
+    output: str
+    """Where the prepared set is written; the same place again adds what is new or changed."""
+    seed: int = 0
+    """Decides the global order and the splits."""
+    workers: int | None = None
+    """Transcoding processes. Default: the cluster's CPUs but one."""
+    exclude: str | None = None
+    """A video's URI or path below the source, or a .txt file with one a line: taken out as a new version."""
+    manifest: ManifestConfig = field(default_factory=ManifestConfig)
+    transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0))
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+
+def run(config: PrepareConfig) -> dict[str, Any]:
+    """Prepare and report.
+
+    Raises:
+        UserError: annotations that do not follow their convention, an output of other settings.
+    """
+    claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
+    connect()
+    settings = PrepareSettings(config.manifest, config.transcode, config.decode, config.store, config.seed)
+    with _progress_bar() as progress:
+        try:
+            outcome = prepare(
+                config.source,
+                config.output,
+                settings,
+                exclude=_excluded(config.exclude),
+                workers=config.workers,
+                progress=progress,
+            )
+        except ManifestError as error:
+            raise UserError(str(error)) from error
+    return _report(outcome)
+
+
+def _excluded(place: str | None) -> list[str]:
+    if place is None:
+        return []
+    if not place.lower().endswith(".txt"):
+        return [place]
+    return [line.strip() for line in read_bytes(place).decode().splitlines() if line.strip()]
+
+
+def _report(outcome: Outcome) -> dict[str, Any]:
+    version: Mapping[str, Any] = outcome.version
+    counts = version["counts"]
+    return {
+        "status": "prepared" if outcome.is_new else "already up to date",
+        "version": version["version"],
+        "digest": version["digest"],
+        "videos": counts["videos"],
+        "clips": counts["clips"],
+        "clips_by_split": counts["clips_by_split"],
+        "labelled_clips": counts["labelled_clips"],
+        "classes": len(version["classes"]),
+        "rejected": counts["rejected"],
+        "skipped_files": outcome.skipped_files,
+        "source_bytes": counts["source_bytes"],
+        "stored_bytes": counts["stored_bytes"],
+    }
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Any]:
+    columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def main() -> None:
+    """Entry point of ``python -m jobs.prepare``."""
+    run_program("prepare", PrepareConfig, run, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""From a manifest to a prepared set: plan, chunks in Ray Data, commit. Sets grow by versions.
+
+Under ``output``: ``shards/`` and ``rejected/`` (`schema.CLIP_SCHEMA`, `schema.REJECTED_SCHEMA`), ``classes.json``,
+``dataset.json`` (the newest version), ``versions/N.json`` (every version; its conditional write is the commit), and
+``_prepare/vN/`` with the plan and the record of every video that was looked at.
+
+The global shuffle costs nothing: the plan is shuffled, and chunks of it are written in order. A chunk is done when its
+record is there, so the same call goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+
+from pipeline.decode_config import DecodeConfig
+from pipeline.manifest import Manifest, ManifestConfig, read_manifest, shuffled_order
+from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings, PrepareChunk, StoreConfig, table_bytes, write_shard
+from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
+from pipeline.splits import name_digests
+from pipeline.storage import (
+    StorageError,
+    absolute,
+    exists,
+    filesystem,
+    join,
+    list_files,
+    read_bytes,
+    write_bytes,
+    write_if_absent,
+)
+from pipeline.transcode import TranscodeConfig
+
+Progress = Callable[[int, int], None]
+"""Called with the videos that are done and their total."""
+
+READERS = 16
+BLOCKS_AT_MOST = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings:
+    """What a prepared set is made of; equal settings and sources give equal shards."""
+
+    manifest: ManifestConfig
+    transcode: TranscodeConfig
+    decode: DecodeConfig
+    store: StoreConfig
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a call of `prepare` did."""
+
+    version: Mapping[str, Any]
+    """The newest version's record, as in ``dataset.json``."""
+    is_new: bool
+    """False when there was nothing to add or to take out."""
+    skipped_files: int
+    """Files of the source that are no videos by their name."""
+
+
+def prepare(
+    source: str,
+    output: str,
+    settings: PrepareSettings,
+    *,
+    exclude: Sequence[str] = (),
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Bring ``output`` up to date with ``source``: everything at first, later what is new or changed.
+
+    Needs a running Ray.
+
+    Args:
+        exclude: URIs (or paths below the source) to take out, now and in all later versions.
+        workers: transcoding processes; default: the cluster's CPUs but one.
+
+    Raises:
+        ManifestError: annotations that do not follow their convention.
+        StorageError: a place that cannot be read or written, or another writer committed first.
+    """
+    output = absolute(output)
+    versions = read_versions(output)
+    newest = versions[-1] if versions else None
+    if newest is not None:
+        _publish(output, newest)
+    plan = _unfinished_plan(output, len(versions) + 1)
+    if plan is None:
+        plan = _plan(source, output, settings, newest, exclude)
+    if plan is None:
+        assert newest is not None
+        return Outcome(newest, is_new=False, skipped_files=0)
+    chunks = ChunkSettings(output, plan["version"], settings.seed, settings.transcode, settings.decode, settings.store)
+    _run_chunks(chunks, plan, workers, progress or (lambda _done, _total: None))
+    committed = _commit(output, plan, newest, settings)
+    return Outcome(committed, is_new=True, skipped_files=plan["skipped_files"])
+
+
+def read_versions(output: str) -> list[dict[str, Any]]:
+    """Every committed version of a prepared set, oldest first."""
+    if not exists(join(output, "versions")):
+        return []
+    files = list_files(join(output, "versions"), (".json",))["uri"].to_pylist()
+    versions: list[dict[str, Any]] = _mapped(lambda file: json.loads(read_bytes(file)), sorted(files))
+    return versions
+
+
+def current_videos(output: str, version: int) -> pa.Table:
+    """The record of every video that a version was made of (`VIDEO_SCHEMA`), rejected ones included.
+
+    Of a video that changed between versions the newest record counts.
+    """
+    tables = [VIDEO_SCHEMA.empty_table()]
+    for number in range(version, 0, -1):
+        tables += _read_records(output, number)
+    videos = pa.concat_tables(tables)
+    _, newest = np.unique(name_digests(videos["uri"]), return_index=True)
+    return videos.take(pa.array(np.sort(newest)))
+
+
+def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
+    """The rejected rows of a version (`REJECTED_SCHEMA`)."""
+    tables = _mapped(lambda file: _read_table(join(output, file)), version["rejected"])
+    return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
+
+
+def _plan(
+    source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
+) -> dict[str, Any] | None:
+    """Write the plan of the next version; None when there is nothing to do."""
+    known = current_videos(output, newest["version"]) if newest else VIDEO_SCHEMA.empty_table()
+    splits = known.filter(pc.is_valid(known["split"]))
+    known_splits = dict(zip(splits["uri"].to_pylist(), splits["split"].to_pylist(), strict=True))
+    manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=known_splits)
+    excluded = {*(newest["excluded"] if newest else ()), *(_placed(source, uri) for uri in exclude)}
+    rows, changed = _new_or_changed(manifest.rows, known, excluded)
+    present = pc.is_in(known["uri"], pa.array(sorted(excluded), pa.string()))
+    taken_out = sorted({*changed, *known.filter(present)["uri"].to_pylist()} - set(_removed_before(newest)))
+    if newest is not None and len(rows) == 0 and not taken_out:
+        return None
+    version = 1 if newest is None else newest["version"] + 1
+    return _write_plan(output, settings, manifest, rows, excluded, taken_out, version, newest)
+
+
+def _write_plan(
+    output: str,
+    settings: PrepareSettings,
+    manifest: Manifest,
+    rows: pa.Table,
+    excluded: set[str],
+    taken_out: list[str],
+    version: int,
+    newest: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    chunks = ChunkSettings(output, version, settings.seed, settings.transcode, settings.decode, settings.store)
+    order = shuffled_order(rows, settings.seed)
+    step = settings.store.plan_rows_a_file
+    for number, start in enumerate(range(0, len(rows), step)):
+        some = rows.take(pa.array(order[start : start + step]))
+        write_bytes(chunks.plan_file(number), table_bytes(some))
+    rejected = pa.concat_tables([manifest.rejected, _excluded_rows(excluded)])
+    rejected_file = f"rejected/{chunks.name}-plan.parquet"
+    if len(rejected):
+        write_bytes(join(output, rejected_file), table_bytes(rejected))
+    earlier = list(newest["classes"]) if newest else []
+    plan = {
+        "version": version,
+        "parent": None if newest is None else newest["digest"],
+        "videos": len(rows),
+        "chunks": -(-len(rows) // settings.store.videos_per_chunk),
+        "convention": manifest.convention,
+        "skipped_files": manifest.skipped_files,
+        # Indices of earlier versions stay: new classes come behind.
+        "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
+        "excluded": sorted(excluded),
+        "taken_out": taken_out,
+        "rejected": [rejected_file] if len(rejected) else [],
+    }
+    place = join(output, "_prepare", chunks.name, "plan.json")
+    if not write_if_absent(place, json.dumps(plan).encode()):
+        plan = json.loads(read_bytes(place))
+    return plan
+
+
+def _new_or_changed(rows: pa.Table, known: pa.Table, excluded: set[str]) -> tuple[pa.Table, list[str]]:
+    """The manifest's rows to prepare, and the URIs among them that an earlier version holds differently."""
+    rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
+    if len(known) == 0:
+        return rows, []
+    place = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())
+    same = pc.is_valid(place)
+    for name in ("content_version", "label"):
+        mine, theirs = pc.cast(rows[name], pa.large_string()), pc.cast(pc.take(known[name], place), pa.large_string())
+        equal = pc.fill_null(pc.equal(mine, theirs), False)
+        both_absent = pc.and_(pc.is_null(mine), pc.is_null(theirs))
+        # A manifest that lists no versions cannot say that a file changed.
+        unknown = pc.is_null(mine) if name == "content_version" else both_absent
+        same = pc.and_(same, pc.or_(equal, unknown))
+    fresh = pc.invert(same)
+    changed = rows.filter(pc.and_(fresh, pc.is_valid(place)))["uri"].to_pylist()
+    return rows.filter(fresh), changed
+
+
+def _placed(source: str, uri: str) -> str:
+    return uri if "://" in uri or uri.startswith("/") else join(absolute(source), uri)
+
+
+def _removed_before(newest: Mapping[str, Any] | None) -> Iterable[str]:
+    return newest["excluded"] if newest else ()
+
+
+def _excluded_rows(excluded: set[str]) -> pa.Table:
+    rows = [{"uri": uri, "reason": "excluded", "message": "taken out by exclude="} for uri in sorted(excluded)]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+
+
+def _unfinished_plan(output: str, version: int) -> dict[str, Any] | None:
+    place = join(output, "_prepare", f"v{version:04d}", "plan.json")
+    return json.loads(read_bytes(place)) if exists(place) else None
+
+
+def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
+    """Do every chunk that has no record yet."""
+    done = _recorded_chunks(settings.output, plan["version"])
+    todo = [chunk for chunk in range(plan["chunks"]) if chunk not in done]
+    videos = min(len(done) * settings.store.videos_per_chunk, plan["videos"])
+    progress(videos, plan["videos"])
+    if not todo:
+        return
+    size = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+    dataset = ray.data.from_items([{"id": chunk} for chunk in todo], override_num_blocks=min(len(todo), BLOCKS_AT_MOST))
+    dataset.context.enable_progress_bars = False
+    summaries = dataset.map_batches(
+        PrepareChunk,
+        fn_constructor_args=(settings,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(size, len(todo))),
+        num_cpus=1,
+        max_restarts=3,
+        max_task_retries=2,
+    )
+    for summary in summaries.iter_rows():
+        videos += summary["videos"]
+        progress(min(videos, plan["videos"]), plan["videos"])
+
+
+def _commit(
+    output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None, settings: PrepareSettings
+) -> dict[str, Any]:
+    """Write the version's record; of two writers one succeeds."""
+    kept = _without(output, plan, newest["shards"] if newest else [])
+    shards = [*kept, *_shards_of(output, plan["version"])]
+    videos = current_videos(output, plan["version"])
+    videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
+    earlier = [file for file in newest["rejected"] if not file.endswith("-plan.parquet")] if newest else []
+    rejected = [*earlier, *plan["rejected"], *_rejected_files(output, plan["version"])]
+    version = {
+        "version": plan["version"],
+        "parent": plan["parent"],
+        "digest": _digest(shards, plan["classes"]),
+        "counts": _counts(videos, _rejected_by_reason(output, rejected), shards),
+        "classes": plan["classes"],
+        "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
+        "excluded": plan["excluded"],
+        "shards": shards,
+        "rejected": rejected,
+    }
+    place = join(output, "versions", f"{plan['version']:04d}.json")
+    if not write_if_absent(place, json.dumps(version, indent=1).encode()):
+        theirs: dict[str, Any] = json.loads(read_bytes(place))
+        if theirs["digest"] != version["digest"]:
+            raise StorageError(place, "another writer committed this version first", "run again to add to it")
+        version = theirs
+    _publish(output, version)
+    return version
+
+
+def _publish(output: str, version: Mapping[str, Any]) -> None:
+    """Let ``dataset.json`` and ``classes.json`` name a committed version; repeated after a kill in between."""
+    place = join(output, "dataset.json")
+    data = json.dumps(version, indent=1).encode()
+    if exists(place) and read_bytes(place) == data:
+        return
+    write_bytes(join(output, "classes.json"), json.dumps(version["classes"], indent=1).encode())
+    if version["version"] > 1 or not write_if_absent(place, data):
+        write_bytes(place, data)
+
+
+def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shards of the parent version; those with clips that were taken out or replaced are written anew without."""
+    if not plan["taken_out"]:
+        return shards
+    gone = pa.array(plan["taken_out"], pa.string())
+    kept = []
+    for number, shard in enumerate(shards):
+        place = join(output, shard["file"])
+        stays = pc.invert(pc.is_in(_read_table(place, ["uri"])["uri"], gone))
+        if pc.all(stays).as_py():
+            kept.append(shard)
+        elif pc.any(stays).as_py():
+            name = f"v{plan['version']:04d}-kept-{number:06d}.parquet"
+            kept.append(
+                write_shard(output, name, _read_table(place).filter(stays).cast(CLIP_SCHEMA), _group_bytes(shard))
+            )
+    return kept
+
+
+def _group_bytes(shard: Mapping[str, Any]) -> int:
+    return max(1, shard["bytes"] // len(shard["row_groups"]))
+
+
+def _shards_of(output: str, version: int) -> list[dict[str, Any]]:
+    """The shards that the records of a version name, in the order of the plan."""
+    shards = [json.loads(record.schema.metadata[b"shards"]) for record in _read_records(output, version)]
+    return [shard for of_chunk in shards for shard in of_chunk]
+
+
+def _read_records(output: str, version: int) -> list[pa.Table]:
+    files = _recorded_chunks(output, version)
+    tables: list[pa.Table] = _mapped(_read_table, [files[chunk] for chunk in sorted(files)])
+    return tables
+
+
+def _recorded_chunks(output: str, version: int) -> dict[int, str]:
+    """Chunk number → its record."""
+    folder = join(output, "_prepare", f"v{version:04d}", "videos")
+    if not exists(folder):
+        return {}
+    files = list_files(folder, (".parquet",))["uri"].to_pylist()
+    return {int(file.rpartition("/")[2].removesuffix(".parquet")): file for file in files}
+
+
+def _rejected_files(output: str, version: int) -> list[str]:
+    folder = join(output, "rejected")
+    if not exists(folder):
+        return []
+    names = [file.rpartition("/")[2] for file in list_files(folder, (".parquet",))["uri"].to_pylist()]
+    mine = f"v{version:04d}-"
+    return [
+        f"rejected/{name}" for name in sorted(names) if name.startswith(mine) and not name.endswith("-plan.parquet")
+    ]
+
+
+def _rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:
+    tables = _mapped(lambda file: _read_table(join(output, file), ["reason"]), files)
+    reasons = pa.concat_tables([REJECTED_SCHEMA.empty_table().select(["reason"]), *tables])["reason"]
+    return {entry["values"].as_py(): entry["counts"].as_py() for entry in pc.value_counts(reasons)}
+
+
+def _counts(videos: pa.Table, rejected: Mapping[str, int], shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    stored = videos.filter(pc.greater(videos["clips"], 0))
+    by_split = stored.group_by("split").aggregate([("clips", "sum")])
+    labelled = stored.filter(pc.is_valid(stored["label"]))
+    return {
+        "videos": len(stored),
+        "clips": sum(shard["rows"] for shard in shards),
+        "labelled_clips": pc.sum(labelled["clips"]).as_py() or 0,
+        "clips_by_split": dict(zip(by_split["split"].to_pylist(), by_split["clips_sum"].to_pylist(), strict=True)),
+        "seconds": pc.sum(stored["duration_seconds"]).as_py() or 0.0,
+        "source_bytes": pc.sum(stored["bytes"]).as_py() or 0,
+        "stored_bytes": sum(shard["bytes"] for shard in shards),
+        "rejected": dict(sorted(rejected.items())),
+    }
+
+
+def _digest(shards: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """Of the shards' content in order and of the class list: what training pins."""
+    content = json.dumps([[shard["sha256"] for shard in shards], list(classes)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    files, path = filesystem(uri)
+    try:
+        return pq.read_table(path, filesystem=files, columns=columns)
+    except OSError as error:
+        raise StorageError(uri, str(error)[:200], "check the place", missing=not exists(uri)) from error
+
+
+def _mapped(read: Callable[[Any], Any], places: Sequence[Any]) -> list[Any]:
+    """Read many small objects side by side: each costs a round trip on object storage."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, places))

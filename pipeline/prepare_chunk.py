@@ -1,0 +1,305 @@
+"""One chunk of a prepare plan: its videos in, one record of them and their clips' shards out.
+
+A chunk writes the same files whoever runs it and whenever: shards first, rejected rows next, the record of its videos
+last. The record's presence says that the chunk is done, so a killed job goes on by listing, without duplicates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
+from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, clip_id
+from pipeline.splits import seeded
+from pipeline.storage import StorageError, exists, filesystem, join, local_copy, write_bytes
+from pipeline.transcode import Damage, StoredClip, TranscodeConfig
+from pipeline.transcode_process import IsolatedTranscoder
+
+VIDEO_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("content_version", pa.string()),
+        pa.field("digest", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("clips", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64()),
+        pa.field("stored_bytes", pa.int64(), nullable=False),
+        pa.field("codec", pa.string()),
+        pa.field("container", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("rotation", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("num_frames", pa.int64()),
+        pa.field("duration_seconds", pa.float64()),
+    ]
+)
+"""One video that was looked at: ``status`` is ``ok`` or the reason it was rejected for; facts are the source's."""
+
+STORAGE_ATTEMPTS = 5
+PLAN_ROWS_A_FILE = 2**15
+_MESSAGE_LENGTH = 300
+_READ_BYTES = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreConfig:
+    """How clips are laid out in Parquet."""
+
+    videos_per_chunk: int = 32
+    """Videos that one worker handles between two records of progress."""
+    row_group_bytes: int = 4 * 2**20
+    """A row group is closed when its videos reach this many bytes; it is what training reads at once."""
+    shard_bytes: int = 128 * 2**20
+    """A shard is closed when its videos reach this many bytes; a worker holds one in memory."""
+
+    @property
+    def plan_rows_a_file(self) -> int:
+        """Rows of one file of the plan: a whole number of chunks."""
+        return max(1, PLAN_ROWS_A_FILE // self.videos_per_chunk) * self.videos_per_chunk
+
+    def __post_init__(self) -> None:
+        for name in ("videos_per_chunk", "row_group_bytes", "shard_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive; leave it out for the default")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkSettings:
+    """Everything that decides a chunk's files."""
+
+    output: str
+    version: int
+    seed: int
+    transcode: TranscodeConfig
+    decode: DecodeConfig
+    store: StoreConfig
+
+    @property
+    def name(self) -> str:
+        return f"v{self.version:04d}"
+
+    def plan_file(self, number: int) -> str:
+        return join(self.output, "_prepare", self.name, "plan", f"{number:05d}.parquet")
+
+    def record(self, chunk: int) -> str:
+        return join(self.output, "_prepare", self.name, "videos", f"{chunk:06d}.parquet")
+
+
+class PrepareChunk:
+    """Ray Data stage: chunk numbers in, a summary row per chunk out. Holds one transcoding child."""
+
+    def __init__(self, settings: ChunkSettings) -> None:
+        self.settings = settings
+        self.transcoder = IsolatedTranscoder(settings.transcode, settings.decode)
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[np.int64]]:
+        videos = [self.prepare(int(chunk)) for chunk in batch["id"]]
+        return {"chunk": batch["id"], "videos": np.array(videos, np.int64)}
+
+    def prepare(self, chunk: int) -> int:
+        """Do one chunk unless its record exists; returns its number of videos."""
+        rows = read_plan(self.settings, chunk)
+        if not exists(self.settings.record(chunk)):
+            self._write(chunk, rows)
+        return len(rows)
+
+    def _write(self, chunk: int, rows: list[dict[str, Any]]) -> None:
+        shards = _ShardWriter(self.settings, chunk)
+        rejected: list[dict[str, Any]] = []
+        videos = [self._video(row, shards, rejected) for row in rows]
+        shards.flush()
+        if rejected:
+            place = join(self.settings.output, "rejected", f"{self.settings.name}-{chunk:06d}.parquet")
+            write_bytes(place, table_bytes(pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)))
+        record = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
+        record = record.replace_schema_metadata({"shards": json.dumps(shards.written)})
+        write_bytes(self.settings.record(chunk), table_bytes(record))
+
+    def _video(self, row: dict[str, Any], shards: _ShardWriter, rejected: list[dict[str, Any]]) -> dict[str, Any]:
+        """Store a video's clips; its row for the record, with the reason where it was rejected."""
+        facts = {name: row[name] for name in ("uri", "content_version", "label", "split")}
+        facts |= {"status": "ok", "clips": 0, "stored_bytes": 0}
+        try:
+            for output in self._outputs(row["uri"], facts):
+                if isinstance(output, Damage):
+                    span = f"clip {output.start_seconds:.3f} to {output.end_seconds:.3f} s"
+                    rejected.append(_rejected(row["uri"], "damaged", f"{span}: {output.message}"))
+                else:
+                    shards.add(_clip_row(row, facts["digest"], output))
+                    facts["clips"] += 1
+                    facts["stored_bytes"] += len(output.video or b"")
+            if facts["clips"] == 0:
+                facts["status"] = "damaged"
+        except DecodeError as error:
+            rejected.append(_rejected(row["uri"], error.reason, error.message))
+            facts["status"] = error.reason
+        return facts
+
+    def _outputs(self, uri: str, facts: dict[str, Any]) -> Iterator[StoredClip | Damage]:
+        """The clips of a video; its facts are added to ``facts`` on the way."""
+        with _fetched(uri) as path:
+            facts["bytes"] = path.stat().st_size
+            facts["digest"] = _digest(path)
+            keeps_bytes = self.settings.transcode.mode == "passthrough"
+            for output in self.transcoder.process(path):
+                if isinstance(output, VideoInfo):
+                    facts |= dataclasses.asdict(output)
+                elif isinstance(output, StoredClip) and output.video is None and keeps_bytes:
+                    yield dataclasses.replace(output, video=path.read_bytes())
+                else:
+                    yield output
+
+
+class _ShardWriter:
+    """Gathers clips and writes them, in an order drawn from the seed, as one shard whenever enough are there."""
+
+    def __init__(self, settings: ChunkSettings, chunk: int) -> None:
+        self.settings = settings
+        self.chunk = chunk
+        self.written: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self._bytes += len(row["video"] or b"")
+        if self._bytes >= self.settings.store.shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if not self._rows:
+            return
+        ids = np.array([row["clip_id"] for row in self._rows], np.uint64)
+        order = np.argsort(seeded(ids, self.settings.seed, "shard"), kind="stable")
+        table = pa.Table.from_pylist([self._rows[index] for index in order], schema=CLIP_SCHEMA)
+        name = f"{self.settings.name}-{self.chunk:06d}-{len(self.written):02d}.parquet"
+        self.written.append(write_shard(self.settings.output, name, table, self.settings.store.row_group_bytes))
+        self._rows, self._bytes = [], 0
+
+
+def write_shard(output: str, name: str, table: pa.Table, row_group_bytes: int) -> dict[str, Any]:
+    """Write clips (`CLIP_SCHEMA`) as ``shards/<name>``; its entry for ``dataset.json``."""
+    lengths = pc.fill_null(pc.binary_length(table["video"]), 0).to_pylist()
+    groups = row_groups(lengths, row_group_bytes)
+    content = io.BytesIO()
+    # Videos do not compress, and labels repeat.
+    compression = {field.name: "NONE" if field.name == "video" else "ZSTD" for field in CLIP_SCHEMA}
+    with pq.ParquetWriter(
+        content, CLIP_SCHEMA, compression=compression, use_dictionary=["label", "split"], write_statistics=["clip_id"]
+    ) as writer:
+        start = 0
+        for rows in groups:
+            writer.write_table(table.slice(start, rows), row_group_size=rows)
+            start += rows
+    data = content.getvalue()
+    write_bytes(join(output, "shards", name), data)
+    return {
+        "file": f"shards/{name}",
+        "rows": len(table),
+        "row_groups": groups,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def row_groups(lengths: list[int], row_group_bytes: int) -> list[int]:
+    """Rows of each row group: closed as soon as its videos reach ``row_group_bytes``."""
+    groups, rows, size = [], 0, 0
+    for length in lengths:
+        rows, size = rows + 1, size + length
+        if size >= row_group_bytes:
+            groups.append(rows)
+            rows, size = 0, 0
+    return [*groups, rows] if rows else groups
+
+
+def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
+    """The manifest rows of one chunk."""
+    start = chunk * settings.store.videos_per_chunk
+    file = _plan_file(settings.plan_file(start // settings.store.plan_rows_a_file))
+    first = start % settings.store.plan_rows_a_file
+    rows: list[dict[str, Any]] = file.slice(first, settings.store.videos_per_chunk).to_pylist()
+    return rows
+
+
+@functools.lru_cache(maxsize=1)
+def _plan_file(uri: str) -> pa.Table:
+    files, path = filesystem(uri)
+    return pq.read_table(path, filesystem=files)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A small table as a Parquet file."""
+    content = io.BytesIO()
+    pq.write_table(table, content, compression="ZSTD")
+    return content.getvalue()
+
+
+@contextlib.contextmanager
+def _fetched(uri: str) -> Iterator[Path]:
+    """A local path with the video's content. What is wrong with one object rejects it; a storage that is down raises.
+
+    Raises:
+        DecodeError: missing, forbidden, unreadable.
+        StorageError: the storage does not answer, after several attempts.
+    """
+    with contextlib.ExitStack() as stack:
+        path = _patiently(lambda: stack.enter_context(local_copy(uri)))
+        try:
+            yield path
+        except OSError as error:
+            raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
+
+
+def _patiently(fetch: Callable[[], Path]) -> Path:
+    attempt = 0
+    while True:
+        try:
+            return fetch()
+        except StorageError as error:
+            if error.missing:
+                raise DecodeError("missing", error.happened) from error
+            if "AccessDenied" in error.happened or "403" in error.happened:
+                raise DecodeError("forbidden", error.happened) from error
+            attempt += 1
+            if attempt == STORAGE_ATTEMPTS:
+                raise
+            time.sleep(0.2 * 2**attempt)
+
+
+def _clip_row(row: dict[str, Any], digest: str, clip: StoredClip) -> dict[str, Any]:
+    facts = {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip)}
+    number = clip_id(row["uri"], digest, clip.start_seconds, clip.end_seconds)
+    return {"clip_id": number, "uri": row["uri"], "label": row["label"], "split": row["split"], **facts}
+
+
+def _rejected(uri: str, reason: str, message: str) -> dict[str, Any]:
+    return {"uri": uri, "reason": reason, "message": message[:_MESSAGE_LENGTH]}
+
+
+def _digest(path: Path) -> str:
+    """What tells one content from the next, whatever its file's times say."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
