@@ -55,7 +55,7 @@ class FinetuneConfig(TrainConfig):
                 f"model={self.model}: must be a classifier; did you mean {self.model.removeprefix('mae_')}?"
             )
         architecture = model_config(self.model, **self.model_overrides)
-        self.view.check_input_size(architecture.input_size)
+        self.check_input_size(architecture.input_size)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}: must lie in [0, 1); the paper uses 0.1")
 

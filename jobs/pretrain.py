@@ -53,7 +53,7 @@ class PretrainConfig(TrainConfig):
         if not self.model.startswith("mae_"):
             raise ValueError(f"model={self.model}: must be a masked autoencoder; did you mean mae_{self.model}?")
         architecture = model_config(self.model, **self.model_overrides)
-        self.view.check_input_size(architecture.input_size)
+        self.check_input_size(architecture.input_size)
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio}: must lie between 0 and 1; the paper uses 0.9")
 

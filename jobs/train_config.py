@@ -81,3 +81,16 @@ class TrainConfig:
                 f"workers={self.workers}: must divide global_batch / micro_batch = {micro_batches}; "
                 f"use one of {', '.join(fitting)}"
             )
+
+    def check_input_size(self, input_size: tuple[int, ...]) -> None:
+        """The views must have the shape that the model takes.
+
+        Raises:
+            ValueError: they have another.
+        """
+        view = (self.view.num_frames, self.view.size, self.view.size)
+        if view != tuple(input_size):
+            raise ValueError(
+                f"view.size={self.view.size}, view.num_frames={self.view.num_frames}: must be the model's input "
+                f"{'x'.join(map(str, input_size))}; set view.size and view.num_frames, or model_overrides.input_size"
+            )
