@@ -45,12 +45,11 @@ class FlatBuffer:
 
 
 def gather_weights(engine: Any) -> dict[str, Tensor]:
-    """Full float32 weights by name, on the CPU of every rank."""
-    parameters = list(engine.module.parameters())
-    if engine.zero_optimization_stage() < 3:
-        return {name: value.detach().cpu().clone() for name, value in engine.module.state_dict().items()}
-    with deepspeed.zero.GatheredParameters(parameters):
-        return {name: value.detach().cpu().clone() for name, value in engine.module.state_dict().items()}
+    """Full float32 weights of the step's model by name, on the CPU of every rank; all ranks must call it."""
+    model = engine.module.model
+    whole = list(model.parameters()) if engine.zero_optimization_stage() == 3 else []
+    with deepspeed.zero.GatheredParameters(whole):
+        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
 def gather_optimizer_state(engine: Any) -> dict[str, Tensor]:
@@ -89,7 +88,7 @@ def _optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def _buffers(engine: Any) -> Iterator[FlatBuffer]:
-    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    names = {parameter: name for name, parameter in engine.module.model.named_parameters()}
     layouts: dict[int, Callable[[Any, Mapping[nn.Parameter, str]], Iterator[FlatBuffer]]] = {
         0: _unpartitioned,
         1: _group_buffers,

@@ -1,0 +1,113 @@
+"""Optimizer state by name: gathered from one world size and ZeRO stage, laid out for another."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing import spawn
+
+from hiera_video import OptimizerConfig, build_optimizer
+from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
+from jobs.trainer import TrainStep
+
+pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start
+
+MICRO_BATCHES, STEPS, SAVED_AT = 2, 6, 3
+
+
+class TinyStep(TrainStep):
+    """Sum of squared features: enough to move every parameter of several groups."""
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.model(batch).square().mean()
+
+
+def _engine(stage: int, optimizer: str, world: int, weights: dict[str, torch.Tensor] | None) -> Any:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(7, 13), nn.LayerNorm(13), nn.GELU(), nn.Linear(13, 5))
+    step = TinyStep(network)
+    if weights:
+        network.load_state_dict(weights)
+    config = OptimizerConfig(name=optimizer, learning_rate=1e-2, weight_decay=0.05)  # type: ignore[arg-type]
+    settings = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": MICRO_BATCHES // world,
+        "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    return deepspeed.initialize(model=step, optimizer=build_optimizer(network, config), config=settings)[0]
+
+
+def _run(rank: int, world: int, port: int, case: tuple[int, str], first: int, last: int, start: str, end: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    saved = torch.load(start, weights_only=True) if start else None
+    engine = _engine(*case, world, saved["weights"] if saved else None)
+    if saved:
+        scatter_optimizer_state(engine, saved["optimizer"])
+    losses = []
+    for step in range(first, last):
+        for turn in range(MICRO_BATCHES // world):
+            generator = torch.Generator().manual_seed(step * MICRO_BATCHES + turn * world + rank)
+            loss = engine(torch.randn(2, 7, generator=generator))
+            engine.backward(loss)
+            engine.step()
+        losses.append(float(loss))
+    state = {"weights": gather_weights(engine), "optimizer": gather_optimizer_state(engine)}
+    if rank == 0:
+        torch.save(state, end)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _train(case: tuple[int, str], world: int, first: int, last: int, start: Path | None, end: Path) -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_run, (world, port, case, first, last, str(start or ""), str(end)), nprocs=world)
+    state: dict[str, Any] = torch.load(end, weights_only=True)
+    return state
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("case", [(0, "adamw"), (1, "adamw"), (2, "sgd"), (3, "adamw")], ids=str)
+def test_resume_is_exact_and_free_of_world_size(case: tuple[int, str], tmp_path: Path) -> None:
+    whole = _train(case, 2, 0, STEPS, None, tmp_path / "whole")
+    half = tmp_path / "half"
+    _train(case, 2, 0, SAVED_AT, None, half)
+    same = _train(case, 2, SAVED_AT, STEPS, half, tmp_path / "same")
+    other = _train(case, 1, SAVED_AT, STEPS, half, tmp_path / "other")
+    assert whole["optimizer"].keys() == same["optimizer"].keys()
+    assert len(whole["optimizer"]) >= 6  # every parameter has its state
+    for kind in ("weights", "optimizer"):
+        for name, expected in whole[kind].items():
+            assert torch.equal(same[kind][name], expected), name
+            torch.testing.assert_close(other[kind][name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    _train((1, "adamw"), 1, 0, 1, None, state)
+    content = torch.load(state, weights_only=True)
+    content["optimizer"] = {name: value for name, value in content["optimizer"].items() if "0.weight" not in name}
+    torch.save(content, state)
+    with pytest.raises(Exception, match="another model"):
+        _train((1, "adamw"), 1, 1, 2, state, tmp_path / "end")
