@@ -86,7 +86,7 @@ def _report(outcome: Outcome) -> dict[str, Any]:
         "labelled_clips": counts["labelled_clips"],
         "classes": len(version["classes"]),
         "rejected": counts["rejected"],
-        "skipped_files": outcome.skipped_files,
+        "skipped_files": counts["skipped_files"],
         "source_bytes": counts["source_bytes"],
         "stored_bytes": counts["stored_bytes"],
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,8 +68,6 @@ class Outcome:
     """The newest version's record, as in ``dataset.json``."""
     is_new: bool
     """False when there was nothing to add or to take out."""
-    skipped_files: int
-    """Files of the source that are no videos by their name."""
 
 
 def prepare(
@@ -102,11 +101,11 @@ def prepare(
         plan = _plan(source, output, settings, newest, exclude)
     if plan is None:
         assert newest is not None
-        return Outcome(newest, is_new=False, skipped_files=0)
-    chunks = ChunkSettings(output, plan["version"], settings.seed, settings.transcode, settings.decode, settings.store)
+        return Outcome(newest, is_new=False)
+    chunks = _chunk_settings(output, settings, plan["version"], plan["videos"])
     _run_chunks(chunks, plan, workers, progress or (lambda _done, _total: None))
     committed = _commit(output, plan, newest, settings)
-    return Outcome(committed, is_new=True, skipped_files=plan["skipped_files"])
+    return Outcome(committed, is_new=True)
 
 
 def read_versions(output: str) -> list[dict[str, Any]]:
@@ -155,6 +154,18 @@ def _plan(
     return _write_plan(output, settings, manifest, rows, excluded, taken_out, version, newest)
 
 
+def _chunk_settings(output: str, settings: PrepareSettings, version: int, videos: int) -> ChunkSettings:
+    return ChunkSettings(
+        output,
+        version,
+        settings.seed,
+        settings.store.chunk_videos(videos),
+        settings.transcode,
+        settings.decode,
+        settings.store,
+    )
+
+
 def _write_plan(
     output: str,
     settings: PrepareSettings,
@@ -165,9 +176,9 @@ def _write_plan(
     version: int,
     newest: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    chunks = ChunkSettings(output, version, settings.seed, settings.transcode, settings.decode, settings.store)
+    chunks = _chunk_settings(output, settings, version, len(rows))
     order = shuffled_order(rows, settings.seed)
-    step = settings.store.plan_rows_a_file
+    step = chunks.plan_rows_a_file
     for number, start in enumerate(range(0, len(rows), step)):
         some = rows.take(pa.array(order[start : start + step]))
         write_bytes(chunks.plan_file(number), table_bytes(some))
@@ -180,7 +191,7 @@ def _write_plan(
         "version": version,
         "parent": None if newest is None else newest["digest"],
         "videos": len(rows),
-        "chunks": -(-len(rows) // settings.store.videos_per_chunk),
+        "chunks": -(-len(rows) // chunks.videos_per_chunk),
         "convention": manifest.convention,
         "skipped_files": manifest.skipped_files,
         # Indices of earlier versions stay: new classes come behind.
@@ -236,7 +247,7 @@ def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int |
     """Do every chunk that has no record yet."""
     done = _recorded_chunks(settings.output, plan["version"])
     todo = [chunk for chunk in range(plan["chunks"]) if chunk not in done]
-    videos = min(len(done) * settings.store.videos_per_chunk, plan["videos"])
+    videos = min(len(done) * settings.videos_per_chunk, plan["videos"])
     progress(videos, plan["videos"])
     if not todo:
         return
@@ -249,6 +260,7 @@ def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int |
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(size, len(todo))),
         num_cpus=1,
+        # Ray Data would restart a crashing worker without limit.
         max_restarts=3,
         max_task_retries=2,
     )
@@ -271,7 +283,8 @@ def _commit(
         "version": plan["version"],
         "parent": plan["parent"],
         "digest": _digest(shards, plan["classes"]),
-        "counts": _counts(videos, _rejected_by_reason(output, rejected), shards),
+        "counts": _counts(videos, _rejected_by_reason(output, rejected), shards)
+        | {"skipped_files": plan["skipped_files"]},
         "classes": plan["classes"],
         "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
         "excluded": plan["excluded"],
@@ -319,7 +332,7 @@ def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]])
 
 
 def _group_bytes(shard: Mapping[str, Any]) -> int:
-    return max(1, shard["bytes"] // len(shard["row_groups"]))
+    return max(1, int(shard["bytes"]) // len(shard["row_groups"]))
 
 
 def _shards_of(output: str, version: int) -> list[dict[str, Any]]:
@@ -357,7 +370,7 @@ def _rejected_files(output: str, version: int) -> list[str]:
 def _rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:
     tables = _mapped(lambda file: _read_table(join(output, file), ["reason"]), files)
     reasons = pa.concat_tables([REJECTED_SCHEMA.empty_table().select(["reason"]), *tables])["reason"]
-    return {entry["values"].as_py(): entry["counts"].as_py() for entry in pc.value_counts(reasons)}
+    return dict(Counter(reasons.to_pylist()))
 
 
 def _counts(videos: pa.Table, rejected: Mapping[str, int], shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

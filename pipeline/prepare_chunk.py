@@ -63,21 +63,20 @@ _READ_BYTES = 2**22
 class StoreConfig:
     """How clips are laid out in Parquet."""
 
-    videos_per_chunk: int = 32
-    """Videos that one worker handles between two records of progress."""
+    videos_per_chunk: int | None = None
+    """Videos that one worker handles between two records of progress. Default: 4 to 256, by the number of videos."""
     row_group_bytes: int = 4 * 2**20
     """A row group is closed when its videos reach this many bytes; it is what training reads at once."""
     shard_bytes: int = 128 * 2**20
     """A shard is closed when its videos reach this many bytes; a worker holds one in memory."""
 
-    @property
-    def plan_rows_a_file(self) -> int:
-        """Rows of one file of the plan: a whole number of chunks."""
-        return max(1, PLAN_ROWS_A_FILE // self.videos_per_chunk) * self.videos_per_chunk
+    def chunk_videos(self, videos: int) -> int:
+        """Videos of a chunk: small sets still keep many workers busy, large ones make few files."""
+        return self.videos_per_chunk or min(256, max(4, videos // 64))
 
     def __post_init__(self) -> None:
         for name in ("videos_per_chunk", "row_group_bytes", "shard_bytes"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive; leave it out for the default")
 
 
@@ -88,6 +87,7 @@ class ChunkSettings:
     output: str
     version: int
     seed: int
+    videos_per_chunk: int
     transcode: TranscodeConfig
     decode: DecodeConfig
     store: StoreConfig
@@ -95,6 +95,11 @@ class ChunkSettings:
     @property
     def name(self) -> str:
         return f"v{self.version:04d}"
+
+    @property
+    def plan_rows_a_file(self) -> int:
+        """Rows of one file of the plan: a whole number of chunks."""
+        return max(1, PLAN_ROWS_A_FILE // self.videos_per_chunk) * self.videos_per_chunk
 
     def plan_file(self, number: int) -> str:
         return join(self.output, "_prepare", self.name, "plan", f"{number:05d}.parquet")
@@ -234,10 +239,9 @@ def row_groups(lengths: list[int], row_group_bytes: int) -> list[int]:
 
 def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
     """The manifest rows of one chunk."""
-    start = chunk * settings.store.videos_per_chunk
-    file = _plan_file(settings.plan_file(start // settings.store.plan_rows_a_file))
-    first = start % settings.store.plan_rows_a_file
-    rows: list[dict[str, Any]] = file.slice(first, settings.store.videos_per_chunk).to_pylist()
+    start = chunk * settings.videos_per_chunk
+    file = _plan_file(settings.plan_file(start // settings.plan_rows_a_file))
+    rows: list[dict[str, Any]] = file.slice(start % settings.plan_rows_a_file, settings.videos_per_chunk).to_pylist()
     return rows
 
 
