@@ -5,6 +5,7 @@ Other Rays may run on this machine: this one has ports, folders and a home of it
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -14,18 +15,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from jobs.motion_videos import render_motion_videos
+
 pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
 START_SECONDS = 60
-TOKEN_FILE = Path(".ray") / "auth_token"
+STEPS = 2
+# The smallest model, so that the command takes seconds; everything else is what the recipe says.
+TINY = "model=mae_hiera_test_8x64 mask_ratio=0.75 view.num_frames=8 view.size=64 view.frame_stride=1 view.repeats=1"
+TINY += f" global_batch=4 micro_batch=2 steps={STEPS} picture_clips=1"
 
 
 def documented_commands() -> list[str]:
@@ -84,7 +91,7 @@ def head() -> Iterator[Head]:
         wait_until_listening(dashboard, process, folder / "head.log")
         yield Head(environment, folder)
     finally:
-        stop(process)
+        stop(process, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -117,16 +124,29 @@ def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path)
     pytest.fail(f"`ray start --head` does not answer on port {port}:\n{log.read_text()}")
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop this head and what it started; `ray stop` would take every other Ray with it."""
-    if process.poll() is not None:
-        return
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=20)
-    for survivor in alive:
-        survivor.kill()
+def stop(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Kill this head and what it started; `ray stop` would take every other Ray with it."""
+    started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.kill()
     process.wait()
+    named = [other for other in psutil.process_iter() if _mentions(other, str(folder))]
+    for survivor in {*started, *named}:
+        with suppress(psutil.NoSuchProcess):
+            survivor.kill()
+    psutil.wait_procs(started, timeout=20)
+
+
+def _mentions(process: psutil.Process, text: str) -> bool:
+    try:
+        return any(text in word for word in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+@pytest.fixture(scope="module")
+def refused(head: Head) -> subprocess.CompletedProcess[str]:
+    """A submission that the program itself refuses at once."""
+    return head.submit("python", "-m", "jobs.pretrain", "demo", "data=/nowhere", "output=build/lost")
 
 
 def test_the_documented_commands_are_the_ones_run_here() -> None:
@@ -140,16 +160,33 @@ def test_the_documented_commands_are_the_ones_run_here() -> None:
     ]
 
 
-def test_a_relative_output_is_refused_inside_a_submitted_job(head: Head) -> None:
-    submitted = head.submit("python", "-m", "jobs.pretrain", "demo", "data=/nowhere", "output=build/lost")
-    assert submitted.returncode != 0
-    message = " ".join(submitted.stdout.split())
+def test_a_relative_output_is_refused_inside_a_submitted_job(refused: subprocess.CompletedProcess[str]) -> None:
+    message = " ".join(refused.stdout.split())
     assert "output=build/lost: inside a submitted job a relative place vanishes" in message
-    assert "exit code 2" in message
+    assert "failed with exit code 2" in message
+    assert refused.returncode == 1
 
 
+def test_the_documented_job_pretrains_on_a_prepared_set(head: Head, tmp_path: Path) -> None:
+    videos, prepared, output = tmp_path / "videos", tmp_path / "set", tmp_path / "pretrain"
+    render_motion_videos(videos, 16, seed=0, size=64, num_frames=16, workers=1)
+    submitted = head.submit("python", "-m", "jobs.prepare", f"source={videos}", f"output={prepared}")
+    assert submitted.returncode == 0, submitted.stdout
+
+    words = documented("ray job submit")
+    command = [word for word in words[words.index("--") + 1 :] if not word.startswith(("data=", "output="))]
+    submitted = head.submit(*command, f"data={prepared}", f"output={output}", *TINY.split())
+    assert submitted.returncode == 0, submitted.stdout
+    report = json.loads((output / "report.json").read_text())
+    journal = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert report["program"] == "pretrain"
+    assert [line["step"] for line in journal] == [1, 2]
+    assert (output / "model.safetensors").exists()
+    assert (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.usefixtures("refused")
 def test_programs_and_recipes_are_sent_and_nothing_else(head: Head) -> None:
-    head.submit("true")
     packages = head.folder.glob("r/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     package = max(packages, key=lambda path: path.stat().st_mtime_ns)
     sent = {path.relative_to(package): path.stat().st_size for path in package.rglob("*") if path.is_file()}
