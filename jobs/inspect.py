@@ -189,7 +189,7 @@ def _chosen(
 
 def _read(data: str, shard: Mapping[str, Any], columns: list[str]) -> pa.Table:
     files, path = filesystem(join(data, shard["file"]))
-    return pq.read_table(path, filesystem=files, columns=columns)
+    return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
 
 
 def _middle_frame(decoder: IsolatedDecoder, clip: Mapping[str, Any]) -> npt.NDArray[np.uint8] | None:

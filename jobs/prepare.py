@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, run_program
 from pipeline import DecodeConfig, read_bytes
 from pipeline.annotations import ManifestError
-from pipeline.manifest import ManifestConfig
+from pipeline.manifest import Convention, ManifestConfig
 from pipeline.prepare import Outcome, PrepareSettings, prepare
 from pipeline.prepare_chunk import StoreConfig
 from pipeline.transcode import TranscodeConfig
@@ -35,10 +36,31 @@ class PrepareConfig:
     """Transcoding processes. Default: the cluster's CPUs but one."""
     exclude: str | None = None
     """A video's URI or path below the source, or a .txt file with one a line: taken out as a new version."""
-    manifest: ManifestConfig = field(default_factory=ManifestConfig)
+    annotations: str | None = None
+    """Annotation file or folder. Default: `annotations.csv` or `.parquet` in the source when there is one."""
+    convention: Convention = "auto"
+    """What the annotations follow; `auto` looks at the names and the first line. `folder`: class folders."""
+    classes: str | None = None
+    """The full class list, in the order of the indices: a text file (a name a line), a JSON list, or a name that
+    ships with the project (kinetics400). Default: the list that the convention has, else all labels, sorted."""
+    split_number: int = 1
+    """Which of the official splits (UCF101, HMDB51: 1, 2, 3)."""
+    val_share: float = 0.1
+    """Share of each class's source videos held out as `val` where the annotations name no split."""
+    unlisted: bool | None = None
+    """Whether videos in the source that the annotations do not name are taken, without a label. Default: yes when
+    the annotations are the source's own `annotations.csv` or `.parquet`."""
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0))
     store: StoreConfig = field(default_factory=StoreConfig)
+
+    def __post_init__(self) -> None:
+        self.manifest()
+
+    def manifest(self) -> ManifestConfig:
+        """The slice that says how annotations are read."""
+        names = [field.name for field in dataclasses.fields(ManifestConfig)]
+        return ManifestConfig(**{name: getattr(self, name) for name in names})
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -49,7 +71,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     """
     claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
     connect()
-    settings = PrepareSettings(config.manifest, config.transcode, config.decode, config.store, config.seed)
+    settings = PrepareSettings(config.manifest(), config.transcode, config.decode, config.store, config.seed)
     with _progress_bar() as progress:
         try:
             outcome = prepare(

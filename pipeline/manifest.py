@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -73,7 +74,7 @@ class ManifestConfig:
     """Share of each class's source videos held out as `val` where the annotations name no split."""
     unlisted: bool | None = None
     """Whether videos in the source that the annotations do not name are taken, without a label. Default: yes when
-    the annotations were found in the source by themselves."""
+    the annotations are the source's own `annotations.csv` or `.parquet`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_share < 1:
@@ -170,17 +171,18 @@ def read_class_list(place: str) -> tuple[str, ...]:
 
 def _locate(source: str, config: ManifestConfig) -> tuple[str, ManifestConfig]:
     """The root folder of the videos, and the configuration with the place of the annotations filled in."""
-    changes: dict[str, Any] = {}
     if source.lower().endswith((".csv", ".parquet", ".txt")) and config.annotations is None:
-        changes = {"annotations": source, "unlisted": bool(config.unlisted)}
+        annotations: str | None = source
         source = source.rpartition("/")[0]
-    elif config.annotations is None and config.convention in ("auto", "csv", "parquet"):
-        found = [join(source, name) for name in _FOUND_BY_ITSELF if exists(join(source, name))]
-        if found:
-            changes = {"annotations": found[0], "unlisted": config.unlisted is not False}
-    if config.annotations is not None:
-        changes = {"annotations": absolute(config.annotations)}
-    return source, ManifestConfig(**{**config.__dict__, **changes})
+    elif config.annotations is not None:
+        annotations = absolute(config.annotations)
+    else:
+        wanted = config.convention in ("auto", "csv", "parquet")
+        found = [join(source, name) for name in _FOUND_BY_ITSELF if wanted and exists(join(source, name))]
+        annotations = found[0] if found else None
+    in_source = annotations in [join(source, name) for name in _FOUND_BY_ITSELF]
+    unlisted = in_source if config.unlisted is None else config.unlisted
+    return source, dataclasses.replace(config, annotations=annotations, unlisted=unlisted)
 
 
 def _detect(root: str, annotations: str | None) -> Convention:

@@ -398,7 +398,7 @@ def _digest(shards: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
 def _read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     files, path = filesystem(uri)
     try:
-        return pq.read_table(path, filesystem=files, columns=columns)
+        return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
     except OSError as error:
         raise StorageError(uri, str(error)[:200], "check the place", missing=not exists(uri)) from error
 

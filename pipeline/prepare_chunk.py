@@ -248,7 +248,7 @@ def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
 @functools.lru_cache(maxsize=1)
 def _plan_file(uri: str) -> pa.Table:
     files, path = filesystem(uri)
-    return pq.read_table(path, filesystem=files)
+    return pq.read_table(path, filesystem=files, partitioning=None)
 
 
 def table_bytes(table: pa.Table) -> bytes:
