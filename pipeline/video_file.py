@@ -151,13 +151,15 @@ class Video:
         todo = list(seconds)
         while todo:
             self._seek(start + int(todo[0] / base))
+            first = todo[0]
             shown: Any = None
             for frame in self._decoded():
                 now = (frame.pts - start) * base if frame.pts is not None else 0.0
                 while todo and shown is not None and todo[0] < now - base / 2:
                     yield todo.pop(0), self._picture(shown, scale)
                 shown = frame
-                if not todo or todo[0] > now + SEEK_AHEAD_SECONDS:
+                # Without a picture since the last seek, another would lead to the same key frame again, for ever.
+                if not todo or (todo[0] > first and todo[0] > now + SEEK_AHEAD_SECONDS):
                     break
             else:
                 yield from self._rest(todo, shown, start, scale)
