@@ -63,8 +63,8 @@ class TagConfig(ScoringConfig):
     """Labels kept per window."""
     chunk_batches: int = 8
     """Batches in one output file: what a crash can cost, and how many files there are."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Limits of decoding."""
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0))
+    """Limits of decoding; a request holds up to 16 windows of a video, hence the longer deadline."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the run is recorded."""
 

@@ -1,0 +1,74 @@
+"""The stages of the tagging chain, without Ray: which frames a window gets, and what a bad video becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.motion_videos import read_frame_number, render_motion_videos
+from pipeline import DecodeConfig, DecodeWindows, ProbeVideos, WindowGrid, plan_units
+from pipeline.windows import PROBED_SCHEMA, video_id
+
+GRID = WindowGrid(2.0, 1.5)
+
+
+def _probed(paths: list[Path]) -> pa.Table:
+    rows = [
+        {"video_id": video_id(str(path), "1"), "uri": str(path), "content_version": "1", "status": "ok", "message": ""}
+        for path in paths
+    ]
+    return ProbeVideos(DecodeConfig())(pa.Table.from_pylist(rows, schema=PROBED_SCHEMA))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """An H.264 and a VP9 video of 8.5 s with one key frame at the start, and four files that are none."""
+    folder = tmp_path_factory.mktemp("videos")
+    rendered = [video.path for video in render_motion_videos(folder, 5, seed=1, size=64, num_frames=255)]
+    by_suffix = {path.suffix: path for path in rendered}
+    assert set(by_suffix) == {".mp4", ".webm"}
+    (folder / "text.mp4").write_text("this is no video")
+    (folder / "empty.avi").write_bytes(b"")
+    (folder / "cut.mp4").write_bytes(by_suffix[".mp4"].read_bytes()[:3000])
+    return [*by_suffix.values(), *(folder / name for name in ("text.mp4", "empty.avi", "cut.mp4", "none.mp4"))]
+
+
+def test_the_probe_says_what_is_wrong(videos: list[Path]) -> None:
+    found = {Path(row["uri"]).name: row for row in _probed(videos).to_pylist()}
+    good = [row for row in found.values() if row["status"] == "ok"]
+    assert len(good) == 2
+    assert all(row["num_frames"] == 255 and row["duration_seconds"] == pytest.approx(8.5, abs=0.05) for row in good)
+    reasons = {name: found[name]["status"] for name in ("text.mp4", "empty.avi", "cut.mp4", "none.mp4")}
+    assert reasons == {"text.mp4": "not_a_video", "empty.avi": "empty", "cut.mp4": "not_a_video", "none.mp4": "missing"}
+    assert all(found[name]["message"] for name in reasons)
+
+
+def test_windows_hold_their_own_frames_in_full_batches(videos: list[Path]) -> None:
+    units = plan_units(_probed(videos[:2]), GRID, 12)
+    stage = DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 4)
+    batches = list(stage(units))
+    assert [len(batch["video"]) for batch in batches] == [4, 4, 4]
+    uris = dict(zip(units["unit_id"].to_pylist(), units["uri"].to_pylist(), strict=True))
+    windows = [
+        (uris[batch["unit_id"][row]], int(batch["window_index"][row]), batch["video"][row])
+        for batch in batches
+        for row in range(4)
+    ]
+    assert {batch["status"][row] for batch in batches for row in range(4)} == {"ok"}
+    for _, index, frames in windows:
+        start = min(index * 1.5, 6.5) * 30
+        expected = np.floor(np.linspace(start, start + 59, 8) + 1e-6).astype(int).tolist()
+        assert [read_frame_number(frame) for frame in frames] == expected
+
+
+def test_a_video_that_vanished_keeps_its_rows_and_the_batch_of_the_others(videos: list[Path], tmp_path: Path) -> None:
+    gone = tmp_path / "gone.mp4"
+    gone.write_bytes(videos[0].read_bytes())
+    units = plan_units(_probed([gone, videos[1]]), GRID, 12)
+    gone.unlink()
+    batches = list(DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 6)(units))
+    assert [list(batch["status"]) for batch in batches] == [["ok"] * 6, ["missing"] * 6]
+    assert not batches[1]["video"].any()
