@@ -1,6 +1,12 @@
 """From annotations and video objects to Arrow batches of decoded clips, in a known order, whatever is broken."""
 
+from pipeline.dataset import iter_micro_batches, stream_execution_options, training_stream
+from pipeline.decode import IsolatedDecoder
+from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
+from pipeline.evaluation_dataset import ViewProtocol, evaluation_views
+from pipeline.sampling import CropBox, ViewConfig, center_crop
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, UNLABELLED, clip_id
+from pipeline.shards import PreparedSet, open_prepared
 from pipeline.storage import (
     StorageError,
     absolute,
@@ -27,24 +33,40 @@ from pipeline.tag_output import (
     write_plan,
 )
 from pipeline.tag_source import SourceListing, list_source, new_or_changed, tombstones
-from pipeline.windows import OK, WindowGrid, plan_units
+from pipeline.tag_stages import DecodeWindows, ProbeVideos
+from pipeline.windows import OK, WindowGrid, plan_units, window_times
 
 __all__ = [
     "CLIP_SCHEMA",
     "OK",
     "REJECTED_SCHEMA",
     "UNLABELLED",
+    "CropBox",
+    "DecodeConfig",
+    "DecodeError",
+    "DecodeWindows",
+    "FrameView",
+    "IsolatedDecoder",
     "PlannedVersion",
+    "PreparedSet",
+    "ProbeVideos",
     "SourceListing",
     "StorageError",
+    "TimeView",
+    "VideoInfo",
+    "ViewConfig",
+    "ViewProtocol",
     "WindowGrid",
     "absolute",
+    "center_crop",
     "clip_id",
     "delete",
+    "evaluation_views",
     "exists",
     "filesystem",
     "is_local",
     "is_local_relative",
+    "iter_micro_batches",
     "join",
     "known_versions",
     "last_commit",
@@ -52,13 +74,17 @@ __all__ = [
     "list_source",
     "local_copy",
     "new_or_changed",
+    "open_prepared",
     "plan_units",
     "read_bytes",
     "read_tags",
     "read_videos",
+    "stream_execution_options",
     "tag_rows",
     "tombstones",
+    "training_stream",
     "unfinished_version",
+    "window_times",
     "write_bytes",
     "write_if_absent",
     "write_plan",

@@ -7,6 +7,7 @@ Legend: T frames, H, W pixels; pictures are uint8 RGB ``[T, H, W, 3]``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import mmap
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,6 +43,7 @@ from pipeline.decode_child import main
 main(int(sys.argv[2]), int(sys.argv[3]))
 """
 START_SECONDS = 60.0
+PATIENCE = 10
 
 
 class IsolatedDecoder:
@@ -70,23 +73,30 @@ class IsolatedDecoder:
         times: npt.NDArray[np.float64] = self._ask("times", path)
         return times
 
-    def decode(self, path: str | os.PathLike[str], views: Sequence[FrameView | TimeView]) -> list[Clip]:
+    def decode(
+        self,
+        path: str | os.PathLike[str],
+        views: Sequence[FrameView | TimeView],
+        outputs: Sequence[Clip] | None = None,
+    ) -> list[Clip]:
         """All views (of one kind) of one video from one pass over it, each uint8 ``[T, H, W, 3]``.
 
-        A frame that is missing for at most two numbers (wrong counts, empty packets) is its neighbour's repeat. When
-        decord crashes or hangs, PyAV gets one try in a new child.
+        They are written into ``outputs`` where given. A frame that is missing for at most two numbers (wrong counts,
+        empty packets) is its neighbour's repeat. When decord crashes or hangs, PyAV gets one try in a new child.
         """
         layout = _Layout.of(views)
         try:
-            return self._decode(path, layout, None)
+            return self._decode(path, layout, None, outputs)
         except DecodeError as error:
             if error.reason not in ("crashed", "timeout") or self.config.backend == "pyav":
                 raise
-        return self._decode(path, layout, "pyav")
+        return self._decode(path, layout, "pyav", outputs)
 
-    def decode_bytes(self, video: Bytes, views: Sequence[FrameView | TimeView]) -> list[Clip]:
+    def decode_bytes(
+        self, video: Bytes, views: Sequence[FrameView | TimeView], outputs: Sequence[Clip] | None = None
+    ) -> list[Clip]:
         """Like ``decode``, for a video in memory; the child reads it from an anonymous memory file."""
-        return self.decode(self._input.store(video), views)
+        return self.decode(self._input.store(video), views, outputs)
 
     def probe_bytes(self, video: Bytes) -> VideoInfo:
         """Like ``probe``, for a video in memory."""
@@ -112,7 +122,13 @@ class IsolatedDecoder:
         if getattr(self, "_child", None) is not None:
             self.close()
 
-    def _decode(self, path: str | os.PathLike[str], layout: _Layout, backend: Backend | None) -> list[Clip]:
+    def _decode(
+        self,
+        path: str | os.PathLike[str],
+        layout: _Layout,
+        backend: Backend | None,
+        outputs: Sequence[Clip] | None,
+    ) -> list[Clip]:
         self._output.reserve(layout.total_bytes)
         details = {
             "views": layout.views,
@@ -121,7 +137,7 @@ class IsolatedDecoder:
             "backend": backend,
         }
         self._ask("decode", path, details)
-        return layout.copies(self._output.pixels)
+        return layout.copied(self._output.pixels, outputs)
 
     def _ask(self, kind: str, path: str | os.PathLike[str], details: Any = None) -> Any:
         child = self._child or self._new_child()
@@ -186,10 +202,24 @@ class _Child:
         self._connection.close()
 
     def _receive(self, seconds: float) -> Any:
-        if not self._connection.poll(seconds):
-            self.end()
-            raise DecodeError("timeout", f"no answer in {seconds:g} s; the decoder was killed")
+        """Wait, not counting the time in which the child had no CPU to run on: a busy machine is no hanging video."""
+        began, waited_before = time.monotonic(), self._seconds_without_cpu()
+        left = seconds
+        while not self._connection.poll(max(left, 0.01)):
+            elapsed = time.monotonic() - began
+            left = seconds - elapsed + self._seconds_without_cpu() - waited_before
+            if left <= 0 or elapsed > PATIENCE * seconds:
+                self.end()
+                raise DecodeError("timeout", f"no answer in {seconds:g} s; the decoder was killed")
         return self._connection.recv()
+
+    def _seconds_without_cpu(self) -> float:
+        """How long a thread of the child was ready to run and had to wait; 0 where the kernel keeps no count."""
+        waited = [0]
+        for task in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, IndexError):  # the thread has ended
+                waited.append(int(task.read_text().split()[1]))
+        return max(waited) / 1e9
 
     def _lost(self) -> DecodeError:
         self.end()
@@ -249,6 +279,9 @@ class _Layout:
         offsets = [sum(sizes[:number]) for number in range(len(sizes))]
         return cls(list(views), shapes, offsets, sum(sizes))
 
-    def copies(self, pixels: npt.NDArray[np.uint8]) -> list[Clip]:
-        starts = zip(self.offsets, self.shapes, strict=True)
-        return [pixels[start : start + math.prod(shape)].reshape(shape).copy() for start, shape in starts]
+    def copied(self, pixels: Clip, outputs: Sequence[Clip] | None) -> list[Clip]:
+        """The views out of the shared memory, into ``outputs`` or arrays of their own."""
+        clips = list(outputs) if outputs is not None else [np.empty(shape, np.uint8) for shape in self.shapes]
+        for clip, start, shape in zip(clips, self.offsets, self.shapes, strict=True):
+            np.copyto(clip, pixels[start : start + math.prod(shape)].reshape(shape))
+        return clips

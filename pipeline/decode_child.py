@@ -219,7 +219,7 @@ class Service:
 
     def _arm(self) -> None:
         """Die of SIGALRM when the parent could not kill a hang (it may be gone itself)."""
-        signal.setitimer(signal.ITIMER_REAL, 2 * self.config.deadline_seconds + 5)
+        signal.setitimer(signal.ITIMER_REAL, 20 * self.config.deadline_seconds)
 
 
 def _resident_bytes() -> int:

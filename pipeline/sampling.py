@@ -91,7 +91,7 @@ def uniform_clip_indices(
     return _spread(draw.uniform(0, max(0.0, video_frames - span)), span, num_frames, video_frames)
 
 
-def test_clip_indices(
+def evaluation_clip_indices(
     video_frames: int, fps: float, num_frames: int, frame_stride: int, clip: int, clips: int
 ) -> Indices:
     """SlowFast's clip ``clip`` of ``clips``, from the video's start to its end; a single clip is the middle one."""
@@ -136,6 +136,17 @@ def training_indices(video_frames: int, fps: float, view: ViewConfig, draw: np.r
     return uniform_clip_indices(video_frames, fps, view.num_frames, view.frame_stride, draw)
 
 
+def evaluation_indices(video_frames: int, fps: float, view: ViewConfig, clip: int, clips: int) -> Indices:
+    """The frames of clip ``clip`` of ``clips`` in the test protocol, by ``view.sampling``."""
+    if view.sampling == "segments":
+        return segment_indices(video_frames, view.num_frames, clip=clip, clips=clips)
+    if view.sampling == "stride":
+        room = max(0, video_frames - ((view.num_frames - 1) * view.frame_stride + 1))
+        start = room // 2 if clips == 1 else clip * (room // (clips - 1))
+        return np.minimum(start + view.frame_stride * np.arange(view.num_frames), video_frames - 1)
+    return evaluation_clip_indices(video_frames, fps, view.num_frames, view.frame_stride, clip, clips)
+
+
 def random_resized_crop(
     height: int, width: int, scale: tuple[float, float], aspect: tuple[float, float], draw: np.random.Generator
 ) -> CropBox:
@@ -173,7 +184,7 @@ def three_crops(height: int, width: int) -> tuple[CropBox, CropBox, CropBox]:
     return boxes[0], boxes[1], boxes[2]
 
 
-def test_crops(height: int, width: int, crops: int) -> tuple[CropBox, ...]:
+def evaluation_crops(height: int, width: int, crops: int) -> tuple[CropBox, ...]:
     """SlowFast's test crops: one (short side 256, centre 224) or three of the full short side."""
     if crops == 1:
         return (center_crop(height, width, 224 / 256),)

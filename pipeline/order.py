@@ -1,0 +1,116 @@
+"""The order of training: one endless stream of positions, a pure function of (seed, data digest, position).
+
+Epoch e's views are a permutation of all (clip, repeat) pairs; epoch e + 1's follow without a seam. Row groups are
+shuffled over the whole set, clips within a window of row groups, and the repeats of a clip stay together, so that they
+come from one decode and one window of reads. Prepare has shuffled the clips over the row groups before, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.sampling import generator
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Consecutive views of one clip."""
+
+    position: int
+    """Stream position of the first view."""
+    epoch: int
+    clip: int
+    """Number of the clip, counted over the row groups in the set's own order."""
+    first_repeat: int
+    views: int
+
+
+class StreamOrder:
+    """Where each position of the stream comes from."""
+
+    def __init__(self, clips_per_group: Ints, *, seed: int, digest: str, repeats: int, window_groups: int) -> None:
+        """
+        Args:
+            clips_per_group: int64 [groups], the clips to train on in each row group.
+            window_groups: row groups over which clips are shuffled; what a reader holds in memory at a time.
+
+        Raises:
+            ValueError: there is no clip at all.
+        """
+        if clips_per_group.sum() == 0:
+            raise ValueError("clips=0: a stream needs at least one clip; check split and labels of the data")
+        self.clips_per_group = clips_per_group
+        self.first_clip = np.concatenate([[0], np.cumsum(clips_per_group)])  # [groups + 1]
+        self.seed = seed
+        self.digest = digest
+        self.repeats = repeats
+        self.window_groups = window_groups
+        # The last epoch's and window's order: neighbouring positions share them.
+        self._groups: tuple[int, Ints, Ints] | None = None
+        self._window: tuple[tuple[int, int], Ints] | None = None
+
+    @property
+    def clips(self) -> int:
+        """Clips of an epoch."""
+        return int(self.first_clip[-1])
+
+    @property
+    def views_per_epoch(self) -> int:
+        return self.clips * self.repeats
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """The views from position ``start`` to before ``stop``, those of one clip in one run."""
+        position = start
+        while position < stop:
+            epoch, offset = divmod(position, self.views_per_epoch)
+            ordinal, repeat = divmod(offset, self.repeats)
+            views = min(self.repeats - repeat, stop - position)
+            yield Run(position, epoch, self._clip(epoch, ordinal), repeat, views)
+            position += views
+
+    def _clip(self, epoch: int, ordinal: int) -> int:
+        """The ``ordinal``-th clip of an epoch."""
+        _, window_starts = self._shuffled_groups(epoch)
+        window = int(np.searchsorted(window_starts, ordinal, "right")) - 1
+        return int(self._shuffled_window(epoch, window)[ordinal - window_starts[window]])
+
+    def _shuffled_groups(self, epoch: int) -> tuple[Ints, Ints]:
+        """An epoch's order of row groups, and the ordinal at which each of its windows starts."""
+        if self._groups and self._groups[0] == epoch:
+            return self._groups[1:]
+        groups = generator(self.seed, "row groups", self.digest, epoch).permutation(len(self.clips_per_group))
+        sizes = self.clips_per_group[groups]
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self._groups = (epoch, groups, starts[:: self.window_groups])
+        return self._groups[1:]
+
+    def _shuffled_window(self, epoch: int, window: int) -> Ints:
+        """The clips of one window in the epoch's order."""
+        if self._window and self._window[0] == (epoch, window):
+            return self._window[1]
+        groups, _ = self._shuffled_groups(epoch)
+        chosen = groups[window * self.window_groups : (window + 1) * self.window_groups]
+        clips = np.concatenate([np.arange(self.first_clip[group], self.first_clip[group + 1]) for group in chosen])
+        draw = generator(self.seed, "window", self.digest, epoch, window)
+        self._window = ((epoch, window), draw.permutation(clips))
+        return self._window[1]
+
+
+def segments(start: int, stop: int, micro_batch: int, most: int = 1000, least_micro_batches: int = 256) -> Ints:
+    """Cut the positions of a stream into pieces for its reader: int64 [pieces, 2], each of whole micro-batches.
+
+    Raises:
+        ValueError: the positions are no whole number of micro-batches.
+    """
+    micro_batches, rest = divmod(stop - start, micro_batch)
+    if rest or stop < start:
+        raise ValueError(f"stop_position={stop}: must be a multiple of micro_batch={micro_batch} after {start}")
+    step = micro_batch * max(least_micro_batches, -(-micro_batches // most))
+    starts = np.arange(start, stop, step)
+    return np.stack([starts, np.minimum(starts + step, stop)], axis=1)
