@@ -60,8 +60,8 @@ def test_every_file_has_rows_or_a_reason(tagged: tuple[TagConfig, dict[str, Any]
     videos = {Path(row["uri"]).name: row for row in read_videos(config.output).to_pylist()}
     listed = {path.name for path in source.rglob("*.*")}
     assert set(videos) == listed
-    assert report["videos_ok"] == 5
-    assert report["windows_scored"] == 5 * 3  # 50 frames at 30 per second: from 0, 0.5 and 0.967 s
+    assert report["failed_videos"] == 2
+    assert report["windows"] == 5 * 3  # 50 frames at 30 per second: from 0, 0.5 and 0.967 s
     assert videos["empty.webm"]["status"] == "empty"
     assert videos["text.mp4"]["status"] == "not_a_video"
     rows = read_tags(config.output).to_pylist()
@@ -88,7 +88,7 @@ def test_the_same_command_finds_nothing_new(tagged: tuple[TagConfig, dict[str, A
     again = run(config)
     assert not report["nothing_new"]
     assert again["nothing_new"]
-    assert (again["windows_scored"], again["version"]) == (0, 0)
+    assert (again["windows"], again["version"]) == (0, 0)
 
 
 def test_a_cut_run_does_only_what_is_missing(tagged: tuple[TagConfig, dict[str, Any]]) -> None:

@@ -1,0 +1,176 @@
+"""Score a classifier on a split of a prepared set by the published protocol: several views a video, softmax, mean.
+
+Usage: ``python -m jobs.evaluate [RECIPE] init=FINETUNE_OUTPUT data=PREPARED_SET output=PLACE``
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data import Dataset
+from rich.progress import track
+
+from jobs.classifier import (
+    ClassifierWeights,
+    ScoringConfig,
+    find_classifier,
+    refuse_too_few_resources,
+    score_videos,
+)
+from jobs.cluster import connect
+from jobs.config import config_dict
+from jobs.errors import UserError
+from jobs.evaluation import PREDICTION_SCHEMA, confusion, confusion_picture, figures, predictions
+from jobs.output import claim_output
+from jobs.program import console, run_program
+from jobs.tracking import TrackingConfig, start_run
+from pipeline import (
+    UNLABELLED,
+    DecodeConfig,
+    PreparedSet,
+    ViewConfig,
+    ViewProtocol,
+    absolute,
+    evaluation_views,
+    join,
+    open_prepared,
+    write_bytes,
+)
+
+VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ScoringConfig):
+    """Which classifier to score on which videos, and how."""
+
+    init: str
+    """Classifier: the output of a fine-tuning run, or its `.safetensors` file."""
+    data: str
+    """Prepared set (the `output` of prepare)."""
+    output: str
+    """Where predictions and pictures go."""
+    split: str = "val"
+    """Split of the set to score."""
+    frame_stride: int = 4
+    """Frames from one sampled frame to the next, as in training."""
+    sampling: Literal["uniform", "stride", "segments"] = "uniform"
+    """How frames are chosen, as in training (see the `view` of fine-tuning)."""
+    views: ViewProtocol = field(default_factory=ViewProtocol)
+    """Views whose scores are averaged."""
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0))
+    """Limits of decoding; all views of a clip are one request."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is recorded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frame_stride < 1:
+            raise ValueError(f"frame_stride={self.frame_stride}: must be at least 1; give the stride of training")
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Score the split and write predictions, pictures and figures."""
+    weights = find_classifier(config.init)
+    prepared = open_prepared(config.data)
+    logits_of_labels = match_classes(weights, prepared)
+    output = absolute(config.output)
+    claim = claim_output(output, config, free_keys=("workers", "decode_workers", "tracking"))
+    links = {"weights_digest": weights.digest, "data_digest": prepared.digest, **weights.links}
+    tracking = start_run(
+        config.tracking,
+        program="evaluate",
+        run_key=claim.run_key,
+        output=output,
+        params=config_dict(config),
+        tags=links,
+    )
+    connect()
+    refuse_too_few_resources(config)
+    started = time.monotonic()
+    rows = sorted(
+        predictions(view_scores(config, weights, prepared, logits_of_labels), weights.classes, config.views.views),
+        key=lambda row: int(row["clip_id"]),
+    )
+    seconds = time.monotonic() - started
+    result = figures(rows, weights.classes)
+    report = {**asdict(result), "views_per_second": len(rows) * config.views.views / seconds}
+    pictures = write_results(output, rows, weights)
+    tracking.log_metrics({key: value for key, value in report.items() if isinstance(value, int | float)}, step=0)
+    with TemporaryDirectory() as folder:
+        for name, picture in pictures.items():
+            path = Path(folder) / name
+            path.write_bytes(picture)
+            tracking.log_artifact(path)
+        tracking.finish()
+    return {**report, "confusion": join(output, "confusion.png"), "mlflow_run_id": tracking.run_id}
+
+
+def match_classes(weights: ClassifierWeights, prepared: PreparedSet) -> dict[int, int]:
+    """Class number in the set → number of the logit with the same name.
+
+    Raises:
+        UserError: the set has classes that the classifier does not know.
+    """
+    place = {name: number for number, name in enumerate(weights.classes)}
+    unknown = [name for name in prepared.classes if name not in place]
+    if unknown:
+        raise UserError(
+            f"data={prepared.uri}: has {len(unknown)} classes that the classifier was not trained on "
+            f"({', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}); give the set of its own class list"
+        )
+    return {number: place[name] for number, name in enumerate(prepared.classes)} | {UNLABELLED: UNLABELLED}
+
+
+def view_scores(
+    config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet, logits_of_labels: Mapping[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Every view of the split with its scores, in no particular order."""
+    chain = evaluation_chain(config, weights, prepared)
+    batches = chain.iter_batches(batch_size=None, batch_format="pyarrow")
+    views = prepared.num_clips(config.split) * config.views.views
+    all_rows = (row for batch in batches for row in batch.to_pylist())
+    for row in track(all_rows, "scoring views", total=views, console=console):
+        yield row | {"label": logits_of_labels[row["label"]]}
+
+
+def evaluation_chain(config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet) -> Dataset:
+    """The visible chain: clips of the split → views, all of a clip from one decode → scores of all classes."""
+    frames, size, _ = weights.input_size
+    view = ViewConfig(num_frames=frames, frame_stride=config.frame_stride, size=size, sampling=config.sampling)
+    try:
+        views = evaluation_views(
+            prepared, view, config.views, split=config.split, decode=config.decode, concurrency=config.decode_workers
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return score_videos(views, weights, config, keep=VIEW_COLUMNS, top_k=len(weights.classes))
+
+
+def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWeights) -> dict[str, bytes]:
+    """Write ``predictions.parquet`` and the pictures; returns the pictures by name."""
+    table = pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(join(output, "predictions.parquet"), buffer.getvalue())
+    pictures = {"confusion.png": confusion_picture(confusion(rows, weights.classes), weights.classes)}
+    for name, picture in pictures.items():
+        write_bytes(join(output, name), picture)
+    return pictures
+
+
+def main() -> None:
+    """Entry point."""
+    run_program("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")
+
+
+if __name__ == "__main__":
+    main()
