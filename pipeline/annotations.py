@@ -227,11 +227,10 @@ def _something_rows(entries: list[dict[str, Any]], split: str) -> pa.Table:
 
 def _hmdb51_rows(uri: str, label: str) -> pa.Table:
     listed = _extract(_lines(uri), r"^(?P<name>.+?)\s+(?P<flag>[012])\s*$")
-    # A take of a film is cut into clips numbered at the end of the name (README of HMDB51).
-    source = _extract(listed["name"], r"^(?P<source>.+)_[a-z]+_[a-z]_[a-z]{2}_np\d_[a-z]{2}_[a-z]{3}_\d+\.")["source"]
-    split = pc.replace_with_mask(
-        pc.if_else(pc.equal(listed["flag"], "1"), "train", "test"), pc.equal(listed["flag"], "0"), "unused"
-    )
+    # {film}_{class}_{body part}_{camera}_..._{number}.avi: all clips of a film share its people and places.
+    source = _extract(listed["name"], rf"^(?P<source>.+)_{re.escape(label)}_.+_\d+\.\w+$")["source"]
+    used = pc.if_else(pc.equal(listed["flag"], "1"), "train", "test")
+    split = pc.if_else(pc.equal(listed["flag"], "0"), "unused", used)
     path = _joined("/", label, listed["name"])
     return _rows(path=path, label=label, split=split, source_video=source)
 
