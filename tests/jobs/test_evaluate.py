@@ -1,0 +1,116 @@
+"""Scoring a prepared set by the test protocol, against a plain loop over its clips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hiera_video import create_model, save_model
+from jobs import prepare
+from jobs.classifier import Classifier
+from jobs.errors import UserError
+from jobs.evaluate import EvaluateConfig, run
+from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.program import replace
+from jobs.tracking import TrackingConfig
+from pipeline import FrameView, IsolatedDecoder, ViewConfig, ViewProtocol
+from pipeline.sampling import evaluation_crops, evaluation_indices
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+# Reversed, so that a class number of the set is never by chance that of the logit.
+CLASSES = tuple(reversed(MOTION_CLASSES))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluateConfig, dict[str, Any], int]:
+    """Eight clips, one of whose bytes were damaged after preparation."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    render_motion_videos(folder / "source", 8, seed=3, size=64, num_frames=40)
+    prepare.run(
+        prepare.PrepareConfig(source=str(folder / "source"), output=str(folder / "set"), val_share=0.0, workers=2)
+    )
+    damaged = _damage_a_clip(folder / "set")
+    torch.manual_seed(0)
+    save_model(folder / "model.safetensors", create_model("hiera_test_8x64"), {"classes": json.dumps(CLASSES)})
+    config = EvaluateConfig(
+        init=str(folder),
+        data=str(folder / "set"),
+        output=str(folder / "out"),
+        split="train",
+        frame_stride=2,
+        views=ViewProtocol(clips=2, crops=3),
+        batch_size=5,
+        tracking=TrackingConfig(uri="none"),
+    )
+    return config, run(config), damaged
+
+
+def _damage_a_clip(prepared: Path) -> int:
+    shard = next((prepared / "shards").rglob("*.parquet"))
+    table = pq.read_table(shard)
+    assert pq.ParquetFile(shard).num_row_groups == 1
+    videos = pa.array([b"no video", *table["video"].to_pylist()[1:]], pa.large_binary())
+    column = table.schema.get_field_index("video")
+    pq.write_table(table.set_column(column, table.schema.field(column), videos), shard)
+    return int(table["clip_id"][0].as_py())
+
+
+def _plain_loop(config: EvaluateConfig) -> dict[int, dict[str, float]]:
+    """Clip → class → mean score, one view after another."""
+    classifier = Classifier(config.init, "fp32", use_gpu=False)
+    view = ViewConfig(num_frames=8, frame_stride=2, size=64)
+    scores = {}
+    with IsolatedDecoder() as decoder:
+        for shard in (Path(config.data) / "shards").rglob("*.parquet"):
+            for clip in pq.read_table(shard).to_pylist():
+                if clip["video"] == b"no video":
+                    continue
+                views = [
+                    FrameView(evaluation_indices(clip["num_frames"], clip["fps"], view, number, 2), crop, (64, 64))
+                    for number in range(2)
+                    for crop in evaluation_crops(clip["height"], clip["width"], 3)
+                ]
+                singles = [
+                    classifier.probabilities(frames[None])[0] for frames in decoder.decode_bytes(clip["video"], views)
+                ]
+                scores[clip["clip_id"]] = dict(zip(CLASSES, np.mean(singles, axis=0).tolist(), strict=True))
+    return scores
+
+
+def test_predictions_are_those_of_a_plain_loop(evaluated: tuple[EvaluateConfig, dict[str, Any], int]) -> None:
+    config, report, damaged = evaluated
+    rows = pq.read_table(Path(config.output) / "predictions.parquet").to_pylist()
+    expected = _plain_loop(config)
+    assert {row["clip_id"] for row in rows} == {*expected, damaged}
+    right = 0
+    for row in rows:
+        if row["clip_id"] == damaged:
+            assert (row["status"], row["predicted"]) == ("not_a_video", None)
+            continue
+        scores = expected[row["clip_id"]]
+        assert row["scores"] == pytest.approx([scores[name] for name in row["labels"]], abs=1e-5)
+        assert row["predicted"] == max(scores, key=lambda name: scores[name])
+        assert row["label"] == Path(row["uri"]).parent.name
+        right += row["label"] == row["predicted"]
+    assert report["top1"] == pytest.approx(right / 7)
+    assert (report["videos_scored"], report["not_scored_by_reason"]) == (7, {"not_a_video": 1})
+    assert (Path(config.output) / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_scored_is_refused(
+    evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
+) -> None:
+    config, _, _ = evaluated
+    with pytest.raises(UserError, match="split=nosuch: holds no clip"):
+        run(replace(config, split="nosuch", output=str(tmp_path / "out")))
+    save_model(tmp_path / "model.safetensors", create_model("hiera_test_8x64"))
+    with pytest.raises(UserError, match="has 8 classes that the classifier was not trained on"):
+        run(replace(config, init=str(tmp_path)))
