@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
-START_SECONDS = 60
+START_SECONDS = 120
 STEPS = 2
 # The smallest model, so that the command takes seconds; everything else is what the recipe says.
 TINY = "model=mae_hiera_test_8x64 mask_ratio=0.75 view.num_frames=8 view.size=64 view.frame_stride=1 view.repeats=1"
@@ -65,7 +65,7 @@ class Head:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=280,
             check=False,
         )
 
@@ -76,7 +76,9 @@ def head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     gcs, dashboard, agent, client = free_ports(4)
     environment = clean_environment(folder) | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    subprocess.run(documented("ray get-auth-token")[:3], env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        documented("ray get-auth-token")[:3], env=environment, check=True, capture_output=True, timeout=START_SECONDS
+    )
     places = f"--port {gcs} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
     places += f" --ray-client-server-port {client} --min-worker-port 0 --max-worker-port 0 --temp-dir {folder / 'r'}"
     with (folder / "head.log").open("w") as log:
@@ -167,6 +169,7 @@ def test_a_relative_output_is_refused_inside_a_submitted_job(refused: subprocess
     assert refused.returncode == 1
 
 
+@pytest.mark.timeout(600)  # two programs, each in a fresh interpreter: about a minute on an idle machine
 def test_the_documented_job_pretrains_on_a_prepared_set(head: Head, tmp_path: Path) -> None:
     videos, prepared, output = tmp_path / "videos", tmp_path / "set", tmp_path / "pretrain"
     render_motion_videos(videos, 16, seed=0, size=64, num_frames=16, workers=1)
