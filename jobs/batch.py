@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ from torch import Tensor
 def digest(*parts: object) -> int:
     """A non-negative 63-bit number from the parts: the same on every machine and in every process."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Failure(NamedTuple):
+    """A view that could not be decoded."""
+
+    epoch: int
+    sample_id: str
+    reason: str
+    replaced_by: str
+    """Sample id of the view that stands in."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,8 @@ class Batch:
     step: int
     index: int
     """Number of the micro-batch within its global batch."""
-    failures: list[dict[str, str]] = field(default_factory=list)
-    """Views that could not be decoded: ``sample_id``, ``failure``, ``replaced_by``."""
+    failures: list[Failure] = field(default_factory=list)
+    """Views that could not be decoded."""
 
     def sample_seeds(self, purpose: str) -> list[int]:
         """One seed per sample, a function of (run seed, purpose, epoch, sample id)."""
@@ -46,21 +56,16 @@ class Batch:
 
 
 def batch_from_columns(columns: Mapping[str, Any], *, seed: int, step: int, index: int, device: torch.device) -> Batch:
-    """A block of the training stream (NumPy columns) as a `Batch` on the device."""
-    samples = [str(sample) for sample in columns["sample_id"]]
-    failed = zip(samples, columns["failure"], columns["replaced_by"], strict=True)
+    """A micro-batch of the training stream as a `Batch` on the device."""
+    views = zip(columns["epoch"], columns["sample_id"], columns["failure"], columns["replaced_by"], strict=True)
     return Batch(
         frames=torch.from_numpy(columns["video"].copy()).to(device, non_blocking=True),  # Arrow memory is read-only
         labels=torch.from_numpy(columns["label"].copy()).to(device, non_blocking=True),
-        sample_ids=samples,
-        epochs=[int(epoch) for epoch in columns["epoch"]],
+        sample_ids=list(columns["sample_id"]),
+        epochs=columns["epoch"].tolist(),
         position=int(columns["position"][0]),
         seed=seed,
         step=step,
         index=index,
-        failures=[
-            {"sample_id": sample, "failure": str(reason), "replaced_by": str(other)}
-            for sample, reason, other in failed
-            if reason
-        ],
+        failures=[Failure(int(epoch), *texts) for epoch, *texts in views if texts[1]],
     )

@@ -69,10 +69,6 @@ class Checkpoint:
     """Further facts as JSON values (run id, known failures)."""
 
 
-class UnsavedTooLongError(Exception):
-    """No checkpoint could be saved for `max_unsaved_minutes`."""
-
-
 class CheckpointWriter:
     """Writes checkpoints of one run in the background, one at a time, and keeps the newest few."""
 
@@ -83,6 +79,8 @@ class CheckpointWriter:
         self._unsent_journal: dict[int, str] = {}
         self._saved_at = time.monotonic()
         self._last_due = time.monotonic()
+        self.unsaved_too_long = ""
+        """Why training must stop: set when nothing could be saved for `max_unsaved_minutes`."""
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step`` optimizer steps."""
@@ -95,9 +93,6 @@ class CheckpointWriter:
         Args:
             checkpoint: what to write; its tensors must not change any more.
             journal: metric lines since the checkpoint before.
-
-        Raises:
-            UnsavedTooLongError: nothing could be saved for ``max_unsaved_minutes``.
         """
         self.wait()
         self._last_due = time.monotonic()
@@ -109,7 +104,6 @@ class CheckpointWriter:
 
         Raises:
             StorageError: it failed and ``must_succeed``.
-            UnsavedTooLongError: nothing could be saved for ``max_unsaved_minutes``.
         """
         if self._pending is None:
             return
@@ -121,15 +115,12 @@ class CheckpointWriter:
             if must_succeed:
                 raise
             logger.warning("checkpoint not saved, the next one tries again: %s", error)
-            self._refuse_to_go_on_unsaved(error)
-
-    def _refuse_to_go_on_unsaved(self, error: StorageError) -> None:
-        minutes = (time.monotonic() - self._saved_at) / 60
-        if minutes > self._config.max_unsaved_minutes:
-            raise UnsavedTooLongError(
-                f"checkpoint.max_unsaved_minutes={self._config.max_unsaved_minutes}: no checkpoint could be saved for "
-                f"{minutes:.0f} minutes ({error}); mend the storage and start the same command again"
-            ) from error
+            minutes = (time.monotonic() - self._saved_at) / 60
+            if minutes > self._config.max_unsaved_minutes:
+                self.unsaved_too_long = (
+                    f"checkpoint.max_unsaved_minutes={self._config.max_unsaved_minutes}: no checkpoint could be saved "
+                    f"for {minutes:.0f} minutes ({error}); mend the storage and start the same command again"
+                )
 
     def _write(self, checkpoint: Checkpoint) -> None:
         for step, lines in sorted(self._unsent_journal.items()):

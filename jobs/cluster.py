@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import ray
-from ray.data import DataContext
 
 from jobs.errors import UserError
 
@@ -14,25 +14,31 @@ from jobs.errors import UserError
 LOCAL_CPUS = max(4, os.cpu_count() or 1)
 
 
+# What every process of the job gets. The backend's own log lines stay in Ray's log files.
+JOB_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "PYTHONWARNINGS": "ignore"}
+
+
 def connect() -> None:
     """Join the cluster of ``RAY_ADDRESS`` (set inside a submitted job), else start a local Ray.
+
+    Workers' output stays in Ray's log files: programs print what matters themselves, and failures reach the driver.
 
     Raises:
         UserError: ``RAY_ADDRESS`` names a cluster that does not answer.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **JOB_ENVIRONMENT}
     if not ray.is_initialized():
-        _start(address)
-    DataContext.get_current().enable_progress_bars = True
+        _start(os.environ.get("RAY_ADDRESS"))
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _start(address: str | None) -> None:
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
-        ray.init(num_cpus=LOCAL_CPUS, include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(num_cpus=LOCAL_CPUS, include_dashboard=False, **quiet)
         return
     try:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, runtime_env={"env_vars": JOB_ENVIRONMENT}, **quiet)
     except ConnectionError as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with `ray start --head` "

@@ -130,7 +130,7 @@ def _run_stage(stage: Stage) -> dict[str, Any]:
         f"python -m jobs.{stage.name} {' '.join(stage.arguments)}", style="dim", soft_wrap=True, highlight=False
     )
     started = time.monotonic()
-    config = load_config(stage.config_class, stage.name, stage.arguments)
+    config: Any = load_config(stage.config_class, stage.name, stage.arguments)
     report = stage.run(config)
     finish(stage.name, config, report)
     seconds = time.monotonic() - started

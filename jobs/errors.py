@@ -12,3 +12,7 @@ class UserError(Exception):
 
 class StopRequestedError(Exception):
     """The program was asked to stop (SIGTERM, pre-emption) and has saved its work: exit code 3."""
+
+
+class TrainingStoppedError(Exception):
+    """Training cannot go on and a restart would not help; the checkpoints are kept: exit code 1."""

@@ -31,7 +31,7 @@ from jobs.program import run_program
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import close_run, dry_run_figures, loss_curves, run_training
-from pipeline import open_prepared
+from pipeline import UNLABELLED, open_prepared
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
 
@@ -69,14 +69,17 @@ class Classification(TrainStep):
         set_activation_checkpointing(self.model, config.activation_checkpointing)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean cross entropy: scalar."""
+        """Cross entropy, the mean over the labelled views: scalar."""
         model: Hiera = self.model  # type: ignore[assignment]
         flips = sample_uniforms(batch.sample_seeds("flip"), 1)[:, 0]
         pixels = augment(normalize_video(batch.frames), self._augment, flips)
         draws = model.draw(len(batch.sample_ids), batch.generator("drop path"), pixels.device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             logits = model(pixels, draws=draws)
-        return functional.cross_entropy(logits.float(), batch.labels, label_smoothing=self._smoothing)
+        total = functional.cross_entropy(
+            logits.float(), batch.labels, label_smoothing=self._smoothing, ignore_index=UNLABELLED, reduction="sum"
+        )
+        return total / (batch.labels != UNLABELLED).sum().clamp(min=1)  # unlabelled: no view of it could be decoded
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,11 @@ def _gather(buffer: FlatBuffer, value: Tensor) -> Iterator[tuple[Member, Tensor]
         yield buffer.members[0], value.detach().cpu().clone()
         return
     ranks = dist.get_world_size()
-    gathered = torch.empty(ranks * value.numel(), dtype=value.dtype, device=value.device)
-    dist.all_gather_into_tensor(gathered, value.detach().contiguous())
+    slices = [torch.empty_like(value) for _ in range(ranks)]
+    dist.all_gather(slices, value.detach().contiguous())
+    gathered = torch.stack(slices).cpu()
     for member in buffer.members:
-        yield member, _extract(buffer, gathered.view(ranks, -1), member).cpu().clone()
+        yield member, _extract(buffer, gathered, member).clone()
 
 
 def _is_slice(buffer: FlatBuffer) -> bool:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.config import config_yaml, describe_keys, load_config, recipe_names
-from jobs.errors import StopRequestedError, UserError
+from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
 from pipeline import StorageError, is_local_relative, join, write_bytes
 
 ConfigT = TypeVar("ConfigT")
@@ -66,6 +66,9 @@ def run_program(
     except StopRequestedError as stopped:
         console.print(f"[yellow]{name} stopped on request[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
         code = 3
+    except TrainingStoppedError as stopped:
+        console.print(f"[bold red]{name} stopped[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
+        code = 1
     except KeyboardInterrupt:
         console.print(f"[yellow]{name} interrupted[/]")
         code = 130

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from jobs.batch import Batch
+from jobs.run_board import WorkerBoard
 from jobs.tracking import Run, series_entries
+
+T = TypeVar("T")
 
 
 class StepLog:
@@ -21,17 +24,30 @@ class StepLog:
 
     Args:
         run: where the first rank's figures go besides the journal; None on the other ranks.
+        board: where lines and progress go.
+        timed_out: (epoch, sample id) of views whose decoding took too long before a restart.
     """
 
     def __init__(
-        self, *, start_step: int, total_steps: int, global_batch: int, every: int, trace: bool, run: Run | None
+        self,
+        *,
+        start_step: int,
+        total_steps: int,
+        global_batch: int,
+        every: int,
+        trace: bool,
+        run: Run | None,
+        board: WorkerBoard,
+        timed_out: Iterable[tuple[int, str]] = (),
     ) -> None:
         self.step = start_step
         self._total_steps, self._global_batch, self._every, self._trace = total_steps, global_batch, every, trace
         self._run = run
+        self._board = board
         self._lines: list[str] = []
         self._step_started = time.perf_counter()
         self._waited_seconds = 0.0
+        self.timed_out: list[tuple[int, str]] = list(timed_out)
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch; the time that it takes counts as waiting for data.
@@ -46,27 +62,30 @@ class StepLog:
             raise RuntimeError(f"step {self.step}: the stream of batches ended before the last step")
         return batch
 
-    def record(self, loss: float, learning_rate: float, consumed: Sequence[Batch]) -> None:
-        """Close a step: journal line, printed line, metrics."""
+    def record(self, loss: float, learning_rate: float, consumed: Sequence[Batch], *, failed_views: int) -> None:
+        """Close a step: journal line, printed line, metrics. All ranks call it with the same ``failed_views``."""
         seconds = time.perf_counter() - self._step_started
-        sample_ids = _in_stream_order([batch.sample_ids for batch in consumed]) if self._trace else None
         self.step += 1
+        figures: dict[str, Any] = {
+            "step": self.step,
+            "epoch": consumed[0].epochs[0],
+            "position": self.step * self._global_batch,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "clips_per_second": self._global_batch / seconds,
+            "data_wait_seconds": self._waited_seconds,
+            "unix_seconds": time.time(),
+        }
+        if failed_views:
+            failures = gather_in_stream_order([batch.failures for batch in consumed])
+            figures["failures"] = [failure._asdict() for failure in failures]
+            self.timed_out += [
+                (failure.epoch, failure.sample_id) for failure in failures if failure.reason == "timeout"
+            ]
+        if self._trace:
+            figures["sample_ids"] = gather_in_stream_order([batch.sample_ids for batch in consumed])
         if self._run is not None:
-            self._write(
-                {
-                    "step": self.step,
-                    "epoch": consumed[0].epochs[0],
-                    "position": self.step * self._global_batch,
-                    "loss": loss,
-                    "learning_rate": learning_rate,
-                    "clips_per_second": self._global_batch / seconds,
-                    "data_wait_seconds": self._waited_seconds,
-                    "unix_seconds": time.time(),
-                    **_failures(consumed),
-                    **({"sample_ids": sample_ids} if sample_ids is not None else {}),
-                },
-                seconds,
-            )
+            self._write(figures, seconds)
         self._step_started, self._waited_seconds = time.perf_counter(), 0.0
 
     def take_lines(self) -> str:
@@ -83,8 +102,10 @@ class StepLog:
         assert self._run is not None
         self._lines.append(json.dumps(figures) + "\n")
         self._run.log_series(series_entries(figures))
+        line = ""
         if self.step % self._every == 0 or self.step == self._total_steps:
-            print(self._line(figures, seconds), flush=True)
+            line = self._line(figures, seconds)
+        self._board.post(line, self.step)
 
     def _line(self, figures: dict[str, Any], seconds: float) -> str:
         return (
@@ -94,18 +115,12 @@ class StepLog:
         )
 
 
-def _in_stream_order(mine: list[list[str]]) -> list[str]:
-    """All ranks' sample ids of one global batch: micro-batch 0 of rank 0, of rank 1, ..., then micro-batch 1."""
-    everyone: list[list[list[str]]] = [[] for _ in range(dist.get_world_size())]
+def gather_in_stream_order(mine: Sequence[Sequence[T]]) -> list[T]:
+    """All ranks' items of one global batch: micro-batch 0 of rank 0, of rank 1, ..., then micro-batch 1 of rank 0."""
+    everyone: list[Sequence[Sequence[T]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, mine)
     dealt = zip(*everyone, strict=True)
-    return list(itertools.chain.from_iterable(itertools.chain.from_iterable(dealt)))
-
-
-def _failures(consumed: Sequence[Batch]) -> dict[str, Any]:
-    """Views of this rank that could not be decoded, with the reason and what stood in for them."""
-    failed = [failure for batch in consumed for failure in batch.failures]
-    return {"failures": failed} if failed else {}
+    return list(chain.from_iterable(chain.from_iterable(dealt)))
 
 
 def _memory_gib() -> float:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, Dataset
+from rich.progress import track
 
 from jobs.classifier import ACTOR_RETRIES, ClassifierWeights, ScoringConfig, refuse_too_few_resources, score_videos
+from jobs.program import console
 from pipeline import (
     OK,
     DecodeConfig,
@@ -44,7 +46,9 @@ def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, decode_w
     if len(fresh) == 0:
         return gone
     tasks = [fresh.slice(start, PROBES_PER_TASK) for start in range(0, len(fresh), PROBES_PER_TASK)]
-    probed = ray.data.from_arrow(tasks).map_batches(
+    blocks = ray.data.from_arrow(tasks)
+    blocks.context.enable_progress_bars = False
+    probed = blocks.map_batches(
         ProbeVideos,
         fn_constructor_args=(decode,),
         batch_size=None,
@@ -53,7 +57,8 @@ def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, decode_w
         num_cpus=1,
         **ACTOR_RETRIES,
     )
-    tables = list(probed.iter_batches(batch_size=None, batch_format="pyarrow"))
+    batches = probed.iter_batches(batch_size=None, batch_format="pyarrow")
+    tables = list(track(batches, "probing videos", total=len(tasks), console=console))
     return pa.concat_tables([*tables, gone]).sort_by("uri")
 
 
@@ -64,21 +69,21 @@ def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan) -> Dataset:
     runs full batches, also over short videos.
     """
     frames, height, width = plan.weights.input_size
-    context = DataContext.get_current().copy()
-    context.enable_fallback_to_arrow_object_ext_type = False
-    context.target_max_block_size = plan.scoring.batch_size * frames * height * width * 3
-    with DataContext.current(context):
-        windows = ray.data.from_arrow(list(chunks)).map_batches(
-            DecodeWindows,
-            fn_constructor_args=(plan.decode, plan.grid, (frames, height, width), plan.scoring.batch_size),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=plan.scoring.decode_workers),
-            num_cpus=1,
-            memory=DECODER_BYTES,
-            **ACTOR_RETRIES,
-        )
-        return score_videos(windows, plan.weights, plan.scoring, keep=WINDOW_COLUMNS, top_k=plan.top_k)
+    blocks = ray.data.from_arrow(list(chunks))
+    blocks.context.enable_progress_bars = False
+    blocks.context.enable_fallback_to_arrow_object_ext_type = False
+    blocks.context.target_max_block_size = plan.scoring.batch_size * frames * height * width * 3
+    windows = blocks.map_batches(
+        DecodeWindows,
+        fn_constructor_args=(plan.decode, plan.grid, (frames, height, width), plan.scoring.batch_size),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=plan.scoring.decode_workers),
+        num_cpus=1,
+        memory=DECODER_BYTES,
+        **ACTOR_RETRIES,
+    )
+    return score_videos(windows, plan.weights, plan.scoring, keep=WINDOW_COLUMNS, top_k=plan.top_k)
 
 
 def scored_windows(

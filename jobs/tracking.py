@@ -177,7 +177,7 @@ class Run:
         self.run_id = run_id
         self._found.set()
         while (message := self._outbox.get()) is not None:
-            if self._retry(lambda message=message: message(client, run_id) or True) is None:  # type: ignore[misc, func-returns-value]
+            if self._retry(lambda message=message: message(client, run_id) or True) is None:  # type: ignore[misc]
                 self._outbox.put(message)  # keeps `drain` from reporting success
                 return
 

@@ -8,9 +8,11 @@ workers nor a restart changes the run.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 import deepspeed
@@ -28,10 +30,11 @@ from hiera_video import (
 from jobs.batch import Batch, batch_from_columns, digest
 from jobs.checkpoint import Checkpoint, CheckpointWriter, latest_checkpoint
 from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
-from jobs.step_log import StepLog
-from jobs.stopping import StopPoll
+from jobs.run_board import WorkerBoard
+from jobs.step_log import StepLog, gather_in_stream_order
 from jobs.tracking import start_run
 from jobs.train_config import TrainConfig
+from pipeline import iter_micro_batches
 
 
 class Phase(Protocol):
@@ -80,52 +83,66 @@ class TrainingJob:
         return self.config.global_batch // self.config.micro_batch
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; every rank stops and the checkpoints stay."""
+class Ending(IntEnum):
+    """Why the loop ends before the last step; the highest that any rank knows of counts for all."""
+
+    NONE = 0
+    REQUESTED = 1
+    UNSAVED = 2
+    NOT_FINITE = 3
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """How a rank's loop ended."""
+
+    step: int
+    """Optimizer steps that are saved."""
+    failure: str = ""
+    """Why training cannot go on, when it cannot; starting the workers anew would not help."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """What every rank runs."""
+    """What every rank runs: from the newest checkpoint to the last step, or until there is a reason to end."""
     job: TrainingJob = settings["job"]
     config = job.config
     torch.set_num_threads(config.threads_per_worker)
+    board = WorkerBoard(settings["board"])
     checkpoint = latest_checkpoint(config.output)
     engine = _engine(job, checkpoint)
-    log = _step_log(job, checkpoint.step if checkpoint else 0)
+    log = _step_log(job, checkpoint, board)
     writer = CheckpointWriter(config.output, config.checkpoint)
-    stop = StopPoll(settings["stop_flag"])
-    peak = scaled_learning_rate(config.optimizer, config.global_batch)
-    stopped = False
     batches = _batches(job, log.step, engine.device)
+    ending = Ending.NONE
 
-    while log.step < job.total_steps and not stopped:
-        learning_rate = learning_rate_at(
-            log.step,
-            total_steps=job.total_steps,
-            warmup_steps=job.warmup_steps,
-            peak=peak,
-            final=config.schedule.final_learning_rate,
-        )
+    while log.step < job.total_steps and ending is Ending.NONE:
+        learning_rate = _learning_rate(job, log.step)
         set_learning_rate(engine.optimizer, learning_rate)
         losses, consumed = [], []
         for _ in range(engine.gradient_accumulation_steps()):
             batch = log.next_batch(batches)
             loss = engine(batch)
             engine.backward(loss)
-            engine.step()
+            engine.step()  # takes a step only when the global batch is complete
             losses.append(loss.detach())
             consumed.append(batch)
 
-        mean_loss, stopped = _agree(torch.stack(losses).mean(), stop=_rank() == 0 and stop.requested())
-        if not math.isfinite(mean_loss):
-            raise NonFiniteLossError(_tell_non_finite(log.step, consumed))
-        log.record(mean_loss, learning_rate, consumed)
-        if stopped or log.step == job.total_steps or _decided_by_first_rank(writer.due(log.step)):
+        mean_loss, failed_views, ending = _agree(torch.stack(losses).mean(), consumed, _wish(board, writer))
+        if ending is Ending.NOT_FINITE:
+            break
+        log.record(mean_loss, learning_rate, consumed, failed_views=failed_views)
+        if ending is Ending.REQUESTED or log.step == job.total_steps or _first_rank_decides(writer.due(log.step)):
             _save(job, engine, writer, log)
 
-    writer.wait(must_succeed=True)
+    writer.wait(must_succeed=ending in (Ending.NONE, Ending.REQUESTED))
     log.close()
-    ray.train.report({"step": log.step, "stopped": stopped and log.step < job.total_steps})
+    result = WorkerResult(log.step, _failure(ending, log.step, consumed, writer))
+    ray.train.report({"result": asdict(result)})
+
+
+def known_failures(checkpoint: Checkpoint | None) -> list[tuple[int, str]]:
+    """(epoch, sample id) of the views whose decoding took too long, so that a resumed run decides alike."""
+    return [(epoch, sample) for epoch, sample in checkpoint.extra["timed_out"]] if checkpoint else []
 
 
 def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
@@ -156,8 +173,7 @@ def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterato
     """This rank's micro-batches in order: of every global batch numbers rank, rank + workers, ..."""
     config = job.config
     shard = ray.train.get_dataset_shard("train")
-    blocks = shard.iter_batches(batch_size=config.micro_batch, batch_format="numpy", prefetch_batches=2)
-    for turn, columns in enumerate(blocks):
+    for turn, columns in enumerate(iter_micro_batches(shard)):
         number = turn * config.workers + _rank()
         step, index = start_step + number // job.micro_batches, number % job.micro_batches
         position = step * config.global_batch + index * config.micro_batch
@@ -166,29 +182,54 @@ def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterato
         yield batch_from_columns(columns, seed=config.seed, step=step, index=index, device=device)
 
 
-def _step_log(job: TrainingJob, start_step: int) -> StepLog:
+def _learning_rate(job: TrainingJob, step: int) -> float:
+    return learning_rate_at(
+        step,
+        total_steps=job.total_steps,
+        warmup_steps=job.warmup_steps,
+        peak=scaled_learning_rate(job.config.optimizer, job.config.global_batch),
+        final=job.config.schedule.final_learning_rate,
+    )
+
+
+def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoard) -> StepLog:
     config = job.config
     run = None
     if _rank() == 0:
+        logging.getLogger().addHandler(board)
         run = start_run(config.tracking, program=job.program, run_key=job.run_key, output=config.output)
     return StepLog(
-        start_step=start_step,
+        start_step=checkpoint.step if checkpoint else 0,
         total_steps=job.total_steps,
         global_batch=config.global_batch,
         every=config.log_every_steps,
         trace=config.trace_samples,
         run=run,
+        board=board,
+        timed_out=known_failures(checkpoint),
     )
 
 
-def _agree(loss: Tensor, stop: bool) -> tuple[float, bool]:
-    """Mean loss over the ranks and whether any wants to stop, the same on every rank."""
-    figures = torch.stack([loss.double() / dist.get_world_size(), torch.full_like(loss, float(stop)).double()])
+def _wish(board: WorkerBoard, writer: CheckpointWriter) -> Ending:
+    if writer.unsaved_too_long:
+        return Ending.UNSAVED
+    return Ending.REQUESTED if board.stop_requested() else Ending.NONE
+
+
+def _agree(loss: Tensor, consumed: Sequence[Batch], wish: Ending) -> tuple[float, int, Ending]:
+    """Mean loss, number of failed views and the reason to end, the same on every rank."""
+    failed_views = sum(len(batch.failures) for batch in consumed)
+    reasons = [float(wish is reason) for reason in Ending]
+    figures = torch.tensor([0.0, failed_views, *reasons], dtype=torch.float64, device=loss.device)
+    figures[0] = loss / dist.get_world_size()
     dist.all_reduce(figures)
-    return float(figures[0]), bool(figures[1] > 0)
+    mean_loss, failed, *votes = figures.tolist()
+    if not math.isfinite(mean_loss):
+        return mean_loss, int(failed), Ending.NOT_FINITE
+    return mean_loss, int(failed), max(reason for reason in Ending if votes[reason] or reason is Ending.NONE)
 
 
-def _decided_by_first_rank(due: bool) -> bool:
+def _first_rank_decides(due: bool) -> bool:
     """Clocks differ between ranks; the first one decides when a checkpoint is due."""
     decision = [due]
     dist.broadcast_object_list(decision, src=0)
@@ -199,20 +240,20 @@ def _save(job: TrainingJob, engine: Any, writer: CheckpointWriter, log: StepLog)
     """All ranks gather, the first one writes in the background."""
     weights, optimizer = gather_weights(engine), gather_optimizer_state(engine)
     if _rank() == 0:
-        extra = {"run_key": job.run_key}
+        extra = {"run_key": job.run_key, "timed_out": log.timed_out}
         position = log.step * job.config.global_batch
         writer.save(Checkpoint(log.step, position, weights, optimizer, extra), log.take_lines())
 
 
-def _tell_non_finite(step: int, consumed: list[Batch]) -> str:
-    mine = [sample for batch in consumed for sample in batch.sample_ids]
-    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, mine)
-    samples = ", ".join(sample for rank in everyone for sample in rank)
-    return (
-        f"step {step}: the loss is not finite; samples of this batch: {samples}; the checkpoints are kept: "
-        "lower optimizer.learning_rate or set optimizer.clip_gradient_norm, or look at these clips"
-    )
+def _failure(ending: Ending, step: int, consumed: Sequence[Batch], writer: CheckpointWriter) -> str:
+    """What to tell the person, when training cannot go on; all ranks must call it."""
+    if ending is Ending.NOT_FINITE:
+        samples = gather_in_stream_order([batch.sample_ids for batch in consumed])
+        return (
+            f"step {step + 1}: the loss is not finite; samples of this batch: {', '.join(samples)}; checkpoints are "
+            "kept: lower optimizer.learning_rate, set optimizer.clip_gradient_norm, or look at these clips"
+        )
+    return writer.unsaved_too_long if ending is Ending.UNSAVED else ""
 
 
 def _rank() -> int:

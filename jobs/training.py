@@ -11,7 +11,7 @@ from typing import Any
 
 import ray.data
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 
@@ -19,22 +19,23 @@ from hiera_video import save_model
 from jobs.checkpoint import complete_steps, latest_checkpoint, read_journal
 from jobs.cluster import connect, has_gpus
 from jobs.config import config_dict, config_yaml
-from jobs.errors import StopRequestedError, UserError
+from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
 from jobs.initial_weights import WEIGHTS
 from jobs.output import claim_output
 from jobs.pictures import curve_picture
 from jobs.program import replace
-from jobs.stopping import stop_on_sigterm
+from jobs.run_board import watched_run
 from jobs.tracking import Run, start_run, tracking_uri
 from jobs.train_config import TrainConfig
-from jobs.trainer import Phase, TrainingJob, train_worker
+from jobs.trainer import Phase, TrainingJob, WorkerResult, known_failures, train_worker
 from pipeline import (
     PreparedSet,
     absolute,
+    iter_micro_batches,
     join,
     open_prepared,
     read_bytes,
-    stream_data_config,
+    stream_execution_options,
     training_stream,
     write_bytes,
 )
@@ -107,7 +108,7 @@ def sample_views(config: TrainConfig, count: int) -> Tensor:
         decode=config.decode,
         concurrency=1,
     )
-    return torch.from_numpy(stream.take_batch(count)["video"].copy())
+    return torch.from_numpy(next(iter_micro_batches(stream))["video"].copy())
 
 
 def close_run(config: TrainConfig, run: Run, figures: Mapping[str, Any], pictures: Sequence[Path]) -> dict[str, Any]:
@@ -169,22 +170,26 @@ def train(job: TrainingJob) -> None:
 
     Raises:
         StopRequestedError: SIGTERM arrived; a checkpoint was written.
+        TrainingStoppedError: the loss is not finite, or nothing can be saved.
     """
-    steps = complete_steps(job.config.output)
-    if steps and steps[-1] >= job.total_steps:
+    first_step = max(complete_steps(job.config.output), default=0)
+    if first_step >= job.total_steps:
         return
-    with stop_on_sigterm() as stop_flag:
-        result = _trainer(job, stop_flag).fit()
-    if result.metrics and result.metrics["stopped"]:
+    with watched_run(job.program, first_step, job.total_steps) as board:
+        result = _trainer(job, board).fit()
+    ended: WorkerResult = WorkerResult(**result.metrics["result"])
+    if ended.failure:
+        raise TrainingStoppedError(ended.failure)
+    if ended.step < job.total_steps:
         raise StopRequestedError(
-            f"saved at step {result.metrics['step']} of {job.total_steps}; the same command goes on from there"
+            f"saved at step {ended.step} of {job.total_steps}; the same command goes on from there"
         )
 
 
-def _trainer(job: TrainingJob, stop_flag: Any) -> TorchTrainer:
+def _trainer(job: TrainingJob, board: Any) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "stop_flag": stop_flag},
+        train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(num_workers=job.config.workers, use_gpu=has_gpus()),
         run_config=RunConfig(
             # Ray keeps only its own bookkeeping here; checkpoints are ours, so a fresh place for every start.
@@ -192,7 +197,7 @@ def _trainer(job: TrainingJob, stop_flag: Any) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=job.config.max_failures),
         ),
         datasets={"train": lambda: _stream(job)},  # called again whenever the workers are started anew
-        dataset_config=stream_data_config(),
+        dataset_config=DataConfig(execution_options=stream_execution_options()),
     )
 
 
@@ -211,7 +216,7 @@ def _stream(job: TrainingJob) -> ray.data.Dataset:
         labelled_only=job.phase.labelled_only,
         decode=config.decode,
         concurrency=config.decode_actors,
-        known_failures=checkpoint.extra.get("timed_out", []) if checkpoint else [],
+        known_failures=known_failures(checkpoint),
     )
 
 
