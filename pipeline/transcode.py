@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -26,6 +27,7 @@ Mode = Literal["transcode", "passthrough", "reference"]
 
 LONGEST_RATE_DENOMINATOR = 1001  # 30000/1001 and its kin
 IRREGULAR_SHARE = 0.5  # a frame's step may differ so much from the median (time bases of 1 ms round 33.37 to 33)
+MISSING_SECONDS_TOLERATED = 0.1
 MIN_SIDE = 16  # pixels; below this H.264 has less than one macroblock
 
 
@@ -189,6 +191,24 @@ def _checked_frames(video: Video, times: npt.NDArray[np.float64], progress: Call
     promised = max(len(times), video.stream.frames - video.discarded)
     if count == 0 or count < promised - MISSING_FRAMES_TOLERATED:
         raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")
+    end, promised_end = float(times[-1]), _promised_seconds(video)
+    if end < promised_end - max(MISSING_SECONDS_TOLERATED, (MISSING_FRAMES_TOLERATED + 2) / (video.fps or 10)):
+        raise DecodeError("damaged", f"the file ends after {end:.2f} of {promised_end:.2f} s")
+
+
+def _promised_seconds(video: Video) -> float:
+    """How long a Matroska or WebM file says its video is: a file that was cut off says nothing else of it.
+
+    The duration of a file with sound may be the sound's; then only the video's own tag counts.
+    """
+    if not video.container_name.startswith("matroska"):
+        return 0.0
+    tag = video.stream.metadata.get("DURATION", "")
+    if re.fullmatch(r"\d+:\d\d:\d\d(\.\d+)?", tag):
+        hours, minutes, seconds = tag.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    has_sound = any(stream.type == "audio" for stream in video.container.streams)
+    return 0.0 if has_sound or video.container.duration is None else video.container.duration / av.time_base
 
 
 def at_constant_rate(frames: Iterator[Checked], rate: Fraction, times: npt.NDArray[np.float64]) -> Iterator[Checked]:
@@ -198,16 +218,18 @@ def at_constant_rate(frames: Iterator[Checked], rate: Fraction, times: npt.NDArr
         for number, (_, frame, corrupt) in enumerate(frames):
             yield float(number / rate), frame, corrupt
         return
-    half_step = 0.5 / max(own, 1e-6) if is_regular(times) else 0.5 * float(np.median(np.diff(times)))
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / float(rate)
+    tolerance = 0.5 * min(step, 1 / float(rate))
     tick = 0
     shown: Checked | None = None
     for current in frames:
-        while shown is not None and float(tick / rate) < current[0] - min(half_step, 0.5 / float(rate)):
+        while shown is not None and float(tick / rate) < current[0] - tolerance:
             yield float(tick / rate), shown[1], shown[2]
             tick += 1
         shown = current
-    if shown is not None:
+    while shown is not None and (tick == 0 or float(tick / rate) < float(times[-1]) + step - tolerance):
         yield float(tick / rate), shown[1], shown[2]
+        tick += 1
 
 
 def _cut(ticks: Iterator[Checked], clips: list[_OpenClip], damage_costs_clips: bool, emit: Emit) -> int:
@@ -375,8 +397,13 @@ def cut_at_key_frames(
     spans = clip_spans(info.duration_seconds, config.clip_seconds, config.hop_seconds)
     key_times = times[video.key_frames()]
     starts = key_times[np.maximum(np.searchsorted(key_times, [start for start, _ in spans], "right") - 1, 0)]
-    ends = [*np.maximum(starts[1:], [end for _, end in spans[:-1]]), info.duration_seconds]
-    pieces = sorted({(float(start), float(end)) for start, end in zip(starts, ends, strict=True)})
+    ends = [
+        float(next_start) if end >= following - 1e-6 and config.hop_seconds in (None, config.clip_seconds) else end
+        for (_, end), (following, _), next_start in zip(spans, spans[1:], starts[1:], strict=False)
+    ]
+    pieces = [
+        (float(start), end) for start, end in zip(starts, [*ends, info.duration_seconds], strict=True) if start < end
+    ]
     for start, end in pieces:
         spoilt = [time for time in corrupt_times if start <= time < end]
         if spoilt:

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.motion_videos import (
@@ -131,6 +131,7 @@ def test_container_does_not_tell_the_class() -> None:
     assert max(shares) < 0.4
 
 
+@settings(deadline=None)
 @given(st.integers(0, MAX_FRAME_NUMBER - 1), st.sampled_from([64, 96, 128, 130, 256]))
 def test_frame_number_is_read_back(number: int, size: int) -> None:
     frames = np.zeros((2, size, size, 3), np.uint8)

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.splits import SPLITS, VAL, assign_splits, name_digests, seeded
@@ -18,6 +18,7 @@ def digests(values: list[str]) -> np.ndarray:
     return name_digests(pa.array(values, pa.large_string()))
 
 
+@settings(deadline=None)
 @given(names)
 def test_equal_names_have_equal_digests_and_others_do_not(values: list[str]) -> None:
     found = digests(values)
@@ -26,6 +27,7 @@ def test_equal_names_have_equal_digests_and_others_do_not(values: list[str]) -> 
     assert len(set(by_name.values())) == len(by_name)
 
 
+@settings(deadline=None)
 @given(names, st.integers(0, 5), st.integers(1, 7))
 def test_chunks_and_slices_do_not_matter(values: list[str], skip: int, step: int) -> None:
     whole = digests(values)[skip:]
@@ -58,6 +60,7 @@ rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(rows, st.sampled_from([0.0, 0.1, 0.5]), st.integers(0, 3))
 def test_splits(drawn: list[tuple[int, int, int]], val_share: float, seed: int) -> None:
     """Given splits stay; without any, a source video is never parted, and every class that can has some in val."""
