@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -111,25 +111,56 @@ class ScoringConfig:
 
     batch_size: int = 16
     """Clips in one forward pass, from any videos."""
-    workers: int = 1
-    """Model actors; each takes a GPU where the cluster has some, else one CPU core."""
-    decode_workers: int = 1
-    """Decoding actors; each takes one CPU core."""
+    workers: int | None = None
+    """Model actors; each takes a GPU where the cluster has some, else one CPU. Default: all GPUs, or half the CPUs."""
+    decode_workers: int | None = None
+    """Decoding actors, one CPU each. Default: the CPUs that the models leave."""
     precision: Precision = "fp32"
     """Arithmetic of the model."""
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "workers", "decode_workers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; give a larger number")
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: must be at least 1; give a larger number")
+
+
+class Actors(NamedTuple):
+    """How many actors of each kind."""
+
+    model: int
+    decode: int
+
+
+def plan_actors(scoring: ScoringConfig) -> Actors:
+    """Share the connected cluster between models and decoders.
+
+    On a CPU cluster both get half: they take turns on the cores, so none idles whichever of the two is slower.
+
+    Raises:
+        UserError: the cluster has fewer CPUs or GPUs than the actors take; they would wait for ever without an error.
+    """
+    offered, use_gpu = ray.cluster_resources(), has_gpus()
+    cpus, gpus = int(offered.get("CPU", 0)), int(offered.get("GPU", 0))
+    model = scoring.workers or (gpus if use_gpu else max(1, cpus // 2))
+    decode = scoring.decode_workers or max(1, cpus - (0 if use_gpu else model))
+    wanted = {"CPUs": (decode + (0 if use_gpu else model), cpus), "GPUs": (model if use_gpu else 0, gpus)}
+    for kind, (number, there) in wanted.items():
+        if number > there:
+            raise UserError(
+                f"workers={model}, decode_workers={decode}: take {number} {kind} and the cluster has {there}; "
+                "lower them or add nodes"
+            )
+    return Actors(model, decode)
 
 
 def score_videos(
-    clips: Dataset, weights: ClassifierWeights, scoring: ScoringConfig, *, keep: tuple[str, ...], top_k: int
+    clips: Dataset, weights: ClassifierWeights, scoring: ScoringConfig, actors: int, keep: tuple[str, ...], top_k: int
 ) -> Dataset:
     """Add the model's actor pool to a chain whose rows carry ``video``.
 
     Args:
+        actors: how many.
         keep: columns that go along to the scores.
         top_k: classes per row; all of them when it is larger than their number.
     """
@@ -139,30 +170,11 @@ def score_videos(
         fn_constructor_args=(weights.uri, scoring.precision, use_gpu, keep, top_k),
         batch_size=scoring.batch_size,
         batch_format="numpy",
-        compute=ActorPoolStrategy(size=scoring.workers),
+        compute=ActorPoolStrategy(size=actors),
         num_cpus=0 if use_gpu else 1,
         num_gpus=1 if use_gpu else 0,
         **ACTOR_RETRIES,
     )
-
-
-def refuse_too_few_resources(scoring: ScoringConfig) -> None:
-    """Actors that cannot be placed would wait for ever without an error.
-
-    Raises:
-        UserError: the cluster has fewer CPUs or GPUs than the actors take.
-    """
-    offered, use_gpu = ray.cluster_resources(), has_gpus()
-    wanted = {
-        "CPU": scoring.decode_workers + (0 if use_gpu else scoring.workers),
-        "GPU": scoring.workers if use_gpu else 0,
-    }
-    for kind, number in wanted.items():
-        if number > offered.get(kind, 0):
-            raise UserError(
-                f"workers={scoring.workers}, decode_workers={scoring.decode_workers}: take {number} {kind}s and the "
-                f"cluster has {offered.get(kind, 0):g}; lower them or add nodes"
-            )
 
 
 def _class_names(init: str, metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:

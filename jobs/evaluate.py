@@ -22,7 +22,7 @@ from jobs.classifier import (
     ClassifierWeights,
     ScoringConfig,
     find_classifier,
-    refuse_too_few_resources,
+    plan_actors,
     score_videos,
 )
 from jobs.cluster import connect
@@ -94,7 +94,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         tags=links,
     )
     connect()
-    refuse_too_few_resources(config)
     started = time.monotonic()
     rows = sorted(
         predictions(view_scores(config, weights, prepared, logits_of_labels), weights.classes, config.views.views),
@@ -104,7 +103,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     result = figures(rows, weights.classes)
     report = {**asdict(result), "views_per_second": len(rows) * config.views.views / seconds}
     pictures = write_results(output, rows, weights)
-    tracking.log_metrics({key: value for key, value in report.items() if isinstance(value, int | float)}, step=0)
+    tracking.log_metrics({key: value for key, value in report.items() if type(value) in (int, float)}, step=0)
     with TemporaryDirectory() as folder:
         for name, picture in pictures.items():
             path = Path(folder) / name
@@ -144,15 +143,16 @@ def view_scores(
 
 def evaluation_chain(config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet) -> Dataset:
     """The visible chain: clips of the split → views, all of a clip from one decode → scores of all classes."""
+    actors = plan_actors(config)
     frames, size, _ = weights.input_size
     view = ViewConfig(num_frames=frames, frame_stride=config.frame_stride, size=size, sampling=config.sampling)
     try:
         views = evaluation_views(
-            prepared, view, config.views, split=config.split, decode=config.decode, concurrency=config.decode_workers
+            prepared, view, config.views, split=config.split, decode=config.decode, concurrency=actors.decode
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    return score_videos(views, weights, config, keep=VIEW_COLUMNS, top_k=len(weights.classes))
+    return score_videos(views, weights, config, actors.model, keep=VIEW_COLUMNS, top_k=len(weights.classes))
 
 
 def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWeights) -> dict[str, bytes]:

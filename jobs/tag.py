@@ -16,7 +16,6 @@ from typing import Any
 from rich.progress import Progress
 
 from jobs.classifier import ClassifierWeights, ScoringConfig, find_classifier
-from jobs.cluster import connect
 from jobs.config import config_dict
 from jobs.errors import UserError
 from jobs.output import claim_output
@@ -92,7 +91,6 @@ def run(config: TagConfig) -> dict[str, Any]:
     tracking = start_run(
         config.tracking, program="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
     )
-    connect()
     facts = {"source": absolute(config.source), "run_id": tracking.wait_for_id(MLFLOW_WAIT_SECONDS)}
     plan = ScoringPlan(weights, config.grid, config.top_k, config, config.decode)
     figures = [
@@ -100,7 +98,7 @@ def run(config: TagConfig) -> dict[str, Any]:
         for planned in versions_to_tag(config, output, settings, listing)
     ]
     report = summary(output, listing, figures)
-    numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in report.items() if type(value) in (int, float)}
     tracking.log_metrics(numbers, step=report["version"])
     tracking.finish()
     return {**report, "mlflow_run_id": tracking.run_id}
@@ -146,7 +144,7 @@ def versions_to_tag(
     if len(fresh) + len(gone) == 0:
         console.print(f"nothing new: all {len(known)} videos of {config.source} are tagged in {output}")
         return
-    probed = probe_videos(fresh, gone, config.decode, config.decode_workers)
+    probed = probe_videos(fresh, gone, config.decode, config)
     committed = last_commit(output)
     version = committed["version"] + 1 if committed else 0
     units = plan_units(probed, config.grid, config.batch_size * config.chunk_batches)

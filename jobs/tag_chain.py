@@ -12,7 +12,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from rich.progress import track
 
-from jobs.classifier import ACTOR_RETRIES, ClassifierWeights, ScoringConfig, refuse_too_few_resources, score_videos
+from jobs.classifier import ACTOR_RETRIES, ClassifierWeights, ScoringConfig, plan_actors, score_videos
+from jobs.cluster import connect
 from jobs.program import console
 from pipeline import (
     OK,
@@ -24,7 +25,7 @@ from pipeline import (
 )
 
 PROBES_PER_TASK = 16
-DECODER_BYTES = 1536 * 2**20
+DECODER_BYTES = 512 * 2**20
 WINDOW_COLUMNS = ("chunk", "unit_id", "window_index", "status", "message")
 
 ScoredWindows = dict[tuple[int, int], dict[str, Any]]
@@ -41,10 +42,11 @@ class ScoringPlan:
     decode: DecodeConfig
 
 
-def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, decode_workers: int) -> pa.Table:
+def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, scoring: ScoringConfig) -> pa.Table:
     """What the plan must know of every new video, by probing them in parallel; those that are gone pass through."""
     if len(fresh) == 0:
         return gone
+    connect()
     tasks = [fresh.slice(start, PROBES_PER_TASK) for start in range(0, len(fresh), PROBES_PER_TASK)]
     blocks = ray.data.from_arrow(tasks)
     blocks.context.enable_progress_bars = False
@@ -53,7 +55,7 @@ def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, decode_w
         fn_constructor_args=(decode,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(decode_workers, len(tasks))),
+        compute=ActorPoolStrategy(size=min(plan_actors(scoring).decode, len(tasks))),
         num_cpus=1,
         **ACTOR_RETRIES,
     )
@@ -68,6 +70,7 @@ def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan) -> Dataset:
     A chunk is one block and its windows leave the decoder in blocks of exactly one batch, so that the model always
     runs full batches, also over short videos.
     """
+    actors = plan_actors(plan.scoring)
     frames, height, width = plan.weights.input_size
     blocks = ray.data.from_arrow(list(chunks))
     blocks.context.enable_progress_bars = False
@@ -78,12 +81,12 @@ def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan) -> Dataset:
         fn_constructor_args=(plan.decode, plan.grid, (frames, height, width), plan.scoring.batch_size),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=plan.scoring.decode_workers),
+        compute=ActorPoolStrategy(size=min(actors.decode, len(chunks))),
         num_cpus=1,
         memory=DECODER_BYTES,
         **ACTOR_RETRIES,
     )
-    return score_videos(windows, plan.weights, plan.scoring, keep=WINDOW_COLUMNS, top_k=plan.top_k)
+    return score_videos(windows, plan.weights, plan.scoring, actors.model, keep=WINDOW_COLUMNS, top_k=plan.top_k)
 
 
 def scored_windows(
@@ -95,7 +98,7 @@ def scored_windows(
     chunks = [planned.chunk(number) for number in missing if due[number] > 0]
     if not chunks:
         return
-    refuse_too_few_resources(plan.scoring)
+    connect()
     waiting: dict[int, ScoredWindows] = defaultdict(dict)
     for batch in tagging_chain(chunks, plan).iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in batch.to_pylist():
