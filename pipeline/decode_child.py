@@ -6,8 +6,10 @@ H, W pixels; pictures are RGB uint8.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -101,11 +103,23 @@ def _render(
     views: Sequence[View],
     outputs: Sequence[npt.NDArray[np.uint8]],
 ) -> None:
+    by_scale: dict[float, list[int]] = {}
+    for number, view in enumerate(views):
+        by_scale.setdefault(_source_scale(video, view), []).append(number)
+    for scale, numbers in by_scale.items():
+        _render_at(read, scale, [views[number] for number in numbers], [outputs[number] for number in numbers])
+
+
+def _render_at(
+    read: Callable[..., Iterator[tuple[Any, Picture]]],
+    scale: float,
+    views: Sequence[View],
+    outputs: Sequence[npt.NDArray[np.uint8]],
+) -> None:
     uses: dict[Key, list[tuple[int, int]]] = {}
     for number, view in enumerate(views):
         for frame, key in enumerate(view.keys.tolist()):
             uses.setdefault(key, []).append((number, frame))
-    scale = _source_scale(video, views)
     for key, picture in read(sorted(uses), scale):
         for number, frame in uses[key]:
             _cut_out(picture, views[number], scale, outputs[number][frame])
@@ -124,14 +138,15 @@ def _cut_out(picture: Picture, view: View, scale: float, output: Picture) -> Non
     cv2.resize(box, output.shape[1::-1], output, 0, 0, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _source_scale(video: Video, views: Sequence[View]) -> float:
-    """How much the whole picture may shrink while it is decoded, so that no view has to be enlarged again."""
+def _source_scale(video: Video, view: View) -> float:
+    """How much the whole picture may shrink while it is decoded: 1, 1/2, 1/4, ..., never below what the view shows.
+
+    Decided for each view alone, so that its pixels do not depend on what else is decoded with it.
+    """
     height, width = video.shown_size
-    scale = 0.0
-    for view in views:
-        _, _, box_height, box_width = view.crop or (0, 0, height, width)
-        scale = max(scale, view.size[0] / box_height, view.size[1] / box_width)
-    return scale if scale <= 0.5 else 1.0
+    _, _, box_height, box_width = view.crop or (0, 0, height, width)
+    needed = max(view.size[0] / box_height, view.size[1] / box_width)
+    return 2.0 ** min(0, math.ceil(math.log2(needed)))
 
 
 def validate(video: Video, progress: Callable[[int], None]) -> dict[str, Any]:
@@ -191,7 +206,10 @@ class Service:
             return "rejected", damage.reason, damage.message, _resident_bytes()
 
     def _work(self, kind: str, path: str, details: Any) -> Any:
-        video = Video(path, self.config)
+        with _openable(path) as name:
+            return self._work_on(kind, Video(name, self.config), details)
+
+    def _work_on(self, kind: str, video: Video, details: Any) -> Any:
         try:
             if kind == "probe":
                 return video.info()
@@ -220,6 +238,24 @@ class Service:
     def _arm(self) -> None:
         """Die of SIGALRM when the parent could not kill a hang (it may be gone itself)."""
         signal.setitimer(signal.ITIMER_REAL, 20 * self.config.deadline_seconds)
+
+
+@contextlib.contextmanager
+def _openable(path: str) -> Iterator[str]:
+    """The path itself, or another name of the file where the path is no valid UTF-8 (the libraries want that)."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DecodeError("missing", str(error.strerror)) from error
+        try:
+            yield f"/proc/self/fd/{file}"
+        finally:
+            os.close(file)
+    else:
+        yield path
 
 
 def _resident_bytes() -> int:

@@ -194,7 +194,7 @@ def evaluation_crops(height: int, width: int, crops: int) -> tuple[CropBox, ...]
 
 
 def _spread(start: float, span: float, num_frames: int, video_frames: int) -> Indices:
-    return _clamp(np.linspace(start, start + span - 1, num_frames), video_frames)
+    return _clamp(np.linspace(start, start + max(0.0, span - 1), num_frames), video_frames)
 
 
 def _clamp(positions: npt.NDArray[np.float64], video_frames: int) -> Indices:

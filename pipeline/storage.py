@@ -74,12 +74,14 @@ def redacted(uri: str) -> str:
     if not separator or scheme == "file":
         return uri
     authority, slash, path = rest.partition("/")
+    if scheme != "s3":  # a question mark is part of an S3 key
+        path = path.partition("?")[0]
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def join(uri: str, *parts: str) -> str:
     """``uri`` with path parts below it, joined by single slashes."""
-    return "/".join([uri.rstrip("/") if uri.strip("/") else uri, *(part.strip("/") for part in parts)])
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def is_local_relative(uri: str) -> bool:
@@ -297,6 +299,8 @@ def _errors_named(uri: str) -> Iterator[None]:
         yield
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise StorageError(uri, "a file is where a folder has to be", "check the path") from error
         remedy = "check the path" if missing else "check the path, its permissions and the free space"
         raise StorageError(uri, (error.strerror or str(error)).lower(), remedy, missing=missing) from error
     except _S3_ERRORS as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
@@ -176,8 +177,9 @@ class Video:
             raise DecodeError("missing_frames", f"no frame at {todo[0]:.3f} s")
         frame_seconds = 1 / self.fps if self.fps else 0.1
         shown_at = ((shown.pts or 0) - start) * float(self.stream.time_base)
-        if todo[-1] > shown_at + (1 + MISSING_FRAMES_TOLERATED) * frame_seconds:
-            raise DecodeError("missing_frames", f"{todo[-1]:.3f} s is wanted, the video ends at {shown_at:.3f} s")
+        end = max(shown_at, (self.container.duration or 0) / av.time_base)
+        if todo[-1] > end + (1 + MISSING_FRAMES_TOLERATED) * frame_seconds:
+            raise DecodeError("missing_frames", f"{todo[-1]:.3f} s is wanted, the video ends at {end:.3f} s")
         picture = self._picture(shown, scale)
         for key in todo:
             yield key, picture
@@ -321,11 +323,14 @@ def scaled(side: int, scale: float) -> int:
 
 def _check_file(path: str, config: DecodeConfig) -> None:
     try:
-        size = os.stat(path).st_size
+        status = os.stat(path)
     except FileNotFoundError as error:
         raise DecodeError("missing", "no such file") from error
     except OSError as error:
         raise DecodeError("unreadable", str(error.strerror)) from error
+    size = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise DecodeError("unreadable", "is a folder or a device")
     if size == 0:
         raise DecodeError("empty", "the file has 0 bytes")
     if size > config.max_bytes:
