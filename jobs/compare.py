@@ -32,7 +32,9 @@ PARENT_TAGS = ("finetune_run_id", "pretrain_run_id")
 # A direction only where more or less of it is plainly better; a step or a learning rate has no best.
 HIGHER_IS_BETTER = ("top1", "top5", "accuracy", "average_precision", "per_second")
 LOWER_IS_BETTER = ("loss", "error", "seconds", "failed", "not_scored", "peak_memory")
-RANKED_BY = ("top1", "loss", "clips_per_second", "windows_per_second")
+RANKED_BY = ("top1", "evaluate top1", "loss", "clips_per_second", "windows_per_second")
+# Places differ between any two runs and explain nothing; the tree of links shows them.
+NOT_COMPARED = ("output", "tracking")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class CompareConfig:
 
 def run(config: CompareConfig) -> dict[str, Any]:
     """Print the comparison; the report counts runs and names the best of each program."""
-    found = find_runs(config)
+    found = with_evaluations(find_runs(config))
     console = Console()
     report: dict[str, Any] = {"experiment": config.experiment, "runs": len(found)}
     for program, runs in by_program(found).items():
@@ -117,7 +119,8 @@ def by_program(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def differing_parameters(runs: Sequence[Run]) -> dict[str, list[str | None]]:
     """Parameters whose value is not the same in all runs: key → value per run (None = not set)."""
-    values = {key: [run.data.params.get(key) for run in runs] for key in _keys(run.data.params for run in runs)}
+    keys = [key for key in _keys(run.data.params for run in runs) if key.split(".")[0] not in NOT_COMPARED]
+    values = {key: [run.data.params.get(key) for run in runs] for key in keys}
     return {key: row for key, row in values.items() if len(set(row)) > 1}
 
 
@@ -129,10 +132,21 @@ def direction(metric: str) -> int:
 
 
 def best_index(metric: str, values: Sequence[float | None]) -> int | None:
-    """Place of the best value; None without a direction or with fewer than two values to compare."""
+    """Place of the best value; None without a direction or without two different values to compare."""
     sign = direction(metric)
     rated = [(sign * value, -place) for place, value in enumerate(values) if value is not None and math.isfinite(value)]
-    return -max(rated)[1] if sign and len(rated) > 1 else None
+    differ = len({value for value, _ in rated}) > 1
+    return -max(rated)[1] if sign and differ else None
+
+
+def with_evaluations(runs: Sequence[Run]) -> list[Run]:
+    """The runs, fine-tuning runs with the metrics of their newest evaluation as `evaluate top1` and so on."""
+    for evaluation in sorted(runs, key=lambda run: int(run.info.start_time)):
+        if program_of(evaluation) == "evaluate":
+            source = evaluation.data.tags.get("finetune_run_id")
+            for tuned in (run for run in runs if run.info.run_id == source):
+                tuned.data.metrics.update({f"evaluate {key}": value for key, value in evaluation.data.metrics.items()})
+    return list(runs)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jobs.compare import (
     find_runs,
     link_tree,
     program_table,
+    with_evaluations,
 )
 from jobs.errors import UserError
 
@@ -35,7 +36,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
     for rate, top1 in (("8e-4", 0.7), ("4e-4", 0.9)):
         links = {"pretrain_run_id": pretrain}
         tune = _record(client, experiment, "finetune", {"seed": "1", "learning_rate": rate}, {"top1": top1}, links)
-        _record(client, experiment, "tag", {}, {"windows_per_second": 3.0}, links | {"finetune_run_id": tune})
+        tuned = links | {"finetune_run_id": tune}
+        _record(client, experiment, "evaluate", {"output": rate}, {"mean_class_accuracy": top1 / 2}, tuned)
+        _record(client, experiment, "tag", {}, {"windows_per_second": 3.0}, tuned)
     return CompareConfig(experiment="motion", tracking=TrackingPlace(uri))
 
 
@@ -63,7 +66,9 @@ def _text(renderable: object) -> str:
 
 
 def test_only_differing_parameters_are_shown_and_the_best_run_is_marked(store: CompareConfig) -> None:
-    runs = by_program(find_runs(store))["finetune"]
+    groups = by_program(with_evaluations(find_runs(store)))
+    assert differing_parameters(groups["evaluate"]) == {}
+    runs = groups["finetune"]
     assert list(differing_parameters(runs)) == ["learning_rate"]
     best = best_run(runs, "")
     assert best is not None
@@ -72,15 +77,19 @@ def test_only_differing_parameters_are_shown_and_the_best_run_is_marked(store: C
     assert f"★ {best.run.info.run_id[:8]}" in text
     assert "8e-4" in text
     assert "seed" not in text
+    assert "evaluate mean_class_accuracy" in text
 
 
 def test_the_tree_hangs_tagging_under_its_finetuning_under_its_pretraining(store: CompareConfig) -> None:
     lines = _text(link_tree(find_runs(store))).splitlines()
-    depth = [(next(name for name in ("pretrain", "finetune", "tag", "which") if name in line), line) for line in lines]
-    assert [name for name, _ in depth] == ["which", "pretrain", "finetune", "tag", "finetune", "tag"]
+    depth = [
+        (next(name for name in ("pretrain", "finetune", "evaluate", "tag", "which") if name in line), line)
+        for line in lines
+    ]
+    assert [name for name, _ in depth] == ["which", "pretrain", *["finetune", "evaluate", "tag"] * 2]
     indents = [line.index(name) for name, line in depth]
     assert indents[1] < indents[2] < indents[3]
-    assert indents[2] == indents[4]
+    assert indents[2] == indents[5]
 
 
 def test_query_and_run_names_choose(store: CompareConfig) -> None:
@@ -107,6 +116,7 @@ def test_query_and_run_names_choose(store: CompareConfig) -> None:
         ("loss", [0.1, float("nan"), 0.05], 2),
         ("learning_rate", [0.1, 0.2], None),
         ("top1", [0.5, None], None),
+        ("top1", [0.5, 0.5], None),
     ],
 )
 def test_best_has_a_direction(metric: str, values: Sequence[float | None], best: int | None) -> None:
