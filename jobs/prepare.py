@@ -33,7 +33,7 @@ class PrepareConfig:
     seed: int = 0
     """Decides the global order and the splits."""
     workers: int | None = None
-    """Transcoding processes. Default: the cluster's CPUs but one."""
+    """Transcoding processes. Default: the cluster's CPUs but one. 0: this process alone, without Ray."""
     exclude: str | None = None
     """A video's URI or path below the source, or a .txt file with one a line: taken out as a new version."""
     annotations: str | None = None
@@ -55,6 +55,8 @@ class PrepareConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers={self.workers}: must not be negative; leave it out for the default")
         self.manifest()
 
     def manifest(self) -> ManifestConfig:
@@ -70,7 +72,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         UserError: annotations that do not follow their convention, an output of other settings.
     """
     claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
-    connect()
+    if config.workers != 0:
+        connect()
     settings = PrepareSettings(config.manifest(), config.transcode, config.decode, config.store, config.seed)
     with _progress_bar() as progress:
         try:

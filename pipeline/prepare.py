@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -81,11 +81,11 @@ def prepare(
 ) -> Outcome:
     """Bring ``output`` up to date with ``source``: everything at first, later what is new or changed.
 
-    Needs a running Ray.
+    Needs a running Ray, unless ``workers`` is 0.
 
     Args:
         exclude: URIs (or paths below the source) to take out, now and in all later versions.
-        workers: transcoding processes; default: the cluster's CPUs but one.
+        workers: transcoding processes; default: the cluster's CPUs but one; 0: this process alone, without Ray.
 
     Raises:
         ManifestError: annotations that do not follow their convention.
@@ -249,7 +249,17 @@ def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int |
     todo = [chunk for chunk in range(plan["chunks"]) if chunk not in done]
     videos = min(len(done) * settings.videos_per_chunk, plan["videos"])
     progress(videos, plan["videos"])
-    if not todo:
+    for summary in _chunks_done(settings, todo, workers):
+        videos += int(summary["videos"])
+        progress(min(videos, plan["videos"]), plan["videos"])
+
+
+def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) -> Iterator[Mapping[str, Any]]:
+    """A summary of each chunk as it is done, in any order."""
+    if workers == 0 or not todo:
+        stage = PrepareChunk(settings)
+        yield from ({"chunk": chunk, "videos": stage.prepare(chunk)} for chunk in todo)
+        stage.close()
         return
     size = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
     dataset = ray.data.from_items([{"id": chunk} for chunk in todo], override_num_blocks=min(len(todo), BLOCKS_AT_MOST))
@@ -264,9 +274,7 @@ def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int |
         max_restarts=3,
         max_task_retries=2,
     )
-    for summary in summaries.iter_rows():
-        videos += summary["videos"]
-        progress(min(videos, plan["videos"]), plan["videos"])
+    yield from summaries.iter_rows()
 
 
 def _commit(

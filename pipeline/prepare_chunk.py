@@ -126,6 +126,10 @@ class PrepareChunk:
             self._write(chunk, rows)
         return len(rows)
 
+    def close(self) -> None:
+        """End the transcoding child."""
+        self.transcoder.close()
+
     def _write(self, chunk: int, rows: list[dict[str, Any]]) -> None:
         shards = _ShardWriter(self.settings, chunk)
         rejected: list[dict[str, Any]] = []

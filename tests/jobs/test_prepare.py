@@ -1,0 +1,290 @@
+"""prepare, whole: everything accounted for, repeatable, resumable, growing by versions, clear about mistakes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import pipeline.prepare as preparing
+from jobs import inspect, prepare
+from jobs.errors import UserError
+from jobs.inspect import InspectConfig
+from jobs.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
+from jobs.prepare import PrepareConfig
+from pipeline import CLIP_SCHEMA, REJECTED_SCHEMA, DecodeConfig, FrameView, IsolatedDecoder, StorageError
+from pipeline.prepare import PrepareSettings, current_videos
+from pipeline.prepare_chunk import PrepareChunk, StoreConfig
+from pipeline.transcode import TranscodeConfig
+
+VIDEOS = 24
+SMALL = StoreConfig(videos_per_chunk=5, row_group_bytes=30_000)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of good videos, with bad ones among them."""
+    folder = tmp_path_factory.mktemp("source")
+    good = render_motion_videos(folder, VIDEOS, 0, size=96, num_frames=20)
+    (folder / "grows" / "empty.mp4").touch()
+    (folder / "grows" / "text.mp4").write_text("no video")
+    (folder / "shrinks" / "cut.mp4").write_bytes(good[-1].path.with_suffix(good[-1].path.suffix).read_bytes()[:300])
+    (folder / "shrinks" / "notes.txt").write_text("not counted as a video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("prepared") / "set"
+    run(source, output)
+    return output
+
+
+def run(source: Path | str, output: Path | str, **changes: Any) -> dict[str, Any]:
+    return prepare.run(PrepareConfig(str(source), str(output), **({"store": SMALL, "workers": 0} | changes)))
+
+
+def clips(output: Path) -> pa.Table:
+    version = json.loads((output / "dataset.json").read_text())
+    return pa.concat_tables([pq.read_table(output / shard["file"]) for shard in version["shards"]])
+
+
+def rejected(output: Path) -> dict[str, str]:
+    version = json.loads((output / "dataset.json").read_text())
+    tables = [pq.read_table(output / file) for file in version["rejected"]]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert len({row["uri"] for row in rows}) == len(rows)
+    return {Path(row["uri"]).name: row["reason"] for row in rows}
+
+
+def test_every_file_is_in_the_shards_or_rejected(prepared: Path, source: Path) -> None:
+    stored = [Path(uri) for uri in clips(prepared)["uri"].to_pylist()]
+    bad = rejected(prepared)
+    assert bad == {"empty.mp4": "empty", "text.mp4": "not_a_video", "cut.mp4": bad["cut.mp4"]}
+    assert bad["cut.mp4"] in ("not_a_video", "damaged")
+    everything = sorted(path.name for path in source.rglob("*") if path.suffix in (".mp4", ".webm"))
+    assert sorted([path.name for path in stored] + list(bad)) == everything
+
+
+def test_rows_are_what_the_contract_says(prepared: Path) -> None:
+    table = clips(prepared)
+    assert table.schema.equals(CLIP_SCHEMA)
+    assert pq.read_schema(next((prepared / "rejected").iterdir())).equals(REJECTED_SCHEMA)
+    rows = table.to_pylist()
+    assert len({row["clip_id"] for row in rows}) == VIDEOS
+    assert all(row["label"] == Path(row["uri"]).parent.name for row in rows)
+    assert json.loads((prepared / "classes.json").read_text()) == sorted(MOTION_CLASSES)
+    # One video of each class is held out, unless the one that was drawn is broken.
+    for label in set(MOTION_CLASSES) - {"grows", "shrinks"}:
+        assert sorted(row["split"] for row in rows if row["label"] == label) == ["train", "train", "val"]
+
+
+def test_rows_are_shuffled_and_row_groups_small(prepared: Path) -> None:
+    version = json.loads((prepared / "dataset.json").read_text())
+    labels = clips(prepared)["label"].to_pylist()
+    changes = sum(before != after for before, after in itertools.pairwise(labels))
+    assert changes > VIDEOS // 2
+    for shard in version["shards"]:
+        metadata = pq.read_metadata(prepared / shard["file"])
+        assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == shard["row_groups"]
+        assert shard["bytes"] == (prepared / shard["file"]).stat().st_size
+    assert max(len(shard["row_groups"]) for shard in version["shards"]) > 1
+
+
+def test_stored_videos_hold_the_sources_frames(prepared: Path) -> None:
+    with IsolatedDecoder() as decoder:
+        for row in clips(prepared).slice(0, 4).to_pylist():
+            view = FrameView(np.arange(row["num_frames"]), None, (row["height"], row["width"]))
+            frames = decoder.decode_bytes(row["video"], [view])[0]
+            assert [read_frame_number(frame) for frame in frames] == list(range(20))
+
+
+def test_the_same_command_again_says_so(prepared: Path, source: Path) -> None:
+    before = (prepared / "dataset.json").read_bytes()
+    assert run(source, prepared)["status"] == "already up to date"
+    assert (prepared / "dataset.json").read_bytes() == before
+
+
+def test_other_settings_are_refused_with_the_difference(prepared: Path, source: Path) -> None:
+    with pytest.raises(UserError, match=r"transcode.crf: 22 there, 30 now"):
+        run(source, prepared, transcode=TranscodeConfig(crf=30))
+
+
+def test_equal_sources_give_equal_sets(prepared: Path, source: Path, tmp_path: Path) -> None:
+    """Also when half of the chunks were done by an earlier, killed run: those are not done again."""
+    output = tmp_path / "set"
+    settings = PrepareConfig(str(source), str(output), store=SMALL)
+    chunks = unfinished(settings)
+    PrepareChunk(chunks).prepare(1)
+    PrepareChunk(chunks).prepare(3)
+    done = {path: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
+    report = run(source, output)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert report["digest"] == json.loads((prepared / "dataset.json").read_text())["digest"]
+
+
+def unfinished(config: PrepareConfig) -> Any:
+    """The state that a killed run leaves: a plan, no commit."""
+    slices = PrepareSettings(config.manifest(), config.transcode, config.decode, config.store, config.seed)
+    plan = preparing._plan(config.source, config.output, slices, None, ())
+    assert plan is not None
+    return preparing._chunk_settings(config.output, slices, plan["version"], plan["videos"])
+
+
+def test_a_second_writer_cannot_commit_something_else(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "set"
+    (output / "versions").mkdir(parents=True)
+    unfinished(PrepareConfig(str(source), str(output), store=SMALL))
+    theirs = {"version": 1, "digest": "another", "classes": [], "shards": [], "rejected": [], "excluded": []}
+    original = preparing._run_chunks
+
+    def finished_meanwhile(*arguments: Any) -> None:
+        original(*arguments)
+        (output / "versions" / "0001.json").write_text(json.dumps(theirs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.prepare._run_chunks", finished_meanwhile)
+        with pytest.raises(StorageError, match="another writer committed"):
+            run(source, output)
+    assert json.loads((output / "versions" / "0001.json").read_text())["digest"] == "another"
+
+
+def test_sets_grow_and_shrink_by_versions(source: Path, tmp_path: Path) -> None:
+    """New, changed and taken out videos; labels keep their indices; old versions stay readable."""
+    folder, output = tmp_path / "source", tmp_path / "set"
+    shutil.copytree(source, folder)
+    first = run(folder, output)
+    before = {row["uri"]: row for row in clips(output).to_pylist()}
+    new = render_motion_videos(tmp_path / "more", 2, 5, size=96, num_frames=12)
+    changed, gone = sorted(before)[3], sorted(before)[7]
+    shutil.copy(new[0].path, changed)
+    (folder / "anew").mkdir()
+    shutil.copy(new[1].path, folder / "anew" / "new.mp4")
+    (tmp_path / "take_out.txt").write_text(f"{gone}\n")
+    second = run(folder, output, exclude=str(tmp_path / "take_out.txt"))
+    after = {row["uri"]: row for row in clips(output).to_pylist()}
+    assert second["version"] == 2
+    assert set(after) == {*before, str(folder / "anew" / "new.mp4")} - {gone}
+    assert after[changed]["num_frames"] == 12
+    assert after[changed]["clip_id"] != before[changed]["clip_id"]
+    assert all(after[uri] == before[uri] for uri in after if uri in before and uri != changed)
+    assert rejected(output)[Path(gone).name] == "excluded"
+    assert json.loads((output / "classes.json").read_text()) == [*sorted(MOTION_CLASSES), "anew"]
+    record = json.loads((output / "dataset.json").read_text())
+    assert record["parent"] == first["digest"]
+    pinned = json.loads((output / "versions" / "0001.json").read_text())
+    assert sum(pq.read_metadata(output / shard["file"]).num_rows for shard in pinned["shards"]) == VIDEOS
+    assert run(folder, output)["status"] == "already up to date"
+    assert gone not in clips(output)["uri"].to_pylist()
+    assert len(current_videos(str(output), 2)) == VIDEOS + 3 + 1
+
+
+@pytest.mark.parametrize("mode", ["passthrough", "reference"])
+def test_modes_that_keep_the_original(mode: Any, source: Path, tmp_path: Path) -> None:
+    run(source / "grows", tmp_path / "set", transcode=TranscodeConfig(mode=mode))
+    rows = clips(tmp_path / "set").to_pylist()
+    assert len(rows) == 3
+    for row in rows:
+        assert row["video"] == (Path(row["uri"]).read_bytes() if mode == "passthrough" else None)
+        assert (row["width"], row["height"], row["num_frames"]) == (96, 96, 20)
+
+
+def test_footage_is_cut_into_clips_of_one_split(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "set", transcode=TranscodeConfig(clip_seconds=0.2))
+    rows = clips(tmp_path / "set").to_pylist()
+    assert len({row["clip_id"] for row in rows}) == len(rows) == 3 * VIDEOS
+    for uri in {row["uri"] for row in rows}:
+        of_video = sorted((row["start_seconds"], row["end_seconds"], row["split"]) for row in rows if row["uri"] == uri)
+        assert len({split for _, _, split in of_video}) == 1
+        assert [start for start, _, _ in of_video] == pytest.approx([0, 0.2, 0.4])
+
+
+def test_annotations_with_every_kind_of_mistake(source: Path, tmp_path: Path) -> None:
+    names = [f"{label}/{path.name}" for label in MOTION_CLASSES for path in sorted((source / label).glob("*_000*"))]
+    lines = [
+        "path,label",
+        f"{names[0]},seen",
+        f"{names[1]},unheard of",
+        "gone.mp4,seen",
+        f"{names[0]},seen",
+        "/proc,seen",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    (tmp_path / "classes.txt").write_text("seen\nunseen\n")
+    report = run(
+        source, tmp_path / "set", annotations=str(tmp_path / "list.csv"), classes=str(tmp_path / "classes.txt")
+    )
+    assert report["clips"] == 1
+    assert report["classes"] == 2
+    assert rejected_reasons(tmp_path / "set") == ["duplicate", "missing", "unknown_label", "unreadable"]
+
+
+def rejected_reasons(output: Path) -> list[str]:
+    version = json.loads((output / "dataset.json").read_text())
+    tables = [pq.read_table(output / file) for file in version["rejected"]]
+    return sorted(reason for table in tables for reason in table["reason"].to_pylist())
+
+
+def test_mistakes_are_one_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="nowhere"):
+        run(tmp_path / "nowhere", tmp_path / "a")
+    with pytest.raises(StorageError, match="/dev/null"):
+        run(source, "/dev/null/set")
+    (tmp_path / "list.csv").write_text("name,label\na,b\n")
+    with pytest.raises(UserError, match="has no column"):
+        run(source, tmp_path / "b", annotations=str(tmp_path / "list.csv"), convention="csv")
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret-value",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match="s3://bucket/videos") as caught:
+        run("s3://bucket/videos", tmp_path / "c")
+    assert "secret-value" not in str(caught.value)
+
+
+def test_limits_reject_with_the_limits_name(source: Path, tmp_path: Path) -> None:
+    run(source / "grows", tmp_path / "set", decode=DecodeConfig(max_frames=10))
+    assert sorted(rejected(tmp_path / "set").values()) == ["empty", *["max_frames"] * 3, "not_a_video"]
+
+
+def test_inspect_counts_and_draws(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "sheet.png"
+    report = inspect.run(InspectConfig(str(prepared), picture=str(picture), pictures=10))
+    assert report["clips"] == VIDEOS
+    assert sum(report["codecs"].values()) == VIDEOS
+    assert set(report["codecs"]) == {"h264", "vp9"}
+    assert report["sizes"] == {"96x96": VIDEOS}
+    assert report["duration_seconds"]["median"] == pytest.approx(20 / 30, abs=0.01)
+    assert sum(report["rejected"].values()) == 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "empty.mp4" in capsys.readouterr().out
+
+
+def test_inspect_wants_a_prepared_set(tmp_path: Path, prepared: Path) -> None:
+    with pytest.raises(UserError, match="no prepared set"):
+        inspect.run(InspectConfig(str(tmp_path)))
+    with pytest.raises(UserError, match="no version 9"):
+        inspect.run(InspectConfig(str(prepared), version=9))
+
+
+@pytest.mark.ray
+def test_ray_workers_write_the_same_set(prepared: Path, source: Path, tmp_path: Path, ray_cluster: None) -> None:
+    report = run(source, tmp_path / "set", workers=2)
+    assert report["digest"] == json.loads((prepared / "dataset.json").read_text())["digest"]
+
+
+@pytest.mark.ray
+def test_all_real_clips_are_accounted_for(real_clips: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """On Ray, with the actors of a real run."""
+    report = prepare.run(PrepareConfig(str(real_clips), str(tmp_path / "set")))
+    assert report["videos"] + sum(report["rejected"].values()) == 134
