@@ -119,3 +119,21 @@ def test_another_setting_or_other_weights_need_another_output(
         run(replace(config, init=str(other)))
     with pytest.raises(UserError, match="take 99 CPUs"):
         run(replace(config, workers=98, output=str(tmp_path / "out")))
+
+
+def test_every_real_trouble_maker_is_accounted_for(real_clips: Path, weights: Path, tmp_path: Path) -> None:
+    source = real_clips / "trouble"
+    config = TagConfig(
+        source=str(source),
+        init=str(weights),
+        output=str(tmp_path),
+        chunk_batches=1,
+        tracking=TrackingConfig(uri="none"),
+    )
+    run(config)
+    statuses = {Path(row["uri"]).name: row["status"] for row in read_videos(config.output).to_pylist()}
+    assert set(statuses) == {path.name for path in source.iterdir()}
+    assert statuses["Zulko_moviepy__no_duration.webm"] == "ok"
+    assert statuses["Zulko_moviepy__result.webm"] == "empty"
+    assert statuses["tensorflow_io__gs-16b-2c-44100hz.mp4"] == "no_video_stream"
+    assert statuses["dmlc_decord__corrupted.mp4"] == "partial"
