@@ -215,7 +215,7 @@ def _instantiate(node: DictConfig, path: str) -> Any:
     """Build children before parents, so that a failed check can be told with its dotted key."""
     for name in node:
         if not OmegaConf.is_missing(node, name) and dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
-            _instantiate(node[name], f"{path}{name}.")
+            _instantiate(node[str(name)], f"{path}{name!s}.")
     try:
         return OmegaConf.to_object(node)
     except MissingMandatoryValue as error:

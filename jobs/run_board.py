@@ -30,6 +30,7 @@ class RunBoard:
         self._stop_requested = False
         self._lines: list[str] = []
         self._steps = 0
+        self._result: dict[str, Any] | None = None
 
     def request_stop(self) -> None:
         """Ask the run to stop at its next step."""
@@ -44,6 +45,14 @@ class RunBoard:
         self._steps = max(self._steps, steps)
         if line:
             self._lines.append(line)
+
+    def end(self, result: dict[str, Any]) -> None:
+        """How the run ended."""
+        self._result = result
+
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended; None while it goes on."""
+        return self._result
 
     def take(self) -> tuple[list[str], int]:
         """The lines since the last call, and the steps done."""
@@ -64,6 +73,10 @@ class WorkerBoard(logging.Handler):
         """Post a line (empty: none) and the steps done."""
         self._steps = steps
         self._board.post.remote(line, steps)
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Tell the driver how the run ended."""
+        ray.get(self._board.end.remote(result))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Post a log record."""

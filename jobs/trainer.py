@@ -137,7 +137,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     writer.wait(must_succeed=ending in (Ending.NONE, Ending.REQUESTED))
     log.close()
     result = WorkerResult(log.step, _failure(ending, log.step, consumed, writer))
-    ray.train.report({"result": asdict(result)})
+    if _rank() == 0:
+        board.end(asdict(result))
+    dist.barrier()  # no rank leaves the others behind
 
 
 def known_failures(checkpoint: Checkpoint | None) -> list[tuple[int, str]]:

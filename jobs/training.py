@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.data
 import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
@@ -176,8 +177,8 @@ def train(job: TrainingJob) -> None:
     if first_step >= job.total_steps:
         return
     with watched_run(job.program, first_step, job.total_steps) as board:
-        result = _trainer(job, board).fit()
-    ended: WorkerResult = WorkerResult(**result.metrics["result"])
+        _trainer(job, board).fit()
+        ended = WorkerResult(**ray.get(board.result.remote()))
     if ended.failure:
         raise TrainingStoppedError(ended.failure)
     if ended.step < job.total_steps:

@@ -95,7 +95,7 @@ def test_clockwise_is_clockwise_on_the_screen() -> None:
     rng = np.random.default_rng(5)
     motion = draw_motion("turns_clockwise", 16, rng)
     centred = motion._replace(x=np.full(16, 0.5), y=np.full(16, 0.5))
-    masses = _brightness(draw_frames(centred, Rendering(num_frames=16), rng)) > 120
+    masses = _brightness(draw_frames([centred], Rendering(num_frames=16), rng)) > 120
     angles = []
     for mass in masses:
         rows, columns = np.nonzero(mass)
@@ -141,7 +141,7 @@ def test_frame_number_is_read_back(number: int, size: int) -> None:
 
 def test_frame_number_survives_scaling_and_a_coarse_codec(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    frames = paint_frame_numbers(draw_frames(draw_motion("grows", 40, rng), Rendering(1.0, 128, 40), rng))
+    frames = paint_frame_numbers(draw_frames([draw_motion("grows", 40, rng)], Rendering(1.0, 128, 40), rng))
     encode(tmp_path / "video.mp4", frames, 30)
     with av.open(str(tmp_path / "video.mp4")) as container:
         for number, frame in enumerate(container.decode(video=0)):
@@ -165,7 +165,7 @@ def _areas(label: str, rendering: Rendering) -> np.ndarray:
 
 def _bright(label: str, rendering: Rendering) -> np.ndarray:
     rng = np.random.default_rng(11)
-    return _brightness(draw_frames(draw_motion(label, rendering.num_frames, rng), rendering, rng)) > 120
+    return _brightness(draw_frames([draw_motion(label, rendering.num_frames, rng)], rendering, rng)) > 120
 
 
 def _brightness(frames: np.ndarray) -> np.ndarray:
