@@ -42,6 +42,7 @@ def write_numbered(
     path: Path,
     frames: int = 40,
     *,
+    first: int = 0,
     size: tuple[int, int] = (64, 96),
     fps: int = 25,
     gop: int = 12,
@@ -49,7 +50,7 @@ def write_numbered(
     rotation: int = 0,
     times: Sequence[float] | None = None,
 ) -> Path:
-    """Write ``frames`` numbered frames; codec by the file's ending; ``times`` in seconds for a variable rate."""
+    """Write frames numbered from ``first``; codec by the file's ending; ``times`` in seconds for a variable rate."""
     base = Fraction(1, 1000)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(CODECS[path.suffix], rate=fps)
@@ -64,7 +65,7 @@ def write_numbered(
         if times is not None:
             stream.codec_context.time_base = base
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered_picture(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(numbered_picture(first + number, *size), format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = round(times[number] / base), base
             container.mux(stream.encode(frame))
