@@ -86,6 +86,11 @@ def run(config: TagConfig) -> dict[str, Any]:
     settings = tag_settings(config, weights)
     refuse_other_settings(output, settings)
     listing = list_source(config.source)
+    if not listing.content_versions and last_commit(output) is None:
+        raise UserError(
+            f"source={config.source}: holds no video (other files by suffix: {dict(listing.skipped) or 'none'}); "
+            "give a folder or prefix of videos, or a manifest"
+        )
     claim = claim_output(output, config, free_keys=("workers", "decode_workers", "tracking"))
     links = {"weights_digest": weights.digest, **weights.links}
     tracking = start_run(
@@ -98,8 +103,9 @@ def run(config: TagConfig) -> dict[str, Any]:
         for planned in versions_to_tag(config, output, settings, listing)
     ]
     report = summary(output, listing, figures)
-    numbers = {key: value for key, value in report.items() if type(value) in (int, float)}
-    tracking.log_metrics(numbers, step=report["version"])
+    if figures:
+        numbers = {key: value for key, value in report.items() if type(value) in (int, float)}
+        tracking.log_metrics(numbers, step=report["version"])
     tracking.finish()
     return {**report, "mlflow_run_id": tracking.run_id}
 

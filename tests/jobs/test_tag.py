@@ -111,6 +111,8 @@ def test_another_setting_or_other_weights_need_another_output(
     config, _ = tagged
     with pytest.raises(UserError, match=r"hop_seconds: 0\.5 there, 0\.25 now"):
         run(replace(config, hop_seconds=0.25))
+    with pytest.raises(UserError, match="holds no video"):
+        run(replace(config, source=str(weights.parent), output=str(tmp_path / "out")))
     with pytest.raises(UserError, match="init="):
         run(replace(config, init=str(tmp_path)))
     other = tmp_path / "model.safetensors"
