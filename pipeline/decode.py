@@ -178,6 +178,9 @@ class _Child:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "DECORD_EOF_RETRY_MAX": "64"},
             )
         self._connection = Connection(mine.detach())
+        self._scheduling: int | None = None
+        with contextlib.suppress(OSError):
+            self._scheduling = os.open(f"/proc/{self._process.pid}/schedstat", os.O_RDONLY)
         self._connection.send(config)
 
     def ask(self, request: tuple[str, str, Any]) -> Any:
@@ -200,6 +203,9 @@ class _Child:
         self._process.kill()
         self._process.wait()
         self._connection.close()
+        if self._scheduling is not None:
+            os.close(self._scheduling)
+            self._scheduling = None
 
     def _receive(self, seconds: float) -> Any:
         """Wait, not counting the time in which the child had no CPU to run on: a busy machine is no hanging video."""
@@ -214,12 +220,13 @@ class _Child:
         return self._connection.recv()
 
     def _seconds_without_cpu(self) -> float:
-        """How long a thread of the child was ready to run and had to wait; 0 where the kernel keeps no count."""
-        waited = [0]
-        for task in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat"):
-            with contextlib.suppress(OSError, IndexError):  # the thread has ended
-                waited.append(int(task.read_text().split()[1]))
-        return max(waited) / 1e9
+        """How long the child was ready to run and had to wait; 0 where the kernel keeps no count."""
+        if self._scheduling is None:
+            return 0.0
+        try:
+            return int(os.pread(self._scheduling, 128, 0).split()[1]) / 1e9
+        except (OSError, IndexError):  # the process has ended
+            return 0.0
 
     def _lost(self) -> DecodeError:
         self.end()

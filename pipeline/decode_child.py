@@ -143,8 +143,7 @@ def _source_scale(video: Video, view: View) -> float:
 
     Decided for each view alone, so that its pixels do not depend on what else is decoded with it.
     """
-    height, width = video.shown_size
-    _, _, box_height, box_width = view.crop or (0, 0, height, width)
+    _, _, box_height, box_width = view.crop or (0, 0, *video.shown_size)
     needed = max(view.size[0] / box_height, view.size[1] / box_width)
     return 2.0 ** min(0, math.ceil(math.log2(needed)))
 
