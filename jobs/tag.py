@@ -7,13 +7,15 @@ is new or changed; after a crash it goes on with the chunks that are missing.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.progress import Progress
+import pyarrow as pa
+from rich.progress import MofNCompleteColumn, Progress
 
 from jobs.classifier import ClassifierWeights, ScoringConfig, find_classifier
 from jobs.config import config_dict
@@ -41,6 +43,7 @@ from pipeline import (
 )
 
 PUT_THREADS = 4
+LOG_SECONDS = 20.0
 MLFLOW_WAIT_SECONDS = 10.0
 
 
@@ -177,18 +180,48 @@ def tag_version(planned: PlannedVersion, plan: ScoringPlan, run_key: str, facts:
     started = time.monotonic()
     missing = planned.missing_chunks()
     windows = 0
-    with ThreadPoolExecutor(PUT_THREADS) as writers, Progress(console=console) as progress:
-        task = progress.add_task(f"tagging version {planned.version}", total=planned.count_windows(missing))
-        writes = []
+    with chunk_writer(planned) as write, progress_bar(planned, missing) as show:
         for number, scored in scored_windows(planned, missing, plan):
-            rows = tag_rows(planned.chunk(number), scored, plan.grid, planned.version, run_key)
-            writes.append(writers.submit(planned.write_chunk, number, rows))
+            write(number, tag_rows(planned.chunk(number), scored, plan.grid, planned.version, run_key))
             windows += len(scored)
-            progress.update(task, completed=windows)
-        for write in writes:
-            write.result()
+            show(windows)
     planned.commit(facts)
     return VersionFigures(windows, len(missing), planned.num_chunks - len(missing), time.monotonic() - started)
+
+
+@contextmanager
+def chunk_writer(planned: PlannedVersion) -> Iterator[Callable[[int, pa.Table], None]]:
+    """Writes chunk files beside the scoring; a write that fails stops the job at one of the next chunks."""
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(PUT_THREADS) as pool:
+
+        def write(number: int, rows: pa.Table) -> None:
+            pending.append(pool.submit(planned.write_chunk, number, rows))
+            while len(pending) > PUT_THREADS:
+                pending.popleft().result()
+
+        yield write
+        for left in pending:
+            left.result()
+
+
+@contextmanager
+def progress_bar(planned: PlannedVersion, missing: Sequence[int]) -> Iterator[Callable[[int], None]]:
+    """Windows done: a bar on a terminal, a line now and then in a log."""
+    total = planned.count_windows(missing)
+    title = f"tagging version {planned.version}"
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task(title, total=total)
+        told = time.monotonic()
+
+        def show(windows: int) -> None:
+            nonlocal told
+            progress.update(task, completed=windows)
+            if not console.is_terminal and time.monotonic() - told > LOG_SECONDS:
+                told = time.monotonic()
+                console.print(f"{title}: {windows} of {total} windows")
+
+        yield show
 
 
 def summary(output: str, listing: SourceListing, figures: list[VersionFigures]) -> dict[str, Any]:
