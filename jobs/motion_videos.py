@@ -247,8 +247,9 @@ def encode(path: Path, frames: Frames, fps: int) -> None:
         container.mux(stream.encode(None))
 
 
-# High quality: what the codec leaves behind a moving edge must not become a hint in a single frame.
-_H264 = ("libx264", {"preset": "veryfast", "crf": "17", "bf": "0"})
+# High quality: what the codec leaves behind a moving edge must not become a hint in a single frame. x264's macroblock
+# tree gives different bytes from run to run.
+_H264 = ("libx264", {"preset": "veryfast", "crf": "17", "bf": "0", "x264-params": "mbtree=0"})
 _VP9 = ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "20", "b": "0"})
 # Without this the WebM muxer writes a random segment id, and equal videos would differ in their bytes.
 _MUXER_OPTIONS = {".webm": {"fflags": "+bitexact"}}

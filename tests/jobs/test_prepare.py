@@ -25,7 +25,7 @@ from pipeline.prepare_chunk import PrepareChunk, StoreConfig
 from pipeline.transcode import TranscodeConfig
 
 VIDEOS = 24
-SMALL = StoreConfig(videos_per_chunk=5, row_group_bytes=30_000)
+SMALL = StoreConfig(videos_per_chunk=5, row_group_bytes=8_000)
 
 
 @pytest.fixture(scope="module")
