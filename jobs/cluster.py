@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from jobs.errors import UserError
 
@@ -27,15 +29,17 @@ def connect() -> None:
         UserError: ``RAY_ADDRESS`` names a cluster that does not answer.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **JOB_ENVIRONMENT}
+    # Restart limits of Ray Data's actors have no other door yet.
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
     if not ray.is_initialized():
         _start(os.environ.get("RAY_ADDRESS"))
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _start(address: str | None) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
-        ray.init(num_cpus=LOCAL_CPUS, include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=LOCAL_CPUS, include_dashboard=False, **quiet)
         return
     try:
         ray.init(address=address, runtime_env={"env_vars": JOB_ENVIRONMENT}, **quiet)

@@ -289,6 +289,8 @@ def _artifacts_beside(uri: str) -> str | None:
 
 
 def _client(uri: str) -> MlflowClient:
+    for noisy in ("mlflow", "alembic"):  # they tell every table that they create
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     # By default one request may retry for minutes; retries are this module's own (see `Run._retry`).
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

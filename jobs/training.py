@@ -176,8 +176,11 @@ def train(job: TrainingJob) -> None:
     first_step = max(complete_steps(job.config.output), default=0)
     if first_step >= job.total_steps:
         return
-    with watched_run(job.program, first_step, job.total_steps) as board:
-        _trainer(job, board).fit()
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-train-") as folder,
+        watched_run(job.program, first_step, job.total_steps) as board,
+    ):
+        _trainer(job, board, folder).fit()
         ended = WorkerResult(**ray.get(board.result.remote()))
     if ended.failure:
         raise TrainingStoppedError(ended.failure)
@@ -187,14 +190,14 @@ def train(job: TrainingJob) -> None:
         )
 
 
-def _trainer(job: TrainingJob, board: Any) -> TorchTrainer:
+def _trainer(job: TrainingJob, board: Any, folder: str) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(num_workers=job.config.workers, use_gpu=has_gpus()),
         run_config=RunConfig(
             # Ray keeps only its own bookkeeping here; checkpoints are ours, so a fresh place for every start.
-            storage_path=tempfile.mkdtemp(prefix="ray-train-"),
+            storage_path=folder,
             failure_config=FailureConfig(max_failures=job.config.max_failures),
         ),
         datasets={"train": lambda: _stream(job)},  # called again whenever the workers are started anew
