@@ -42,7 +42,7 @@ from pipeline.video_file import Video
 def frames_of(size: int = 128, count: int = 40, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     motion = draw_motion("moves_right", count, rng)
-    return paint_frame_numbers(draw_frames(motion, Rendering(0.5, size, count), rng))
+    return paint_frame_numbers(draw_frames([motion], Rendering(0.5, size, count), rng))
 
 
 @pytest.fixture(scope="module")
