@@ -1,6 +1,7 @@
 """The Hiera model and everything that is only tensors: masked autoencoder, weights, augmentation, rules, metrics."""
 
 from hiera_video.augment import AugmentConfig, augment, denormalize_video, normalize_video
+from hiera_video.complexity import Complexity, complexity
 from hiera_video.config import EncoderConfig, HieraConfig, MaskedAutoencoderConfig
 from hiera_video.hiera import Hiera, HieraEncoder
 from hiera_video.masked_autoencoder import MaeOutput, MaskedAutoencoder
@@ -22,7 +23,7 @@ from hiera_video.presets import (
     model_names,
     set_activation_checkpointing,
 )
-from hiera_video.reconstruct import CAPTION, Reconstruction, reconstruct
+from hiera_video.reconstruct import Reconstruction, reconstruct, reconstruction_caption
 from hiera_video.stochastic import Draws, random_keep_mask, sample_uniforms, validate_keep_mask
 from hiera_video.weights import (
     LoadReport,
@@ -38,8 +39,8 @@ from hiera_video.weights import (
 )
 
 __all__ = [
-    "CAPTION",
     "AugmentConfig",
+    "Complexity",
     "Draws",
     "EncoderConfig",
     "Hiera",
@@ -56,6 +57,7 @@ __all__ = [
     "augment",
     "build_model",
     "build_optimizer",
+    "complexity",
     "confusion_matrix",
     "create_backbone",
     "create_model",
@@ -75,6 +77,7 @@ __all__ = [
     "random_keep_mask",
     "read_metadata",
     "reconstruct",
+    "reconstruction_caption",
     "sample_uniforms",
     "save_model",
     "scaled_learning_rate",

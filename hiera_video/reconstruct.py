@@ -16,10 +16,12 @@ from hiera_video.masked_autoencoder import MaeOutput, MaskedAutoencoder
 from hiera_video.targets import VARIANCE_EPSILON, first_frames, gather_patches
 
 HIDDEN_GREY = 0.0
-CAPTION = (
-    "original | what the encoder sees | reconstruction of the hidden patches. The model predicts normalised patches; "
-    "each patch's mean and deviation are borrowed from the original, so brightness and contrast are not its own."
-)
+_CAPTION = "original | what the encoder sees | reconstruction of the hidden patches. "
+_CAPTIONS = {
+    "normalized_pixels": "The model predicts normalised patches; each patch's mean and deviation are borrowed from the "
+    "original, so brightness and contrast are not its own.",
+    "pixels": "The model predicts the pixels themselves; nothing is borrowed from the original.",
+}
 
 
 class Reconstruction(NamedTuple):
@@ -32,12 +34,17 @@ class Reconstruction(NamedTuple):
     """Visible patches from the original, predicted ones from the model, hidden ones without a prediction grey."""
 
 
+def reconstruction_caption(config: MaskedAutoencoderConfig) -> str:
+    """What a picture of `reconstruct` shows, from left to right, and what it borrows."""
+    return _CAPTION + _CAPTIONS[config.target]
+
+
 @torch.no_grad()
 def reconstruct(mae: MaskedAutoencoder, pixels: Tensor, output: MaeOutput) -> Reconstruction:
     """Pictures from the input ``[B, 3, (T), H, W]`` and what `mae` made of it.
 
     With normalised-pixel targets the prediction has no brightness or contrast of its own: each patch's mean and
-    deviation are **borrowed from the original** (`CAPTION` says so).
+    deviation are **borrowed from the original** (`reconstruction_caption` says so).
 
     Raises:
         ValueError: a model that does not predict pixels, or a decoder that predicts a share of the tokens.

@@ -12,8 +12,8 @@ from jobs.config import config_dict, flatten
 from jobs.errors import UserError
 from pipeline import exists, join, read_bytes, write_if_absent
 
-# May differ between the runs that share an output: where and how verbosely, never what is computed.
-FREE_KEYS = ("workers", "tracking", "log_every_steps")
+# May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.
+FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures")
 
 
 @dataclass(frozen=True)

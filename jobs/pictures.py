@@ -12,7 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hiera_video import CAPTION, MaskedAutoencoder, normalize_video, random_keep_mask, reconstruct
+from hiera_video import (
+    MaskedAutoencoder,
+    normalize_video,
+    random_keep_mask,
+    reconstruct,
+    reconstruction_caption,
+)
 
 FRAMES_SHOWN = 4
 
@@ -36,7 +42,7 @@ def reconstruction_picture(model: MaskedAutoencoder, frames: Tensor, path: Path,
         )
         for clip in range(len(frames))
     ]
-    caption = f"mask ratio {mask_ratio}, loss {float(output.loss):.3f}. {CAPTION}"
+    caption = f"mask ratio {mask_ratio}, loss {float(output.loss):.3f}. {reconstruction_caption(model.config)}"
     _save(np.concatenate(rows), caption, path)
 
 

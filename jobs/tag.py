@@ -20,7 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from jobs.classifier import ClassifierWeights, ScoringConfig, find_classifier
 from jobs.config import config_dict
 from jobs.errors import UserError
-from jobs.output import claim_output
+from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, run_program
 from jobs.tag_chain import ScoringPlan, probe_videos, scored_windows
 from jobs.tracking import TrackingConfig, start_run
@@ -94,7 +94,7 @@ def run(config: TagConfig) -> dict[str, Any]:
             f"source={config.source}: holds no video (other files by suffix: {dict(listing.skipped) or 'none'}); "
             "give a folder or prefix of videos, or a manifest"
         )
-    claim = claim_output(output, config, free_keys=("workers", "decode_workers", "tracking"))
+    claim = claim_output(output, config, free_keys=(*FREE_KEYS, "decode_workers"))
     links = {"weights_digest": weights.digest, **weights.links}
     tracking = start_run(
         config.tracking, program="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
