@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
+from hiera_video.stochastic import num_visible_units
+
 TARGETS = ("normalized_pixels", "pixels", "hog")
 DECODERS = ("full", "subset", "cross")
 
@@ -65,6 +67,11 @@ class EncoderConfig:
     def unit_pixels(self) -> tuple[int, ...]:
         """Frames (video only), height and width of one mask unit, pixels."""
         return tuple(unit * stride for unit, stride in zip(self.mask_unit_size, self.patch_stride, strict=True))
+
+    @property
+    def unit_grid(self) -> tuple[int, ...]:
+        """Mask units per axis."""
+        return tuple(size // pixels for size, pixels in zip(self.input_size, self.unit_pixels, strict=True))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -170,6 +177,8 @@ class MaskedAutoencoderConfig(EncoderConfig):
         _check(self.pooled_unit[0] == self.mask_unit_size[0] or len(self.input_size) == 2, "q_stride", self.q_stride,
                "must not pool time: a prediction covers one token in time", "use 1,2,2")  # fmt: skip
 
+        num_visible_units(math.prod(self.unit_grid), self.mask_ratio)
+
     @property
     def pooled_unit(self) -> tuple[int, ...]:
         """Tokens of a mask unit per axis at the decoder's resolution."""
@@ -185,8 +194,7 @@ class MaskedAutoencoderConfig(EncoderConfig):
     @property
     def decoder_tokens(self) -> int:
         """Tokens of the decoder's grid."""
-        units = (size // pixels for size, pixels in zip(self.input_size, self.unit_pixels, strict=True))
-        return math.prod(units) * math.prod(self.pooled_unit)
+        return math.prod(self.unit_grid) * math.prod(self.pooled_unit)
 
 
 ModelConfig = HieraConfig | MaskedAutoencoderConfig

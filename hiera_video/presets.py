@@ -31,7 +31,7 @@ _WIDTHS: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 144, "num_heads": 2, "stages": (2, 6, 36, 4)},
     "huge": {"embed_dim": 256, "num_heads": 4, "stages": (2, 6, 36, 4)},
 }
-_DEMO: dict[str, Any] = {**_VIDEO, "embed_dim": 32, "num_heads": 1, "stages": (1, 1, 3, 1)}
+_DEMO: dict[str, Any] = {**_VIDEO, "embed_dim": 24, "num_heads": 1, "stages": (1, 1, 3, 1)}
 _TEST: dict[str, Any] = {**_VIDEO, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 2, 1)}
 _SMALL_DECODER: dict[str, Any] = {"decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 4}
 _TEST_DECODER: dict[str, Any] = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}

@@ -46,12 +46,12 @@ class TokenOrder:
     @property
     def unit_size(self) -> tuple[int, ...]:
         """Tokens of one mask unit per axis."""
-        return tuple(math.prod(axis) for axis in zip(*self.pool_strides, strict=True))
+        return self.pooled_unit(0)
 
     @property
     def unit_grid(self) -> tuple[int, ...]:
         """Mask units per axis, in row-major order."""
-        return tuple(tokens // unit for tokens, unit in zip(self.token_grid, self.unit_size, strict=True))
+        return tuple([tokens // unit for tokens, unit in zip(self.token_grid, self.unit_size, strict=True)])
 
     @property
     def num_units(self) -> int:
@@ -60,16 +60,16 @@ class TokenOrder:
 
     def tokens_per_unit(self, poolings: int = 0) -> int:
         """Tokens of a unit that are left after a number of poolings."""
-        return math.prod(math.prod(stride) for stride in self.pool_strides[poolings:])
+        return math.prod([math.prod(stride) for stride in self.pool_strides[poolings:]])
 
     def pooled_unit(self, poolings: int) -> tuple[int, ...]:
         """Tokens of a unit per axis after a number of poolings."""
         axes = len(self.token_grid)
-        return tuple(math.prod(stride[axis] for stride in self.pool_strides[poolings:]) for axis in range(axes))
+        return tuple([math.prod([stride[axis] for stride in self.pool_strides[poolings:]]) for axis in range(axes)])
 
     def pooled_grid(self, poolings: int) -> tuple[int, ...]:
         """Tokens of the whole grid per axis after a number of poolings."""
-        return tuple(u * p for u, p in zip(self.unit_grid, self.pooled_unit(poolings), strict=True))
+        return tuple([u * p for u, p in zip(self.unit_grid, self.pooled_unit(poolings), strict=True)])
 
     def unroll(self, tokens: Tensor, poolings: int = 0) -> Tensor:
         """Raster order ``[B, N, C]`` → unrolled order ``[B, U, M, C]``, for a grid after ``poolings`` poolings."""

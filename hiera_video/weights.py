@@ -293,7 +293,7 @@ def _fit_positions(
     own, fitted = model.state_dict(), dict(weights.tensors)
     if source_input_size is None and weights.config is not None:
         source_input_size = weights.config.input_size
-    for name, target in _position_grids(model.config).items():
+    for name, target in _position_grids(model.config, model.config.input_size).items():
         table = fitted.get(name)
         if table is None or name not in own or table.shape == own[name].shape or table.shape[-1] != own[name].shape[-1]:
             continue
@@ -302,9 +302,10 @@ def _fit_positions(
     return fitted
 
 
-def _position_grids(config: ModelConfig) -> dict[str, Grid]:
-    """Token grid of every position table of a model."""
-    time, height, width = _three_axes(config.token_grid)
+def _position_grids(config: ModelConfig, input_size: tuple[int, ...]) -> dict[str, Grid]:
+    """Token grid of every position table of a model for an input size."""
+    tokens = tuple(size // stride for size, stride in zip(input_size, config.patch_stride, strict=True))
+    time, height, width = _three_axes(tokens)
     grids = {
         "encoder.pos_embed.table": (time, height, width),
         "encoder.pos_embed.spatial": (1, height, width),
@@ -319,7 +320,7 @@ def _position_grids(config: ModelConfig) -> dict[str, Grid]:
 def _source_grid(name: str, weights: Weights, config: ModelConfig, input_size: tuple[int, ...] | None) -> Grid:
     """Token grid that a table was trained for."""
     if input_size is not None:
-        return _position_grids(replace(config, {"input_size": input_size}))[name]
+        return _position_grids(config, input_size)[name]
     tokens = weights.tensors[name].shape[1]
     if name == "encoder.pos_embed.temporal":
         return tokens, 1, 1

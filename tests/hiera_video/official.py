@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -65,18 +66,31 @@ def preset_arguments(name: str) -> dict[str, Any]:
 def official_model(name: str, **overrides: Any) -> nn.Module:
     """A preset of the public code with other arguments, all weights and biases random: no term hides behind a zero."""
     arguments = preset_arguments(name) | overrides
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with uninitialised():
         model = hiera.MaskedAutoencoderHiera(**arguments) if name.startswith("mae_") else hiera.Hiera(**arguments)
-        randomize(model)
+    randomize(model)
     return model
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Models built here have arbitrary weights: initialising the widest takes longer than the test itself."""
+    names = ("trunc_normal_", "xavier_uniform_", "kaiming_uniform_", "uniform_", "constant_", "zeros_")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(nn.init, name, side_effect=lambda tensor, *_, **__: tensor))
+        yield
 
 
 @torch.no_grad()
 def randomize(model: nn.Module) -> None:
-    """Move every parameter away from its initial value."""
+    """Random values everywhere, norms' factors around one."""
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.add_(torch.randn(parameter.shape) * (0.02 if parameter.ndim > 1 else 0.1))
+        parameter.normal_(0, 0.03 if parameter.ndim > 1 else 0.1, generator=generator)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.add_(1.0)
 
 
 def official_logits(model: nn.Module, pixels: Tensor) -> Tensor:

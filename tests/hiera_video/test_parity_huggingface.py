@@ -25,10 +25,8 @@ THEIRS = {"image_size": (64, 96), "depths": (1, 2, 2, 1), "embed_dim": 96, "num_
 
 
 def build(architecture: type[nn.Module], **arguments: object) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = architecture(HieraConfig(**THEIRS, **arguments))
-        randomize(model)
+    model = architecture(HieraConfig(**THEIRS, **arguments))
+    randomize(model)
     return model.eval()
 
 
