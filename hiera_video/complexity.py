@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from hiera_video.masked_autoencoder import MaskedAutoencoder
 from hiera_video.presets import build_model, model_config
 
-
 LAYER_NORM_OPERATIONS = 5
 
 
