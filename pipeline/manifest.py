@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -31,7 +32,7 @@ from pipeline.annotations import (
     source_video_of,
 )
 from pipeline.schema import REJECTED_SCHEMA
-from pipeline.splits import SPLITS, Codes, Digests, assign_splits, name_digests, seeded
+from pipeline.splits import SPLITS, Codes, Digests, assign_splits, first_occurrences, name_digests, seeded
 from pipeline.storage import StorageError, absolute, exists, filesystem, is_local, join, list_files, read_bytes
 
 Convention = Literal[
@@ -323,7 +324,7 @@ class _ListingIndex:
 def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) -> None:
     if index is None:
         uris = _combined(paths)
-        versions, sizes = pa.nulls(len(batch), pa.string()), pa.nulls(len(batch), pa.int64())
+        versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
     else:
         by_name = batch["path"].null_count == len(batch) > 0
         place = index.place_of_name(batch) if by_name else _combined(pc.index_in(paths, index.uris, skip_nulls=True))
@@ -333,13 +334,32 @@ def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) 
     uri_digests = name_digests(pc.fill_null(uris, ""))
     is_file = source.is_null().to_numpy()
     rows.uris.append(uris)
-    rows.names.append(_combined(pc.if_else(uris.is_null(), pc.coalesce(batch["path"], batch["stem"]), None)))
+    rows.names.append(_combined(_missing_names(batch, uris)))
     rows.labels.append(_combined(batch["label"]).dictionary_encode())
     rows.splits.append(_combined(batch["split"]).dictionary_encode())
     rows.versions.append(versions)
     rows.sizes.append(sizes)
     rows.uri_digests.append(uri_digests)
     rows.source_digests.append(np.where(is_file, uri_digests, name_digests(pc.fill_null(source, ""))))
+
+
+def _missing_names(batch: pa.Table, uris: pa.Array) -> pa.Array:
+    """What the annotations call the videos that were not found; null for the others."""
+    if uris.null_count == 0:
+        return _nulls(len(uris), pa.string())
+    names = pc.coalesce(batch["path"], batch["stem"])
+    return pc.cast(pc.if_else(uris.is_null(), names, pa.scalar(None, names.type)), pa.string())
+
+
+def _nulls(length: int, kind: pa.DataType) -> pa.Array:
+    """Nulls that share one buffer with all others of their kind."""
+    size = 1 << max(20, length.bit_length())
+    return _shared_nulls(size, kind).slice(0, length)
+
+
+@functools.lru_cache(maxsize=8)
+def _shared_nulls(length: int, kind: pa.DataType) -> pa.Array:
+    return pa.nulls(length, kind)
 
 
 def _combined(values: Any) -> pa.Array:
@@ -350,7 +370,11 @@ def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
     below = pc.binary_join_element_wise(
         pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
     )
-    return pc.if_else(pc.match_substring_regex(paths, r"^/|^\w+://"), paths, below)
+    placed = pc.fill_null(pc.match_substring_regex(paths, r"^/|^\w+://"), False)
+    # `if_else` reserves room for both choices of every row.
+    if not pc.any(placed).as_py():
+        return below
+    return paths if pc.all(placed).as_py() else pc.if_else(placed, paths, below)
 
 
 def content_versions(listing: pa.Table) -> pa.ChunkedArray:
@@ -368,6 +392,7 @@ def _finished(
     labels, label_codes, classes = _classes(labels, label_codes, annotations, config.classes)
     splits, split_codes = _unified(rows.splits)
     uri_digests = np.concatenate([np.empty(0, np.uint64), *rows.uri_digests])
+    rows.uri_digests.clear()
     is_file = np.concatenate([np.empty(0, np.bool_), *(_valid(uris) for uris in rows.uris)])
     checks = (
         _Checked("missing", ~is_file, "the annotations name it, the source does not hold it"),
@@ -378,12 +403,14 @@ def _finished(
             "the official split leaves it out",
         ),
         _Checked("unknown_split", _outside(split_codes, splits, SPLITS), "its split is none of train, val, test"),
-        _Checked("duplicate", _is_repeated(uri_digests), "an earlier row names the same video"),
+        _Checked("duplicate", ~first_occurrences(uri_digests), "an earlier row names the same video"),
     )
     kept, rejected = _sifted(rows, checks)
     given = _recoded(split_codes, splits, SPLITS)[kept]
     given = np.where(given < 0, _known(uri_digests[kept], known_splits), given)
+    del uri_digests, checks, split_codes  # of ten million rows each weighs 80 MB
     sources = seeded(np.concatenate([np.empty(0, np.uint64), *rows.source_digests])[kept], seed, "split")
+    rows.source_digests.clear()
     split = assign_splits(sources, label_codes[kept], given, val_share=config.val_share)
     table = pa.Table.from_arrays(
         [
@@ -431,13 +458,6 @@ def _recoded(codes: Codes, words: list[str], order: Sequence[str]) -> Codes:
     return np.array([*(order.index(word) if word in order else -1 for word in words), -1], np.int32)[codes]
 
 
-def _is_repeated(digests: Digests) -> npt.NDArray[np.bool_]:
-    """True on every row whose digest occurred before."""
-    repeated = np.ones(len(digests), np.bool_)
-    repeated[np.unique(digests, return_index=True)[1]] = False
-    return repeated
-
-
 def _known(digests: Digests, known: Mapping[str, str]) -> Codes:
     """The split of earlier versions for each row, -1 without one."""
     if not known:
@@ -457,7 +477,9 @@ def _sifted(rows: _Rows, checks: Sequence[_Checked]) -> tuple[npt.NDArray[np.boo
         out = kept & check.out
         kept &= ~check.out
         if out.any():
-            chunks = [pc.coalesce(uris, names) for uris, names in zip(rows.uris, rows.names, strict=True)]
+            chunks = [
+                pc.coalesce(uris, pc.cast(names, uris.type)) for uris, names in zip(rows.uris, rows.names, strict=True)
+            ]
             names = _kept_chunks(chunks, out, pa.large_string())
             columns = [names, pa.repeat(check.reason, len(names)), pa.repeat(check.message, len(names))]
             rejected.append(pa.table(columns, names=REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))

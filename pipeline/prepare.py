@@ -208,7 +208,8 @@ def _write_plan(
 
 def _new_or_changed(rows: pa.Table, known: pa.Table, excluded: set[str]) -> tuple[pa.Table, list[str]]:
     """The manifest's rows to prepare, and the URIs among them that an earlier version holds differently."""
-    rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
+    if excluded:
+        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
     if len(known) == 0:
         return rows, []
     place = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_ROWS_AT_ONCE = 100_000
+_ROWS_AT_ONCE = 4_000  # so that the arrays of a step stay in the processor's cache
+_DIGESTS_AT_ONCE = 100_000
 _LONGEST_NAME = 4096
 SPLITS = ("train", "val", "test")
 TRAIN, VAL = SPLITS.index("train"), SPLITS.index("val")
@@ -53,10 +54,14 @@ def _digests_of(names: pa.LargeBinaryArray) -> Digests:
 
 
 def _mixed(digests: Digests) -> Digests:
-    """The finish of splitmix64: a bijection that spreads every bit."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        digests = (digests ^ (digests >> np.uint64(shift))) * np.uint64(factor)
-    return digests ^ (digests >> np.uint64(31))
+    """The finish of splitmix64, a bijection that spreads every bit; a piece at a time, to need little memory."""
+    mixed = np.empty_like(digests)
+    for start in range(0, len(digests), _DIGESTS_AT_ONCE):
+        some = digests[start : start + _DIGESTS_AT_ONCE]
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            some = (some ^ (some >> np.uint64(shift))) * np.uint64(factor)
+        mixed[start : start + _DIGESTS_AT_ONCE] = some ^ (some >> np.uint64(31))
+    return mixed
 
 
 def assign_splits(groups: Digests, classes: Codes, given: Codes, *, val_share: float) -> Codes:
@@ -76,9 +81,9 @@ def assign_splits(groups: Digests, classes: Codes, given: Codes, *, val_share: f
     """
     if (given >= 0).all():
         return given
-    digests, group_of_row = np.unique(groups, return_inverse=True)
-    drawn = np.where(_is_val(_first_of_groups(classes, group_of_row, len(digests)), val_share), VAL, TRAIN)
-    fixed = _first_of_groups(given, group_of_row, len(digests))
+    group_of_row, count = _numbered_groups(groups)
+    drawn = np.where(_is_val(_first_of_groups(classes, group_of_row, count), val_share), VAL, TRAIN)
+    fixed = _first_of_groups(given, group_of_row, count)
     by_group = np.where(fixed >= 0, fixed, drawn).astype(np.int32)
     return np.where(given >= 0, given, by_group[group_of_row])
 
@@ -96,7 +101,32 @@ def _is_val(class_of_group: Codes, val_share: float) -> npt.NDArray[np.bool_]:
     return is_val
 
 
-def _first_of_groups(codes: Codes, group_of_row: npt.NDArray[np.int64], count: int) -> Codes:
+def first_occurrences(digests: Digests) -> npt.NDArray[np.bool_]:
+    """True on every row whose digest did not occur before."""
+    order, is_new = _sorted(digests)
+    first = np.empty(len(digests), np.bool_)
+    first[order] = is_new
+    return first
+
+
+def _numbered_groups(groups: Digests) -> tuple[Codes, int]:
+    """A number per row, equal for equal digests and ascending with them, and how many there are."""
+    order, is_new = _sorted(groups)
+    numbers = np.empty(len(groups), np.int32)
+    numbers[order] = np.cumsum(is_new, dtype=np.int32) - 1
+    return numbers, int(is_new.sum())
+
+
+def _sorted(digests: Digests) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The stable ascending order, and whether each digest in it differs from the one before."""
+    order = np.argsort(digests, kind="stable")
+    in_order = digests[order]
+    is_new = np.ones(len(digests), np.bool_)
+    np.not_equal(in_order[1:], in_order[:-1], out=is_new[1:])
+    return order, is_new
+
+
+def _first_of_groups(codes: Codes, group_of_row: Codes, count: int) -> Codes:
     """The first code of each group's rows that is not -1 ``[G]``; -1 without one."""
     rows = np.flatnonzero(codes >= 0)[::-1]
     first = np.full(count, -1, np.int32)
