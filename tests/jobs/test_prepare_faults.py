@@ -1,0 +1,114 @@
+"""prepare against kills and on object storage: nothing is done twice, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from jobs import prepare
+from jobs.motion_videos import render_motion_videos
+from jobs.prepare import PrepareConfig
+from pipeline import join, list_files, read_bytes, write_bytes
+from pipeline.prepare_chunk import StoreConfig
+from pipeline.storage import s3_client
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHUNKS = StoreConfig(videos_per_chunk=4)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    render_motion_videos(folder, 48, 0, size=128, num_frames=30)
+    (folder / "grows" / "broken.mp4").write_text("no video")
+    return folder
+
+
+@pytest.fixture
+def object_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket on a light S3 server in this process."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3_client().create_bucket(Bucket="videos")
+    yield "s3://videos"
+    server.stop()
+
+
+@pytest.mark.faults
+def test_a_killed_run_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
+    """Killed three times, the set is the one of a run that was left in peace."""
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "jobs.prepare", f"source={source}", f"output={output}"]
+    command += ["workers=0", "store.videos_per_chunk=4"]
+    finished: dict[str, int] = {}
+    for kill in range(3):
+        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        _wait_for_records(output, 2 * (kill + 1), process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        records = _modified(output / "_prepare" / "v0001" / "videos")
+        assert {name: records[name] for name in finished} == finished
+        finished = records
+        assert not (output / "dataset.json").exists()
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    assert {name: _modified(output / "_prepare" / "v0001" / "videos")[name] for name in finished} == finished
+    prepare.run(PrepareConfig(str(source), str(tmp_path / "peace"), workers=0, store=CHUNKS))
+    digests = [json.loads((place / "dataset.json").read_text())["digest"] for place in (output, tmp_path / "peace")]
+    assert digests[0] == digests[1]
+
+
+def _wait_for_records(output: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while len(_modified(output / "_prepare" / "v0001" / "videos")) < count:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _modified(folder: Path) -> dict[str, int]:
+    if not folder.exists():
+        return {}
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix == ".parquet"}
+
+
+@pytest.mark.ray
+def test_source_and_output_on_object_storage(source: Path, object_storage: str, tmp_path: Path) -> None:
+    """The same clips as from local files; the second call finds the set complete; growing works."""
+    for path in source.rglob("*.*"):
+        write_bytes(join(object_storage, "in", path.relative_to(source).as_posix()), path.read_bytes())
+    place = join(object_storage, "out")
+    config = PrepareConfig(join(object_storage, "in"), place, workers=0, store=CHUNKS)
+    assert prepare.run(config)["status"] == "prepared"
+    assert prepare.run(config)["status"] == "already up to date"
+    prepare.run(PrepareConfig(str(source), str(tmp_path / "local"), workers=0, store=CHUNKS))
+    local = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "local" / "shards").iterdir()))
+    shards = list_files(join(place, "shards"))["uri"].to_pylist()
+    remote = pa.concat_tables(pq.read_table(pa.BufferReader(read_bytes(shard))) for shard in shards)
+    assert _by_name(remote) == _by_name(local)
+    write_bytes(join(object_storage, "in", "grows", "new.mp4"), next(source.rglob("*.mp4")).read_bytes())
+    assert prepare.run(config)["version"] == 2
+    assert json.loads(read_bytes(join(place, "dataset.json")))["counts"]["clips"] == 49
+
+
+def _by_name(clips: pa.Table) -> dict[str, tuple[str, bytes]]:
+    rows = clips.to_pylist()
+    return {row["uri"].rpartition("/")[2]: (row["label"], row["video"]) for row in rows}
