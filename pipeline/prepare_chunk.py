@@ -168,13 +168,26 @@ class PrepareChunk:
             facts["bytes"] = path.stat().st_size
             facts["digest"] = _digest(path)
             keeps_bytes = self.settings.transcode.mode == "passthrough"
-            for output in self.transcoder.process(path):
+            for output in self._processed(path):
                 if isinstance(output, VideoInfo):
                     facts |= dataclasses.asdict(output)
                 elif isinstance(output, StoredClip) and output.video is None and keeps_bytes:
                     yield dataclasses.replace(output, video=path.read_bytes())
                 else:
                     yield output
+
+    def _processed(self, path: Path) -> Iterator[StoredClip | Damage | VideoInfo]:
+        """What comes out of a video; when it kills the child before any clip came, a new child gets one more try."""
+        outputs = self.transcoder.process(path)
+        try:
+            first = next(outputs)
+        except DecodeError as error:
+            if error.reason not in ("crashed", "timeout"):
+                raise
+            outputs = self.transcoder.process(path)
+            first = next(outputs)
+        yield first
+        yield from outputs
 
 
 class _ShardWriter:

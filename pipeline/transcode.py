@@ -117,7 +117,8 @@ def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callabl
     shown = video.quarter_turns
     prepared = ((time, _scaled_frame(frame, size, shown), corrupt) for time, frame, corrupt in frames)
     ticks = at_constant_rate(prepared, rate, times)
-    count = _cut(ticks, [_OpenClip(span, rate, size, config) for span in spans], config.clip_seconds is not None, emit)
+    clips = [_OpenClip(span, info.duration_seconds, rate, size, config) for span in spans]
+    count = _cut(ticks, clips, config.clip_seconds is not None, emit)
     return dataclasses.replace(info, num_frames=count)
 
 
@@ -240,7 +241,7 @@ def _cut(ticks: Iterator[Checked], clips: list[_OpenClip], damage_costs_clips: b
         for time, frame, corrupt in ticks:
             if corrupt and not damage_costs_clips:
                 raise DecodeError("damaged", f"frame {count} is corrupt")
-            while waiting and waiting[0].is_over(time) and len(waiting) > 1:
+            while waiting and waiting[0].is_over(time):
                 emit(waiting.pop(0).finished())
             for clip in waiting:
                 if not clip.add(time, frame, corrupt):
@@ -260,9 +261,16 @@ class _OpenClip:
     """A clip that is being encoded."""
 
     def __init__(
-        self, span: tuple[float, float], rate: Fraction, size: tuple[int, int], config: TranscodeConfig
+        self,
+        span: tuple[float, float],
+        duration_seconds: float,
+        rate: Fraction,
+        size: tuple[int, int],
+        config: TranscodeConfig,
     ) -> None:
         self.start_seconds, self.end_seconds = span
+        # The clip that reaches the end takes whatever still comes: durations are rounded.
+        self._until = self.end_seconds if self.end_seconds < duration_seconds - 1e-6 else float("inf")
         self.rate = rate
         self.size = size
         self.config = config
@@ -271,7 +279,7 @@ class _OpenClip:
         self._encoder: _Encoder | None = None
 
     def is_over(self, time: float) -> bool:
-        return time >= self.end_seconds - 1e-6
+        return time >= self._until - 1e-6
 
     def add(self, time: float, frame: Any, corrupt: bool) -> bool:
         """Take a frame; False when the clip has not begun yet."""

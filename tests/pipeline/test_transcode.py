@@ -254,6 +254,14 @@ def test_overlapping_clips(video: Path) -> None:
     assert shown == [list(range(24)), list(range(12, 36)), list(range(24, 40))]
 
 
+def test_clips_with_gaps_between_them(video: Path) -> None:
+    """What lies between the clips, and behind the last one, is checked but not stored."""
+    outputs, info = run(video, clip_seconds=0.2, hop_seconds=0.5)
+    shown = [numbers(clip) for clip in outputs if isinstance(clip, StoredClip)]
+    assert shown == [list(range(6)), list(range(15, 21)), list(range(30, 36))]
+    assert info.num_frames == 40
+
+
 def test_passthrough_keeps_the_bytes(video: Path) -> None:
     clip = one_clip(video, mode="passthrough")
     assert clip.video is None  # the parent stores the file's own bytes
