@@ -103,15 +103,14 @@ def training_stream(
     )
 
 
-def stream_execution_options(object_store_bytes: int | None = None) -> ray.data.ExecutionOptions:
+def stream_execution_options(object_store_bytes: int = 2 * 2**30) -> ray.data.ExecutionOptions:
     """What `training_stream` must be executed with; for Ray Train, inside ``DataConfig(execution_options=...)``.
 
     Args:
-        object_store_bytes: how much may be read and decoded ahead; default: Ray Data's share of the object store.
+        object_store_bytes: how much may be read and decoded ahead; at least a few micro-batches for every decoder.
     """
     options = ray.data.ExecutionOptions(preserve_order=True, verbose_progress=False)
-    if object_store_bytes is not None:
-        options.resource_limits = options.resource_limits.copy(object_store_memory=object_store_bytes)
+    options.resource_limits = options.resource_limits.copy(object_store_memory=object_store_bytes)
     return options
 
 

@@ -7,7 +7,7 @@ import functools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ Split = Literal["train", "val", "test", "all"] | str
 Ints = npt.NDArray[np.int64]
 
 READERS = 8
-READ_ATTEMPTS = 3
+READ_ATTEMPTS = 4
 CACHE_BYTES = 512 * 2**20
 
 
@@ -117,13 +117,14 @@ def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of a whole shard.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, several times in a row.
     """
-    files, path = filesystem(uri)
-    try:
+
+    def read() -> pa.Table:
+        files, path = filesystem(uri)
         return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
-    except OSError as error:
-        raise _unreadable(uri, error) from error
+
+    return _patiently(uri, read)
 
 
 class RowGroupReader:
@@ -169,15 +170,11 @@ class RowGroupReader:
 
     def _read(self, group: int) -> pa.Table:
         uri, number = self.selection.groups[group]
-        for attempt in range(1, READ_ATTEMPTS + 1):
-            try:
-                table = self._files(uri).read_row_group(number)
-            except OSError as error:
-                self._files.cache_clear()
-                if attempt == READ_ATTEMPTS:
-                    raise _unreadable(uri, error) from error
-            else:
-                break
+
+        def read() -> pa.Table:
+            return self._files(uri).read_row_group(number)
+
+        table = _patiently(uri, read, before_retry=self._files.cache_clear)
         self.bytes_read += table.nbytes
         return table
 
@@ -202,6 +199,19 @@ class _OpenShard:
     def read_row_group(self, number: int) -> pa.Table:
         with self._lock:
             return self._file.read_row_group(number)
+
+
+def _patiently(uri: str, read: Callable[[], pa.Table], before_retry: Callable[[], None] = lambda: None) -> pa.Table:
+    """Arrow retries requests, not bodies that break off: read again, a few times."""
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return read()
+        except OSError:
+            before_retry()
+    try:
+        return read()
+    except OSError as error:
+        raise _unreadable(uri, error) from error
 
 
 def _unreadable(uri: str, error: OSError) -> StorageError:

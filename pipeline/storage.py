@@ -15,9 +15,9 @@ import io
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 import botocore.config
@@ -25,6 +25,8 @@ import botocore.exceptions
 import pyarrow as pa
 import pyarrow.fs
 from boto3.s3.transfer import TransferConfig
+
+Result = TypeVar("Result")
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 60
@@ -36,6 +38,21 @@ LISTING_SCHEMA = pa.schema(
 # Transfers stay in the calling thread: callers that want parallel reads run several of them.
 _TRANSFER = TransferConfig(use_threads=False, multipart_threshold=5 * 2**30, num_download_attempts=REQUEST_ATTEMPTS)
 _S3_ERRORS = (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)
+_TRANSIENT = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "500",
+    "502",
+    "503",
+    "504",
+    "ConnectionClosedError",
+    "ReadTimeoutError",
+    "ResponseStreamingError",
+    "IncompleteReadError",
+    "RetriesExceededError",
+}
 _REMEDIES = {
     "NoSuchKey": "check the path",
     "404": "check the path",
@@ -126,7 +143,7 @@ def read_bytes(uri: str) -> bytes:
             return path.read_bytes()
         bucket, key = _bucket_and_key(uri)
         body = io.BytesIO()
-        s3_client().download_fileobj(bucket, key, body, Config=_TRANSFER)
+        _patiently(lambda: s3_client().download_fileobj(bucket, key, _emptied(body), Config=_TRANSFER))
         return body.getvalue()
 
 
@@ -139,7 +156,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     with _errors_named(uri):
         if path is None:
             bucket, key = _bucket_and_key(uri)
-            s3_client().put_object(Bucket=bucket, Key=key, Body=data)
+            _patiently(lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data))
             return
         with _written_beside(path, data) as temporary:
             os.replace(temporary, path)
@@ -172,11 +189,12 @@ def exists(uri: str) -> bool:
             return path.exists()
         bucket, key = _bucket_and_key(uri)
         try:
-            s3_client().head_object(Bucket=bucket, Key=key)
+            _patiently(lambda: s3_client().head_object(Bucket=bucket, Key=key))
         except botocore.exceptions.ClientError as error:
             if _code(error) not in ("404", "NoSuchKey"):
                 raise
-            found = s3_client().list_objects_v2(Bucket=bucket, Prefix=key.rstrip("/") + "/", MaxKeys=1)
+            prefix = key.rstrip("/") + "/"
+            found = _patiently(lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
             return bool(found["KeyCount"])
         return True
 
@@ -189,7 +207,7 @@ def delete(uri: str) -> None:
             path.unlink(missing_ok=True)
             return
         bucket, key = _bucket_and_key(uri)
-        s3_client().delete_object(Bucket=bucket, Key=key)
+        _patiently(lambda: s3_client().delete_object(Bucket=bucket, Key=key))
 
 
 def list_files(uri: str, suffixes: Sequence[str] | None = None, recursive: bool = True) -> pa.Table:
@@ -237,7 +255,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="video-") as folder:
         copy = Path(folder) / f"object{Path(key).suffix[:16]}"
         with _errors_named(uri):
-            s3_client().download_file(bucket, key, str(copy), Config=_TRANSFER)
+            _patiently(lambda: s3_client().download_file(bucket, key, str(copy), Config=_TRANSFER))
         yield copy
 
 
@@ -355,15 +373,38 @@ def _sync_directory(path: Path) -> None:
 
 def _put_if_absent(uri: str, data: bytes) -> bool:
     bucket, key = _bucket_and_key(uri)
-    try:
+    attempts = 0
+
+    def put() -> None:
+        nonlocal attempts
+        attempts += 1
         s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+
+    try:
+        _patiently(put)
     except botocore.exceptions.ClientError as error:
         if _code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
             raise
         # A retry of a PUT whose answer was lost meets its own object: the writer that wrote these bytes won.
-        retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+        retried = attempts > 1 or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
         return retried and read_bytes(uri) == data
     return True
+
+
+def _patiently(request: Callable[[], Result]) -> Result:
+    """Once more all of botocore's attempts, where a server that is there answers badly."""
+    try:
+        return request()
+    except _S3_ERRORS as error:
+        if _code(error) not in _TRANSIENT:
+            raise
+    return request()
+
+
+def _emptied(body: io.BytesIO) -> io.BytesIO:
+    body.seek(0)
+    body.truncate()
+    return body
 
 
 def _list_local(folder: Path, recursive: bool, seen: set[str]) -> Iterator[tuple[str, int, int, str]]:

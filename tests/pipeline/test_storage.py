@@ -57,7 +57,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """An empty folder or bucket."""
     if request.param == "local":
         return str(tmp_path)
-    _s3_environment(monkeypatch, request.getfixturevalue("s3_server"))
+    set_s3_environment(monkeypatch, request.getfixturevalue("s3_server"))
     bucket = f"bucket-{os.getpid()}-{time.time_ns()}"
     s3_client().create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
@@ -168,7 +168,7 @@ def test_an_unwritable_place_is_one_error(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    _s3_environment(monkeypatch, "http://127.0.0.1:9")
+    set_s3_environment(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as error:
         read_bytes("s3://bucket/key")
     assert SECRET not in str(error.value)
@@ -180,7 +180,8 @@ def test_credentials_in_uris_are_never_shown() -> None:
     assert redacted("/a@b/c") == "/a@b/c"
 
 
-def _s3_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+def set_s3_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Let this process use the server, under a key that no cached client has."""
     for name, value in {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": f"key-{time.time_ns()}",
