@@ -11,15 +11,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
 from jobs import prepare
-from jobs.motion_videos import render_motion_videos
+from jobs.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
 from jobs.prepare import PrepareConfig
-from pipeline import join, list_files, read_bytes, write_bytes
+from pipeline import DecodeConfig, join, list_files, read_bytes, write_bytes
 from pipeline.prepare_chunk import StoreConfig
 from pipeline.storage import s3_client
 
@@ -88,6 +90,70 @@ def _modified(folder: Path) -> dict[str, int]:
     if not folder.exists():
         return {}
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix == ".parquet"}
+
+
+@pytest.mark.faults
+def test_mutated_files_are_each_accounted_for_once(tmp_path: Path) -> None:
+    """300 files, every container, damaged in the header, the index, the frames, or cut short: no job fails or hangs."""
+    originals = _every_container(tmp_path / "originals")
+    folder = tmp_path / "mutated"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(300):
+        original = originals[number % len(originals)]
+        kind = MUTATIONS[number // len(originals) % len(MUTATIONS)]
+        (folder / f"{number:03d}{original.suffix}").write_bytes(kind(original.read_bytes(), draw))
+    started = time.monotonic()
+    report = prepare.run(
+        PrepareConfig(str(folder), str(tmp_path / "set"), workers=0, decode=DecodeConfig(deadline_seconds=10))
+    )
+    assert time.monotonic() - started < 600
+    stored = [uri for path in (tmp_path / "set" / "shards").iterdir() for uri in pq.read_table(path)["uri"].to_pylist()]
+    refused = [
+        uri for path in (tmp_path / "set" / "rejected").iterdir() for uri in pq.read_table(path)["uri"].to_pylist()
+    ]
+    assert sorted(stored + refused) == sorted(str(path) for path in folder.iterdir())
+    assert report["clips"] == len(stored)
+    assert len(stored) > 10
+    assert len(refused) > 100
+
+
+def _every_container(folder: Path) -> list[Path]:
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    frames = draw_frames([draw_motion("grows", 24, rng)], Rendering(0.5, 96, 24), rng)
+    paths = [folder / f"original{suffix}" for suffix in (".mp4", ".webm", ".mkv", ".mov", ".avi", ".flv", ".ts")]
+    for path in paths:
+        encode(path, frames, 24)
+    return paths
+
+
+def _header(data: bytes, draw: np.random.Generator) -> bytes:
+    return _changed(data, draw.integers(0, min(64, len(data)), 8), draw)
+
+
+def _index(data: bytes, draw: np.random.Generator) -> bytes:
+    """The `moov` box where there is one, which crashed and hung decoders; else the last tenth."""
+    start = data.find(b"moov")
+    start = start if start >= 0 else len(data) * 9 // 10
+    return _changed(data, draw.integers(start, min(start + 600, len(data)), 10), draw)
+
+
+def _content(data: bytes, draw: np.random.Generator) -> bytes:
+    return _changed(data, draw.integers(len(data) // 4, len(data) * 3 // 4, 50), draw)
+
+
+def _cut_short(data: bytes, draw: np.random.Generator) -> bytes:
+    return data[: int(draw.integers(0, len(data)))]
+
+
+def _changed(data: bytes, places: npt.NDArray[np.int64], draw: np.random.Generator) -> bytes:
+    content = np.frombuffer(data, np.uint8).copy()
+    content[places] ^= draw.integers(1, 256, len(places), np.uint8)
+    return content.tobytes()
+
+
+MUTATIONS = (_header, _index, _content, _cut_short)
 
 
 @pytest.mark.ray
