@@ -32,7 +32,7 @@ from pipeline import (
     read_bytes,
     write_bytes,
 )
-from pipeline.prepare import current_rejected, current_videos
+from pipeline.prepare_versions import current_rejected, current_videos
 
 CELL_PIXELS = 128
 UNLABELLED = "(unlabelled)"

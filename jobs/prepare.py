@@ -15,11 +15,11 @@ from jobs.errors import UserError
 from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, run_program
 from pipeline import DecodeConfig, read_bytes
-from pipeline.annotations import ManifestError
-from pipeline.manifest import Convention, ManifestConfig
+from pipeline.columns import ManifestError
+from pipeline.conventions import Convention, ManifestConfig
 from pipeline.prepare import Outcome, PrepareSettings, prepare
 from pipeline.prepare_chunk import StoreConfig
-from pipeline.transcode import TranscodeConfig
+from pipeline.transcode_config import TranscodeConfig
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ million videos are read here. Conventions are described in their own words below
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,9 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.orc
-import pyarrow.parquet as pq
 
-from pipeline.storage import StorageError, exists, filesystem, join, list_files, read_bytes
+from pipeline.columns import (
+    ManifestError,
+    as_text,
+    csv_batches,
+    empty_to_null,
+    extract,
+    joined,
+    line_batches,
+    parquet_batches,
+    read_csv,
+    read_lines,
+)
+from pipeline.storage import join, list_files, read_bytes
 
 VIDEO_SUFFIXES = (
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
@@ -57,13 +66,7 @@ _SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-_BLOCK_BYTES = 16 * 2**20
-_ROWS_AT_ONCE = 250_000
 _SUFFIX_PATTERN = "|".join(re.escape(suffix[1:]) for suffix in VIDEO_SUFFIXES)
-
-
-class ManifestError(ValueError):
-    """Annotations that do not follow their convention: what, where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Annotations:
 
 def read_table(uri: str) -> Annotations:
     """A CSV or Parquet manifest with a column for the path, and optionally label, split and source video."""
-    batches = _parquet_batches(uri) if uri.lower().endswith(".parquet") else _csv_batches(uri)
+    batches = parquet_batches(uri) if uri.lower().endswith(".parquet") else csv_batches(uri)
     return Annotations(_table_rows(uri, batch) for batch in batches)
 
 
@@ -91,7 +94,7 @@ def read_kinetics(uri: str) -> Annotations:
 
     Files are named ``{youtube_id}_{start:06d}_{end:06d}`` or just ``{youtube_id}``, in class folders or not.
     """
-    return Annotations(_kinetics_rows(file, _read_csv(file)) for file in _files(uri, (".csv",)))
+    return Annotations(_kinetics_rows(file, read_csv(file)) for file in _files(uri, (".csv",)))
 
 
 def read_something(uri: str) -> Annotations:
@@ -113,15 +116,16 @@ def read_something(uri: str) -> Annotations:
 
 def read_ucf101(uri: str, split_number: int) -> Annotations:
     """UCF101: ``classInd.txt``, ``trainlist0N.txt`` and ``testlist0N.txt`` in one folder."""
-    names = _extract(_lines(join(uri, "classInd.txt")), r"^(?P<index>\d+)\s+(?P<name>\S+)\s*$")
+    names = extract(read_lines(join(uri, "classInd.txt")), r"^(?P<index>\d+)\s+(?P<name>\S+)\s*$")
     order = pc.sort_indices(pc.cast(names["index"], pa.int64()))
     classes = tuple(pc.take(names["name"], order).to_pylist())
     parts = []
     for kind in ("train", "test"):
-        listed = _extract(
-            _lines(join(uri, f"{kind}list{split_number:02d}.txt")), r"^(?P<path>(?P<label>[^/]+)/.+?)(?:\s+\d+)?\s*$"
+        listed = extract(
+            read_lines(join(uri, f"{kind}list{split_number:02d}.txt")),
+            r"^(?P<path>(?P<label>[^/]+)/.+?)(?:\s+\d+)?\s*$",
         )
-        source = _extract(listed["path"], r"(?P<source>v_\w+_g\d+)_c\d+")["source"]
+        source = extract(listed["path"], r"(?P<source>v_\w+_g\d+)_c\d+")["source"]
         parts.append(_rows(path=listed["path"], label=listed["label"], split=kind, source_video=source))
     return Annotations(parts, classes)
 
@@ -143,31 +147,13 @@ def read_list(uri: str) -> Annotations:
     The path runs up to a video suffix, so it may hold spaces. One file, or a folder with train, val and test.
     """
     files = _files(uri, (".csv", ".txt"))
-    batches = (_list_rows(file, lines) for file in files for lines in _line_batches(file))
+    batches = (_list_rows(file, lines) for file in files for lines in line_batches(file))
     return Annotations(batches, digits_are_indices=True)
-
-
-def read_inventory(uri: str) -> pa.Table:
-    """An S3 Inventory by its ``manifest.json`` → ``uri, size, modified_ns, etag``, as `storage.list_files` gives.
-
-    Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
-    """
-    manifest = json.loads(read_bytes(uri))
-    try:
-        bucket = manifest["destinationBucket"].rpartition(":")[2]
-        columns = [name.strip() for name in manifest["fileSchema"].split(",")]
-        files = [f"s3://{bucket}/{entry['key']}" for entry in manifest["files"]]
-        read = {"CSV": _inventory_csv, "Parquet": _inventory_parquet, "ORC": _inventory_orc}[manifest["fileFormat"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ManifestError(
-            f"{uri}: is no S3 Inventory manifest ({error!r} is missing); give its manifest.json"
-        ) from error
-    return pa.concat_tables(_inventory_rows(read(_beside(uri, file), columns)) for file in files)
 
 
 def file_stem(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     """Names without folder and suffix."""
-    return _extract(paths, r"(?P<stem>[^/]+?)(?:\.[^./]*)?$")["stem"]
+    return extract(paths, r"(?P<stem>[^/]+?)(?:\.[^./]*)?$")["stem"]
 
 
 def source_video_of(paths: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -175,8 +161,8 @@ def source_video_of(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     named = pc.match_substring_regex(paths, r"_(\d{6}_\d{6}|c\d+)\.\w+$")
     if not pc.any(named).as_py():
         return pa.chunked_array([pa.nulls(len(paths), pa.large_string())])
-    found = _extract(file_stem(paths), r"^(?:(?P<kinetics>.+)_\d{6}_\d{6}|(?P<ucf101>v_\w+_g\d+)_c\d+)$")
-    return pc.coalesce(_empty_to_null(found["kinetics"]), _empty_to_null(found["ucf101"]))
+    found = extract(file_stem(paths), r"^(?:(?P<kinetics>.+)_\d{6}_\d{6}|(?P<ucf101>v_\w+_g\d+)_c\d+)$")
+    return pc.coalesce(empty_to_null(found["kinetics"]), empty_to_null(found["ucf101"]))
 
 
 def _table_rows(uri: str, table: pa.Table) -> pa.Table:
@@ -187,9 +173,9 @@ def _table_rows(uri: str, table: pa.Table) -> pa.Table:
         )
     return _rows(
         path=path,
-        label=_empty_to_null(_column(table, _LABEL_COLUMNS)),
+        label=empty_to_null(_column(table, _LABEL_COLUMNS)),
         split=_split_names(_column(table, _SPLIT_COLUMNS)),
-        source_video=_empty_to_null(_column(table, _SOURCE_COLUMNS)),
+        source_video=empty_to_null(_column(table, _SOURCE_COLUMNS)),
     )
 
 
@@ -200,17 +186,17 @@ def _kinetics_rows(uri: str, table: pa.Table) -> pa.Table:
     times = [_zero_padded(table[name]) for name in ("time_start", "time_end")]
     split = _split_names(_column(table, _SPLIT_COLUMNS))
     return _rows(
-        stem=_joined("_", table["youtube_id"], *times),
+        stem=joined("_", table["youtube_id"], *times),
         bare_id=table["youtube_id"],
-        label=_empty_to_null(_column(table, ("label",))),
+        label=empty_to_null(_column(table, ("label",))),
         split=_split_of_file(uri) if split is None else split,
         source_video=table["youtube_id"],
     )
 
 
 def _zero_padded(seconds: pa.ChunkedArray) -> pa.ChunkedArray:
-    whole = pc.cast(pc.cast(_text(seconds), pa.float64()), pa.int64())
-    return _text(pc.utf8_lpad(pc.cast(whole, pa.string()), 6, "0"))
+    whole = pc.cast(pc.cast(as_text(seconds), pa.float64()), pa.int64())
+    return as_text(pc.utf8_lpad(pc.cast(whole, pa.string()), 6, "0"))
 
 
 def _something_part(uri: str) -> str:
@@ -226,75 +212,24 @@ def _something_rows(entries: list[dict[str, Any]], split: str) -> pa.Table:
 
 
 def _hmdb51_rows(uri: str, label: str) -> pa.Table:
-    listed = _extract(_lines(uri), r"^(?P<name>.+?)\s+(?P<flag>[012])\s*$")
+    listed = extract(read_lines(uri), r"^(?P<name>.+?)\s+(?P<flag>[012])\s*$")
     # {film}_{class}_{body part}_{camera}_..._{number}.avi: all clips of a film share its people and places.
-    source = _extract(listed["name"], rf"^(?P<source>.+)_{re.escape(label)}_.+_\d+\.\w+$")["source"]
+    source = extract(listed["name"], rf"^(?P<source>.+)_{re.escape(label)}_.+_\d+\.\w+$")["source"]
     used = pc.if_else(pc.equal(listed["flag"], "1"), "train", "test")
     split = pc.if_else(pc.equal(listed["flag"], "0"), "unused", used)
-    path = _joined("/", label, listed["name"])
+    path = joined("/", label, listed["name"])
     return _rows(path=path, label=label, split=split, source_video=source)
 
 
 def _list_rows(uri: str, lines: pa.ChunkedArray) -> pa.Table:
     path = rf"(?P<path>.+?\.(?i:{_SUFFIX_PATTERN}))"
     start_and_total = r"(?:[ ,\t]+-?\d+){0,2}?"
-    listed = _extract(lines, rf"^{path}{start_and_total}(?:[ ,\t]+(?P<label>[^ ,\t]+))?\s*$")
+    listed = extract(lines, rf"^{path}{start_and_total}(?:[ ,\t]+(?P<label>[^ ,\t]+))?\s*$")
     unread = pc.is_null(listed["path"])
     if pc.any(unread).as_py():
         line = lines.filter(unread)[0].as_py()
         raise ManifestError(f"{uri}: the line {line[:120]!r} is no `path label`; give a list of video files and labels")
-    return _rows(path=listed["path"], label=_empty_to_null(listed["label"]), split=_split_of_file(uri))
-
-
-def _inventory_csv(uri: str, columns: list[str]) -> pa.Table:
-    table = _read_csv(uri, columns)
-    keys = table["Key"].combine_chunks()
-    return table.set_column(table.column_names.index("Key"), "Key", _url_decoded(keys))
-
-
-def _inventory_parquet(uri: str, _columns: list[str]) -> pa.Table:
-    return _inventory_names(pa.concat_tables(_parquet_batches(uri)))
-
-
-def _inventory_orc(uri: str, _columns: list[str]) -> pa.Table:
-    return _inventory_names(pa.orc.read_table(pa.BufferReader(read_bytes(uri))))
-
-
-def _inventory_names(table: pa.Table) -> pa.Table:
-    """Parquet and ORC name their columns ``last_modified_date`` where the CSV says ``LastModifiedDate``."""
-    return table.rename_columns([name.title().replace("_", "").replace("Etag", "ETag") for name in table.column_names])
-
-
-def _inventory_rows(table: pa.Table) -> pa.Table:
-    for name, keep in (("IsLatest", "true"), ("IsDeleteMarker", "false")):
-        if name in table.column_names:
-            table = table.filter(pc.equal(pc.utf8_lower(_text(pc.cast(table[name], pa.string()))), keep))
-    uri = _joined("/", "s3:/", table["Bucket"], table["Key"])
-    size = pc.cast(table["Size"], pa.int64()) if "Size" in table.column_names else None
-    etag = table["ETag"] if "ETag" in table.column_names else None
-    nothing = pa.nulls(len(table), pa.int64())
-    return pa.table(
-        {
-            "uri": _text(uri),
-            "size": nothing if size is None else size,
-            "modified_ns": nothing,
-            "etag": pa.nulls(len(table), pa.large_string()) if etag is None else _text(etag),
-        }
-    )
-
-
-def _url_decoded(keys: pa.Array) -> pa.Array:
-    """Keys of a CSV inventory are URL-encoded; all are decoded in one go, parted by a byte that no key holds."""
-    if len(keys) == 0:
-        return keys
-    return pa.array(urllib.parse.unquote_plus("\0".join(keys.to_pylist())).split("\0"), pa.large_string())
-
-
-def _beside(manifest: str, file: str) -> str:
-    """The inventory's data file; a copy that was downloaded with its manifest has it in ``data/`` beside."""
-    if manifest.startswith("s3://"):
-        return file
-    return join(manifest.rpartition("/")[0] or ".", "data", PurePosixPath(file).name)
+    return _rows(path=listed["path"], label=empty_to_null(listed["label"]), split=_split_of_file(uri))
 
 
 def _files(uri: str, suffixes: Sequence[str]) -> list[str]:
@@ -321,109 +256,20 @@ def _rows(**columns: Any) -> pa.Table:
         value = columns.get(name)
         if value is None or isinstance(value, str):
             value = pa.repeat(pa.scalar(value, pa.large_string()), length)
-        arrays.append(_text(value))
+        arrays.append(as_text(value))
     return pa.Table.from_arrays(arrays, schema=ANNOTATION_SCHEMA)
 
 
 def _column(table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray | None:
     lowered = {name.strip().lower(): name for name in table.column_names}
-    return next((_text(table[lowered[name]]) for name in names if name in lowered), None)
-
-
-def _text(values: Any) -> Any:
-    return pc.cast(values, pa.large_string())
-
-
-def _joined(separator: str, *parts: Any) -> Any:
-    scalars = [pa.scalar(part, pa.large_string()) if isinstance(part, str) else _text(part) for part in parts]
-    return pc.binary_join_element_wise(*scalars, pa.scalar(separator, pa.large_string()))
-
-
-def _empty_to_null(values: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
-    if values is None:
-        return None
-    trimmed = pc.utf8_trim_whitespace(_text(values))
-    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+    return next((as_text(table[lowered[name]]) for name in names if name in lowered), None)
 
 
 def _split_names(values: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
     """The field's spellings of train, val and test → ours; others stay as they are."""
     if values is None:
         return None
-    lowered = pc.utf8_lower(_empty_to_null(values))
+    lowered = pc.utf8_lower(empty_to_null(values))
     names = pa.array(list(_SPLIT_NAMES), lowered.type)
     ours = pa.array(list(_SPLIT_NAMES.values()), lowered.type)
     return pc.coalesce(pc.take(ours, pc.index_in(lowered, names)), lowered)
-
-
-def _extract(values: Any, pattern: str) -> pa.Table:
-    """Named groups of a regular expression as columns; all null where it does not match."""
-    names = re.findall(r"\(\?P<(\w+)>", pattern)
-    found = pc.extract_regex(_text(values), pattern)
-    return pa.table({name: pc.struct_field(found, name) for name in names})
-
-
-def _lines(uri: str) -> pa.ChunkedArray:
-    """The lines of a text file that are not blank."""
-    return pa.chunked_array([chunk for batch in _line_batches(uri) for chunk in batch.chunks], pa.large_string())
-
-
-def _line_batches(uri: str) -> Iterator[pa.ChunkedArray]:
-    # A byte that text does not hold as the separator: every line is one field, whatever its spaces and quotes.
-    parse = pyarrow.csv.ParseOptions(delimiter="\x01", quote_char=False)
-    for batch in _csv_batches(uri, ["line"], parse):
-        yield batch["line"]
-
-
-def _read_csv(uri: str, columns: list[str] | None = None) -> pa.Table:
-    return pa.concat_tables(_csv_batches(uri, columns))
-
-
-def _csv_batches(
-    uri: str, columns: list[str] | None = None, parse: pyarrow.csv.ParseOptions | None = None
-) -> Iterator[pa.Table]:
-    """Every column as text: an id such as 007 or 1e5 must stay what it is."""
-    with _stream(uri) as stream:
-        names = columns or _header(uri)
-        reader = pyarrow.csv.open_csv(
-            stream,
-            pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK_BYTES),
-            parse,
-            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False),
-        )
-        for batch in reader:
-            yield pa.Table.from_batches([batch])
-
-
-def _header(uri: str) -> list[str]:
-    with _stream(uri) as stream:
-        first_line = stream.read(65536).split(b"\n")[0]
-        names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line + b"\n")).column_names
-        return names
-
-
-def _parquet_batches(uri: str) -> Iterator[pa.Table]:
-    files, path = filesystem(uri)
-    with _errors_named(uri), files.open_input_file(path) as file:
-        for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE):
-            yield pa.Table.from_batches([batch])
-
-
-@contextlib.contextmanager
-def _stream(uri: str) -> Iterator[Any]:
-    """An open annotation file, uncompressed by its suffix."""
-    files, path = filesystem(uri)
-    with _errors_named(uri), files.open_input_stream(path, compression="detect") as stream:
-        yield stream
-
-
-@contextlib.contextmanager
-def _errors_named(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowException as error:
-        raise ManifestError(f"{uri}: cannot be read ({str(error)[:200]}); check the file") from error
-    except OSError as error:
-        missing = not exists(uri)
-        happened = "no such file" if missing else str(error)[:200]
-        raise StorageError(uri, happened, "check the path", missing=missing) from error

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.annotations import (
-    ANNOTATION_SCHEMA,
-    VIDEO_SUFFIXES,
-    Annotations,
-    ManifestError,
-    file_stem,
-    read_hmdb51,
-    read_inventory,
-    read_kinetics,
-    read_list,
-    read_something,
-    read_table,
-    read_ucf101,
-    source_video_of,
-)
+from pipeline.annotations import ANNOTATION_SCHEMA, VIDEO_SUFFIXES, Annotations, file_stem, source_video_of
+from pipeline.conventions import ManifestConfig, detect, locate, read_annotations, read_class_list
+from pipeline.inventory import read_inventory
 from pipeline.schema import REJECTED_SCHEMA
 from pipeline.splits import SPLITS, Codes, Digests, assign_splits, first_occurrences, name_digests, seeded
-from pipeline.storage import StorageError, absolute, exists, filesystem, is_local, join, list_files, read_bytes
-
-Convention = Literal[
-    "auto", "folder", "bare", "csv", "parquet", "kinetics", "ssv2", "ucf101", "hmdb51", "list", "inventory"
-]
+from pipeline.storage import absolute, is_local, list_files
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
 MANIFEST_SCHEMA = pa.schema(
@@ -52,36 +33,8 @@ MANIFEST_SCHEMA = pa.schema(
 """One video to prepare. ``content_version`` (ETag, or size and time of change) and ``size`` are null when the source
 was not listed; whoever opens the video finds them then."""
 
-CLASS_LISTS = Path(__file__).parent / "class_lists"
-_FOUND_BY_ITSELF = ("annotations.csv", "annotations.parquet")
 _LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
-
-
-@dataclass(frozen=True)
-class ManifestConfig:
-    """How annotations are read."""
-
-    annotations: str | None = None
-    """Annotation file or folder. Default: `annotations.csv` or `.parquet` in the source when there is one."""
-    convention: Convention = "auto"
-    """What the annotations follow; `auto` looks at the names and the first line."""
-    classes: str | None = None
-    """The full class list, in the order of the indices: a text file (a name a line), a JSON list, or a name that
-    ships with the project (kinetics400). Default: the list that the convention has, else all labels, sorted."""
-    split_number: int = 1
-    """Which of the official splits (UCF101, HMDB51: 1, 2, 3)."""
-    val_share: float = 0.1
-    """Share of each class's source videos held out as `val` where the annotations name no split."""
-    unlisted: bool | None = None
-    """Whether videos in the source that the annotations do not name are taken, without a label. Default: yes when
-    the annotations are the source's own `annotations.csv` or `.parquet`."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.val_share < 1:
-            raise ValueError(f"val_share={self.val_share}: must be in [0, 1); 0 holds nothing out")
-        if self.split_number not in (1, 2, 3):
-            raise ValueError(f"split_number={self.split_number}: the official splits are 1, 2 and 3")
 
 
 @dataclass(frozen=True)
@@ -135,8 +88,8 @@ def read_manifest(
         ManifestError: annotations that do not follow their convention.
         StorageError: a place that cannot be read.
     """
-    root, config = _locate(absolute(source), config)
-    convention = config.convention if config.convention != "auto" else _detect(root, config.annotations)
+    root, config = locate(absolute(source), config)
+    convention = config.convention if config.convention != "auto" else detect(root, config.annotations)
     needs_listing = convention in _LISTED or bool(config.unlisted)
     inventory = config.annotations if convention == "inventory" else None
     listing, skipped = _listing(root, inventory) if needs_listing else (None, 0)
@@ -144,7 +97,7 @@ def read_manifest(
         assert listing is not None
         annotations = _from_folders(root, listing, convention)
     else:
-        annotations = _read(convention, config)
+        annotations = read_annotations(convention, config)
     rows = _gathered(root, annotations, listing, bool(config.unlisted))
     table, rejected, classes = _finished(rows, annotations, config, seed, known_splits or {})
     return Manifest(table, rejected, classes, convention, skipped)
@@ -153,97 +106,6 @@ def read_manifest(
 def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
     """The seeded global order of a manifest's rows: by a digest of each URI, so it does not depend on the listing."""
     return np.argsort(seeded(name_digests(rows["uri"]), seed, "order"), kind="stable")
-
-
-def read_class_list(place: str) -> tuple[str, ...]:
-    """A class list by its shipped name, from a text file (a name a line) or a JSON list.
-
-    Raises:
-        ManifestError: it is empty or names a class twice.
-    """
-    shipped = CLASS_LISTS / f"{place}.txt"
-    text = (shipped.read_bytes() if shipped.exists() else read_bytes(place)).decode()
-    names = json.loads(text) if place.endswith(".json") else [line.strip() for line in text.splitlines()]
-    names = [str(name) for name in names if name]
-    if not names or len(set(names)) != len(names):
-        raise ManifestError(f"classes={place}: is empty or names a class twice; give one name a line, each once")
-    return tuple(names)
-
-
-def _locate(source: str, config: ManifestConfig) -> tuple[str, ManifestConfig]:
-    """The root folder of the videos, and the configuration with the place of the annotations filled in."""
-    if source.lower().endswith((".csv", ".parquet", ".txt")) and config.annotations is None:
-        annotations: str | None = source
-        source = source.rpartition("/")[0]
-    elif config.annotations is not None:
-        annotations = absolute(config.annotations)
-    else:
-        wanted = config.convention in ("auto", "csv", "parquet")
-        found = [join(source, name) for name in _FOUND_BY_ITSELF if wanted and exists(join(source, name))]
-        annotations = found[0] if found else None
-    in_source = annotations in [join(source, name) for name in _FOUND_BY_ITSELF]
-    unlisted = in_source if config.unlisted is None else config.unlisted
-    return source, dataclasses.replace(config, annotations=annotations, unlisted=unlisted)
-
-
-def _detect(root: str, annotations: str | None) -> Convention:
-    if annotations is None:
-        return "folder"
-    name = annotations.rpartition("/")[2].lower()
-    if name.endswith(".parquet"):
-        return "parquet"
-    if name.endswith(".json"):
-        return "inventory" if b"fileSchema" in read_bytes(annotations) else "ssv2"
-    if name.endswith((".csv", ".txt")):
-        return _detect_table(annotations)
-    return _detect_folder(annotations)
-
-
-def _detect_table(uri: str) -> Convention:
-    """By the first line: Kinetics has a youtube_id, a manifest a header with a path, a list has neither."""
-    files, path = filesystem(uri)
-    try:
-        with files.open_input_stream(path) as stream:
-            first_line = stream.read(65536).split(b"\n")[0].decode(errors="replace").lower()
-    except OSError as error:
-        raise StorageError(uri, str(error)[:200], "check annotations=", missing=not exists(uri)) from error
-    columns = {name.strip().strip('"') for name in first_line.split(",")}
-    if "youtube_id" in columns:
-        return "kinetics"
-    return "csv" if columns & {"path", "uri", "video", "video_path", "filename", "file"} else "list"
-
-
-def _detect_folder(folder: str) -> Convention:
-    files = list_files(folder, recursive=False)["uri"].to_pylist()
-    names = [file.rpartition("/")[2].lower() for file in files]
-    if "classind.txt" in names:
-        return "ucf101"
-    if any("_test_split" in name for name in names):
-        return "hmdb51"
-    if any(name.endswith("labels.json") for name in names):
-        return "ssv2"
-    tables = [file for file in files if file.lower().endswith((".csv", ".txt"))]
-    if not tables:
-        raise ManifestError(f"annotations={folder}: holds no annotation file of a known convention; set convention=")
-    return _detect_table(tables[0])
-
-
-def _read(convention: str, config: ManifestConfig) -> Annotations:
-    place = config.annotations
-    if place is None:
-        raise ManifestError(f"annotations: convention={convention} needs them; give annotations=PLACE")
-    if convention == "ucf101":
-        return read_ucf101(place, config.split_number)
-    if convention == "hmdb51":
-        return read_hmdb51(place, config.split_number)
-    readers = {
-        "csv": read_table,
-        "parquet": read_table,
-        "kinetics": read_kinetics,
-        "ssv2": read_something,
-        "list": read_list,
-    }
-    return readers[convention](place)
 
 
 def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:

@@ -11,41 +11,45 @@ record is there, so the same call goes on after a kill.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
+from pipeline.conventions import ManifestConfig
 from pipeline.decode_config import DecodeConfig
-from pipeline.manifest import Manifest, ManifestConfig, read_manifest, shuffled_order
+from pipeline.manifest import Manifest, read_manifest, shuffled_order
 from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings, PrepareChunk, StoreConfig, table_bytes, write_shard
+from pipeline.prepare_versions import (
+    current_videos,
+    publish,
+    read_columns,
+    read_versions,
+    recorded_chunks,
+    rejected_by_reason,
+    rejected_files,
+    shards_of,
+    version_counts,
+    version_digest,
+)
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
-from pipeline.splits import name_digests
 from pipeline.storage import (
     StorageError,
     absolute,
     exists,
-    filesystem,
     join,
-    list_files,
     read_bytes,
     write_bytes,
     write_if_absent,
 )
-from pipeline.transcode import TranscodeConfig
+from pipeline.transcode_config import TranscodeConfig
 
 Progress = Callable[[int, int], None]
 """Called with the videos that are done and their total."""
 
-READERS = 16
 BLOCKS_AT_MOST = 1000
 
 
@@ -95,7 +99,7 @@ def prepare(
     versions = read_versions(output)
     newest = versions[-1] if versions else None
     if newest is not None:
-        _publish(output, newest)
+        publish(output, newest)
     plan = _unfinished_plan(output, len(versions) + 1)
     if plan is None:
         plan = _plan(source, output, settings, newest, exclude)
@@ -106,34 +110,6 @@ def prepare(
     _run_chunks(chunks, plan, workers, progress or (lambda _done, _total: None))
     committed = _commit(output, plan, newest, settings)
     return Outcome(committed, is_new=True)
-
-
-def read_versions(output: str) -> list[dict[str, Any]]:
-    """Every committed version of a prepared set, oldest first."""
-    if not exists(join(output, "versions")):
-        return []
-    files = list_files(join(output, "versions"), (".json",))["uri"].to_pylist()
-    versions: list[dict[str, Any]] = _mapped(lambda file: json.loads(read_bytes(file)), sorted(files))
-    return versions
-
-
-def current_videos(output: str, version: int) -> pa.Table:
-    """The record of every video that a version was made of (`VIDEO_SCHEMA`), rejected ones included.
-
-    Of a video that changed between versions the newest record counts.
-    """
-    tables = [VIDEO_SCHEMA.empty_table()]
-    for number in range(version, 0, -1):
-        tables += _read_records(output, number)
-    videos = pa.concat_tables(tables)
-    _, newest = np.unique(name_digests(videos["uri"]), return_index=True)
-    return videos.take(pa.array(np.sort(newest)))
-
-
-def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
-    """The rejected rows of a version (`REJECTED_SCHEMA`)."""
-    tables = _mapped(lambda file: _read_table(join(output, file)), version["rejected"])
-    return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
 
 
 def _plan(
@@ -246,7 +222,7 @@ def _unfinished_plan(output: str, version: int) -> dict[str, Any] | None:
 
 def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
     """Do every chunk that has no record yet."""
-    done = _recorded_chunks(settings.output, plan["version"])
+    done = recorded_chunks(settings.output, plan["version"])
     todo = [chunk for chunk in range(plan["chunks"]) if chunk not in done]
     videos = min(len(done) * settings.videos_per_chunk, plan["videos"])
     progress(videos, plan["videos"])
@@ -283,16 +259,16 @@ def _commit(
 ) -> dict[str, Any]:
     """Write the version's record; of two writers one succeeds."""
     kept = _without(output, plan, newest["shards"] if newest else [])
-    shards = [*kept, *_shards_of(output, plan["version"])]
+    shards = [*kept, *shards_of(output, plan["version"])]
     videos = current_videos(output, plan["version"])
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
     earlier = [file for file in newest["rejected"] if not file.endswith("-plan.parquet")] if newest else []
-    rejected = [*earlier, *plan["rejected"], *_rejected_files(output, plan["version"])]
+    rejected = [*earlier, *plan["rejected"], *rejected_files(output, plan["version"])]
     version = {
         "version": plan["version"],
         "parent": plan["parent"],
-        "digest": _digest(shards, plan["classes"]),
-        "counts": _counts(videos, _rejected_by_reason(output, rejected), shards)
+        "digest": version_digest(shards, plan["classes"]),
+        "counts": version_counts(videos, rejected_by_reason(output, rejected), shards)
         | {"skipped_files": plan["skipped_files"]},
         "classes": plan["classes"],
         "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
@@ -306,19 +282,8 @@ def _commit(
         if theirs["digest"] != version["digest"]:
             raise StorageError(place, "another writer committed this version first", "run again to add to it")
         version = theirs
-    _publish(output, version)
+    publish(output, version)
     return version
-
-
-def _publish(output: str, version: Mapping[str, Any]) -> None:
-    """Let ``dataset.json`` and ``classes.json`` name a committed version; repeated after a kill in between."""
-    place = join(output, "dataset.json")
-    data = json.dumps(version, indent=1).encode()
-    if exists(place) and read_bytes(place) == data:
-        return
-    write_bytes(join(output, "classes.json"), json.dumps(version["classes"], indent=1).encode())
-    if version["version"] > 1 or not write_if_absent(place, data):
-        write_bytes(place, data)
 
 
 def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -329,90 +294,16 @@ def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]])
     kept = []
     for number, shard in enumerate(shards):
         place = join(output, shard["file"])
-        stays = pc.invert(pc.is_in(_read_table(place, ["uri"])["uri"], gone))
+        stays = pc.invert(pc.is_in(read_columns(place, ["uri"])["uri"], gone))
         if pc.all(stays).as_py():
             kept.append(shard)
         elif pc.any(stays).as_py():
             name = f"v{plan['version']:04d}-kept-{number:06d}.parquet"
             kept.append(
-                write_shard(output, name, _read_table(place).filter(stays).cast(CLIP_SCHEMA), _group_bytes(shard))
+                write_shard(output, name, read_columns(place).filter(stays).cast(CLIP_SCHEMA), _group_bytes(shard))
             )
     return kept
 
 
 def _group_bytes(shard: Mapping[str, Any]) -> int:
     return max(1, int(shard["bytes"]) // len(shard["row_groups"]))
-
-
-def _shards_of(output: str, version: int) -> list[dict[str, Any]]:
-    """The shards that the records of a version name, in the order of the plan."""
-    shards = [json.loads(record.schema.metadata[b"shards"]) for record in _read_records(output, version)]
-    return [shard for of_chunk in shards for shard in of_chunk]
-
-
-def _read_records(output: str, version: int) -> list[pa.Table]:
-    files = _recorded_chunks(output, version)
-    tables: list[pa.Table] = _mapped(_read_table, [files[chunk] for chunk in sorted(files)])
-    return tables
-
-
-def _recorded_chunks(output: str, version: int) -> dict[int, str]:
-    """Chunk number → its record."""
-    folder = join(output, "_prepare", f"v{version:04d}", "videos")
-    if not exists(folder):
-        return {}
-    files = list_files(folder, (".parquet",))["uri"].to_pylist()
-    return {int(file.rpartition("/")[2].removesuffix(".parquet")): file for file in files}
-
-
-def _rejected_files(output: str, version: int) -> list[str]:
-    folder = join(output, "rejected")
-    if not exists(folder):
-        return []
-    names = [file.rpartition("/")[2] for file in list_files(folder, (".parquet",))["uri"].to_pylist()]
-    mine = f"v{version:04d}-"
-    return [
-        f"rejected/{name}" for name in sorted(names) if name.startswith(mine) and not name.endswith("-plan.parquet")
-    ]
-
-
-def _rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:
-    tables = _mapped(lambda file: _read_table(join(output, file), ["reason"]), files)
-    reasons = pa.concat_tables([REJECTED_SCHEMA.empty_table().select(["reason"]), *tables])["reason"]
-    return dict(Counter(reasons.to_pylist()))
-
-
-def _counts(videos: pa.Table, rejected: Mapping[str, int], shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    stored = videos.filter(pc.greater(videos["clips"], 0))
-    by_split = stored.group_by("split").aggregate([("clips", "sum")])
-    labelled = stored.filter(pc.is_valid(stored["label"]))
-    return {
-        "videos": len(stored),
-        "clips": sum(shard["rows"] for shard in shards),
-        "labelled_clips": pc.sum(labelled["clips"]).as_py() or 0,
-        "clips_by_split": dict(zip(by_split["split"].to_pylist(), by_split["clips_sum"].to_pylist(), strict=True)),
-        "seconds": pc.sum(stored["duration_seconds"]).as_py() or 0.0,
-        "source_bytes": pc.sum(stored["bytes"]).as_py() or 0,
-        "stored_bytes": sum(shard["bytes"] for shard in shards),
-        "rejected": dict(sorted(rejected.items())),
-    }
-
-
-def _digest(shards: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """Of the shards' content in order and of the class list: what training pins."""
-    content = json.dumps([[shard["sha256"] for shard in shards], list(classes)])
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    files, path = filesystem(uri)
-    try:
-        return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
-    except OSError as error:
-        raise StorageError(uri, str(error)[:200], "check the place", missing=not exists(uri)) from error
-
-
-def _mapped(read: Callable[[Any], Any], places: Sequence[Any]) -> list[Any]:
-    """Read many small objects side by side: each costs a round trip on object storage."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read, places))

@@ -27,7 +27,7 @@ from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, clip_id
 from pipeline.splits import seeded
 from pipeline.storage import StorageError, exists, filesystem, join, local_copy, write_bytes
-from pipeline.transcode import Damage, StoredClip, TranscodeConfig
+from pipeline.transcode_config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
 
 VIDEO_SCHEMA = pa.schema(

@@ -8,94 +8,24 @@ thread, so that equal input gives equal bytes.
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import av
 import av.error
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import Interpolation
 
+from pipeline.clip_geometry import clip_spans, is_regular, output_rate, stored_size
 from pipeline.decode_config import DecodeError, VideoInfo
+from pipeline.encode import ClipEncoder, scaled_frame
+from pipeline.key_frame_cut import cut_at_key_frames
+from pipeline.transcode_config import Damage, Emit, Output, StoredClip, TranscodeConfig
 from pipeline.video_file import MISSING_FRAMES_TOLERATED, Video
 
-Mode = Literal["transcode", "passthrough", "reference"]
-
-LONGEST_RATE_DENOMINATOR = 1001  # 30000/1001 and its kin
-IRREGULAR_SHARE = 0.5  # a frame's step may differ so much from the median (time bases of 1 ms round 33.37 to 33)
 MISSING_SECONDS_TOLERATED = 0.1
-MIN_SIDE = 16  # pixels; below this H.264 has less than one macroblock
-
-
-@dataclasses.dataclass(frozen=True)
-class TranscodeConfig:
-    """What is stored of each video."""
-
-    mode: Mode = "transcode"
-    """`transcode`: H.264 made for fast random access; `passthrough`: the original bytes; `reference`: no bytes, rows
-    point to the original objects."""
-    short_side: int = 256
-    """Pixels of the shorter side; smaller videos are not enlarged."""
-    gop: int = 32
-    """Frames from one key frame to the next."""
-    crf: int = 22
-    """x264's constant rate factor: smaller is better and larger. At 22 the mean PSNR is above 36 dB (see README)."""
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
-    """x264's preset: slower gives fewer bytes for the same quality."""
-    target_fps: float | None = None
-    """Frames per second to store, where the video has more. At the sampling rate a clip is consecutive frames."""
-    clip_seconds: float | None = None
-    """Length of the clips that videos are cut into; default: a video is one clip. The last clip takes a rest that is
-    shorter than half of this."""
-    hop_seconds: float | None = None
-    """From one clip's start to the next one's; default: clip_seconds. Passthrough cuts at key frames."""
-
-    def __post_init__(self) -> None:
-        if self.short_side < MIN_SIDE or self.short_side % 2:
-            raise ValueError(f"short_side={self.short_side}: must be even and at least {MIN_SIDE}; use 256")
-        if not 0 < self.crf <= 51:
-            raise ValueError(f"crf={self.crf}: x264 takes 1 (best) to 51; use 22")
-        if self.gop < 1:
-            raise ValueError(f"gop={self.gop}: must be positive; use 32")
-        for name in ("target_fps", "clip_seconds", "hop_seconds"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value}: must be positive; leave it out for none")
-        if self.hop_seconds is not None and self.clip_seconds is None:
-            raise ValueError(f"hop_seconds={self.hop_seconds}: needs clip_seconds; set both or neither")
-        if self.clip_seconds is not None and self.mode == "reference":
-            # Readers of a reference decode the whole object and could not tell the span.
-            raise ValueError("mode=reference: stores whole videos; leave clip_seconds out or choose another mode")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredClip:
-    """One clip to store: its span in the source, its own facts, its bytes (None: the source's own bytes)."""
-
-    start_seconds: float
-    end_seconds: float
-    width: int
-    height: int
-    fps: float
-    num_frames: int
-    video: bytes | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Damage:
-    """A span of the source that could not be stored while others could."""
-
-    start_seconds: float
-    end_seconds: float
-    message: str
-
-
-Output = StoredClip | Damage
-Emit = Callable[[Output], None]
 
 
 def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callable[[], None]) -> VideoInfo:
@@ -115,60 +45,11 @@ def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callabl
     spans = clip_spans(info.duration_seconds, config.clip_seconds, config.hop_seconds)
     size = stored_size(info.width, info.height, config.short_side)
     shown = video.quarter_turns
-    prepared = ((time, _scaled_frame(frame, size, shown), corrupt) for time, frame, corrupt in frames)
+    prepared = ((time, scaled_frame(frame, size, shown), corrupt) for time, frame, corrupt in frames)
     ticks = at_constant_rate(prepared, rate, times)
     clips = [_OpenClip(span, info.duration_seconds, rate, size, config) for span in spans]
     count = _cut(ticks, clips, config.clip_seconds is not None, emit)
     return dataclasses.replace(info, num_frames=count)
-
-
-def output_rate(times: npt.NDArray[np.float64], fps: float, target_fps: float | None) -> Fraction:
-    """Frames per second to store: the video's own, or the target where that is less.
-
-    Args:
-        times: presentation time of every frame, seconds, ascending.
-        fps: what the header says; 0 when it says nothing.
-    """
-    steps = np.diff(times)
-    measured = [1 / step for step in (steps.mean(), np.median(steps)) if step > 0] if len(steps) else []
-    plausible = fps > 0 and (not measured or any(0.9 < fps / rate < 1.1 for rate in measured))
-    own = Fraction(fps if plausible else (measured or [1.0])[0]).limit_denominator(LONGEST_RATE_DENOMINATOR)
-    if target_fps is None or target_fps >= own:
-        return max(own, Fraction(1, LONGEST_RATE_DENOMINATOR))
-    return Fraction(target_fps).limit_denominator(LONGEST_RATE_DENOMINATOR)
-
-
-def is_regular(times: npt.NDArray[np.float64]) -> bool:
-    """Whether frames follow each other in equal steps, give or take the rounding of the time base."""
-    if len(times) < 3:
-        return True
-    steps = np.diff(times)
-    median = float(np.median(steps))
-    return bool((np.abs(steps - median) <= IRREGULAR_SHARE * median).all())
-
-
-def clip_spans(
-    duration_seconds: float, clip_seconds: float | None, hop_seconds: float | None
-) -> list[tuple[float, float]]:
-    """Start and end of every clip; together they cover the video when hops are no longer than clips."""
-    if clip_seconds is None or duration_seconds <= clip_seconds:
-        return [(0.0, duration_seconds)]
-    hop = hop_seconds or clip_seconds
-    starts = np.arange(0.0, duration_seconds - clip_seconds / 2, hop)
-    ends = np.minimum(starts + clip_seconds, duration_seconds)
-    if duration_seconds - ends[-1] < clip_seconds / 2:
-        ends[-1] = duration_seconds
-    return list(zip(starts.tolist(), ends.tolist(), strict=True))
-
-
-def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height to store: aspect ratio kept, never enlarged, even."""
-    scale = min(1.0, short_side / min(width, height))
-    return _even(width * scale), _even(height * scale)
-
-
-def _even(length: float) -> int:
-    return max(MIN_SIDE, 2 * round(length / 2 - 1e-9))
 
 
 Checked = tuple[float, Any, bool]  # time in seconds, frame, whether the decoder called it corrupt
@@ -276,7 +157,7 @@ class _OpenClip:
         self.config = config
         self.num_frames = 0
         self.damage = ""
-        self._encoder: _Encoder | None = None
+        self._encoder: ClipEncoder | None = None
 
     def is_over(self, time: float) -> bool:
         return time >= self._until - 1e-6
@@ -287,7 +168,7 @@ class _OpenClip:
             return False
         if corrupt:
             self.spoil(f"the frame at {time:.3f} s is corrupt")
-        self._encoder = self._encoder or _Encoder(frame, self.rate, self.size, self.config)
+        self._encoder = self._encoder or ClipEncoder(frame, self.rate, self.size, self.config)
         self._encoder.add(frame)
         self.num_frames += 1
         return True
@@ -306,66 +187,6 @@ class _OpenClip:
             num_frames=self.num_frames,
             video=self._encoder.finished(),
         )
-
-
-class _Encoder:
-    """H.264 in MP4, in memory."""
-
-    def __init__(self, like: Any, rate: Fraction, size: tuple[int, int], config: TranscodeConfig) -> None:
-        self.file = io.BytesIO()
-        # bitexact: no version or time in the file; faststart is not needed where whole files are read.
-        self.container = av.open(self.file, "w", format="mp4", options={"fflags": "+bitexact"})
-        self.stream: Any = self.container.add_stream("libx264", rate=rate, options=_x264_options(config))
-        self.stream.width, self.stream.height = size
-        self.stream.pix_fmt = "yuv420p"
-        codec = self.stream.codec_context
-        codec.thread_count = 1
-        codec.gop_size = config.gop
-        codec.max_b_frames = 0
-        codec.flags |= av.codec.context.Flags.bitexact
-        codec.colorspace, codec.color_range = like.colorspace, like.color_range
-        self.pts = 0
-        self.time_base = 1 / rate
-
-    def add(self, frame: Any) -> None:
-        """Append a frame (yuv420p, of the clip's size); frames are not changed, several clips may share them."""
-        frame.pts, frame.time_base = self.pts, self.time_base
-        frame.pict_type = av.video.frame.PictureType.NONE
-        self.pts += 1
-        self.container.mux(self.stream.encode(frame))
-
-    def finished(self) -> bytes:
-        self.container.mux(self.stream.encode(None))
-        self.container.close()
-        return self.file.getvalue()
-
-
-def _x264_options(config: TranscodeConfig) -> dict[str, str]:
-    # x264's macroblock tree (its assembly, seen at 96 pixels width) gives different bytes from run to run.
-    fixed = {"tune": "fastdecode", "x264-params": "mbtree=0:log-level=error"}
-    return {"preset": config.preset, "crf": str(config.crf), **fixed}
-
-
-def _scaled_frame(frame: Any, size: tuple[int, int], quarter_turns: int) -> Any:
-    """As yuv420p of the stored size, turned upright."""
-    width, height = size[::-1] if quarter_turns % 2 else size
-    scaled = frame.reformat(width, height, "yuv420p", interpolation=Interpolation.AREA)
-    if quarter_turns % 4 == 0:
-        return scaled
-    turned = av.VideoFrame.from_ndarray(_turned_planes(scaled, quarter_turns), format="yuv420p")
-    turned.colorspace, turned.color_range = scaled.colorspace, scaled.color_range
-    return turned
-
-
-def _turned_planes(frame: Any, quarter_turns: int) -> npt.NDArray[np.uint8]:
-    """Planes [H, W] and two of [H/2, W/2], each turned, in PyAV's packed layout ``[3 H / 2, W]``."""
-    packed = frame.to_ndarray()
-    height, width = frame.height, frame.width
-    planes = np.split(packed.reshape(-1), [height * width, height * width * 5 // 4])
-    shapes = ((height, width), (height // 2, width // 2), (height // 2, width // 2))
-    turned = [np.rot90(plane.reshape(shape), quarter_turns) for plane, shape in zip(planes, shapes, strict=True)]
-    new_width = height if quarter_turns % 2 else width
-    return np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, new_width)
 
 
 def _kept_as_it_is(
@@ -394,67 +215,3 @@ def _kept_as_it_is(
     for output in cut_at_key_frames(video, info, times, config, corrupt_times):
         emit(output)
     return info
-
-
-def cut_at_key_frames(
-    video: Video,
-    info: VideoInfo,
-    times: npt.NDArray[np.float64],
-    config: TranscodeConfig,
-    corrupt_times: Sequence[float],
-) -> Iterator[Output]:
-    """Pieces of the original bytes; each begins at the key frame at or before its span's start."""
-    spans = clip_spans(info.duration_seconds, config.clip_seconds, config.hop_seconds)
-    key_times = times[video.key_frames()]
-    starts = key_times[np.maximum(np.searchsorted(key_times, [start for start, _ in spans], "right") - 1, 0)]
-    ends = [
-        float(next_start) if end >= following - 1e-6 and config.hop_seconds in (None, config.clip_seconds) else end
-        for (_, end), (following, _), next_start in zip(spans, spans[1:], starts[1:], strict=False)
-    ]
-    pieces = [
-        (float(start), end) for start, end in zip(starts, [*ends, info.duration_seconds], strict=True) if start < end
-    ]
-    for start, end in pieces:
-        spoilt = [time for time in corrupt_times if start <= time < end]
-        if spoilt:
-            yield Damage(start, end, f"the frame at {spoilt[0]:.3f} s is corrupt")
-            continue
-        content, num_frames = _copied_packets(video, start, end)
-        yield StoredClip(start, end, info.width, info.height, info.fps, num_frames, content)
-
-
-def _copied_packets(video: Video, start: float, end: float) -> tuple[bytes, int]:
-    """The packets of a span in a container of their own: MP4, else Matroska for what MP4 does not hold."""
-    for container_format in ("mp4", "matroska"):
-        try:
-            return _remuxed(video, start, end, container_format)
-        except (av.error.FFmpegError, ValueError):
-            if container_format == "matroska":
-                raise
-    raise AssertionError
-
-
-def _remuxed(video: Video, start: float, end: float, container_format: str) -> tuple[bytes, int]:
-    base = float(video.stream.time_base)
-    first = int(video.times()[0])
-    file = io.BytesIO()
-    with av.open(video.path) as source, av.open(file, "w", format=container_format) as container:
-        stream = source.streams[video.stream.index]
-        target: Any = container.add_stream_from_template(stream)
-        source.seek(first + round(start / base), stream=stream, backward=True)
-        count, begun, shift = 0, False, 0
-        for packet in source.demux(stream):
-            if packet.dts is None or packet.pts is None:
-                continue
-            time = (packet.pts - first) * base
-            if packet.is_keyframe and time >= end - base / 2:
-                break
-            if not begun and not (packet.is_keyframe and time >= start - base / 2):
-                continue
-            if not begun:
-                begun, shift = True, packet.dts
-            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-            packet.stream = target
-            container.mux(packet)
-            count += 1
-    return file.getvalue(), count

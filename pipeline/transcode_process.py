@@ -23,7 +23,8 @@ import av
 import av.error
 
 from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
-from pipeline.transcode import Output, TranscodeConfig, process
+from pipeline.transcode import process
+from pipeline.transcode_config import Output, TranscodeConfig
 from pipeline.video_file import Video
 
 # The package itself (Ray, Arrow) is not imported by the child, which then starts in a fifth of the time.

@@ -39,14 +39,14 @@ from pipeline import (
     training_stream,
 )
 from pipeline import dataset as stages
+from pipeline.conventions import ManifestConfig
 from pipeline.decode_child import render
 from pipeline.decode_config import Backend
-from pipeline.manifest import ManifestConfig
 from pipeline.prepare import PrepareSettings, prepare
 from pipeline.prepare_chunk import StoreConfig
 from pipeline.sampling import random_resized_crop, training_indices
 from pipeline.shards import read_shard
-from pipeline.transcode import Mode, TranscodeConfig
+from pipeline.transcode_config import Mode, TranscodeConfig
 from pipeline.video_file import Video
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -28,7 +28,9 @@ import pyarrow.csv
 from jobs.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
 from pipeline.decode_child import render
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView
-from pipeline.transcode import StoredClip, TranscodeConfig, _scaled_frame, process
+from pipeline.encode import scaled_frame
+from pipeline.transcode import process
+from pipeline.transcode_config import StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
 from pipeline.video_file import Video
 
@@ -140,7 +142,7 @@ def _psnr(path: Path, stored: _Stored) -> float:
     with av.open(io.BytesIO(stored.content)) as container:
         for number, (original, kept) in enumerate(zip(video.frames(), container.decode(video=0), strict=False)):
             if number % 8 == 0:
-                values.append(_frame_psnr(_scaled_frame(original, size, turns), kept))
+                values.append(_frame_psnr(scaled_frame(original, size, turns), kept))
     video.close()
     return float(np.mean(values))
 

@@ -20,9 +20,10 @@ from jobs.inspect import InspectConfig
 from jobs.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
 from jobs.prepare import PrepareConfig
 from pipeline import CLIP_SCHEMA, REJECTED_SCHEMA, DecodeConfig, FrameView, IsolatedDecoder, StorageError
-from pipeline.prepare import PrepareSettings, current_videos
+from pipeline.prepare import PrepareSettings
 from pipeline.prepare_chunk import PrepareChunk, StoreConfig
-from pipeline.transcode import TranscodeConfig
+from pipeline.prepare_versions import current_videos
+from pipeline.transcode_config import TranscodeConfig
 
 VIDEOS = 24
 SMALL = StoreConfig(videos_per_chunk=5, row_group_bytes=8_000)

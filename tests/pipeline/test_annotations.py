@@ -14,9 +14,7 @@ import pytest
 
 from pipeline.annotations import (
     Annotations,
-    ManifestError,
     read_hmdb51,
-    read_inventory,
     read_kinetics,
     read_list,
     read_something,
@@ -24,6 +22,8 @@ from pipeline.annotations import (
     read_ucf101,
     source_video_of,
 )
+from pipeline.columns import ManifestError
+from pipeline.inventory import read_inventory
 from pipeline.storage import StorageError
 
 

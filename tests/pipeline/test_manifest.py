@@ -11,14 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest import (
-    Manifest,
-    ManifestConfig,
-    ManifestError,
-    read_class_list,
-    read_manifest,
-    shuffled_order,
-)
+from pipeline.columns import ManifestError
+from pipeline.conventions import ManifestConfig, read_class_list
+from pipeline.manifest import Manifest, read_manifest, shuffled_order
 from pipeline.storage import StorageError
 
 

@@ -25,16 +25,10 @@ from jobs.motion_videos import (
     paint_frame_numbers,
     read_frame_number,
 )
+from pipeline.clip_geometry import clip_spans, output_rate, stored_size
 from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
-from pipeline.transcode import (
-    Damage,
-    StoredClip,
-    TranscodeConfig,
-    clip_spans,
-    output_rate,
-    process,
-    stored_size,
-)
+from pipeline.transcode import process
+from pipeline.transcode_config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
 from pipeline.video_file import Video
 

@@ -1,0 +1,146 @@
+"""The versions of a prepared set: their records, what they hold, and how the newest becomes the one that is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.prepare_chunk import VIDEO_SCHEMA
+from pipeline.schema import REJECTED_SCHEMA
+from pipeline.splits import name_digests
+from pipeline.storage import (
+    StorageError,
+    exists,
+    filesystem,
+    join,
+    list_files,
+    read_bytes,
+    write_bytes,
+    write_if_absent,
+)
+
+READERS = 16
+
+
+def read_versions(output: str) -> list[dict[str, Any]]:
+    """Every committed version of a prepared set, oldest first."""
+    if not exists(join(output, "versions")):
+        return []
+    files = list_files(join(output, "versions"), (".json",))["uri"].to_pylist()
+    versions: list[dict[str, Any]] = _mapped(lambda file: json.loads(read_bytes(file)), sorted(files))
+    return versions
+
+
+def current_videos(output: str, version: int) -> pa.Table:
+    """The record of every video that a version was made of (`VIDEO_SCHEMA`), rejected ones included.
+
+    Of a video that changed between versions the newest record counts.
+    """
+    tables = [VIDEO_SCHEMA.empty_table()]
+    for number in range(version, 0, -1):
+        tables += _read_records(output, number)
+    videos = pa.concat_tables(tables)
+    _, newest = np.unique(name_digests(videos["uri"]), return_index=True)
+    return videos.take(pa.array(np.sort(newest)))
+
+
+def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
+    """The rejected rows of a version (`REJECTED_SCHEMA`)."""
+    tables = _mapped(lambda file: read_columns(join(output, file)), version["rejected"])
+    return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
+
+
+def publish(output: str, version: Mapping[str, Any]) -> None:
+    """Let ``dataset.json`` and ``classes.json`` name a committed version; repeated after a kill in between."""
+    place = join(output, "dataset.json")
+    data = json.dumps(version, indent=1).encode()
+    if exists(place) and read_bytes(place) == data:
+        return
+    write_bytes(join(output, "classes.json"), json.dumps(version["classes"], indent=1).encode())
+    if version["version"] > 1 or not write_if_absent(place, data):
+        write_bytes(place, data)
+
+
+def shards_of(output: str, version: int) -> list[dict[str, Any]]:
+    """The shards that the records of a version name, in the order of the plan."""
+    shards = [json.loads(record.schema.metadata[b"shards"]) for record in _read_records(output, version)]
+    return [shard for of_chunk in shards for shard in of_chunk]
+
+
+def _read_records(output: str, version: int) -> list[pa.Table]:
+    files = recorded_chunks(output, version)
+    tables: list[pa.Table] = _mapped(read_columns, [files[chunk] for chunk in sorted(files)])
+    return tables
+
+
+def recorded_chunks(output: str, version: int) -> dict[int, str]:
+    """Chunk number → its record."""
+    folder = join(output, "_prepare", f"v{version:04d}", "videos")
+    if not exists(folder):
+        return {}
+    files = list_files(folder, (".parquet",))["uri"].to_pylist()
+    return {int(file.rpartition("/")[2].removesuffix(".parquet")): file for file in files}
+
+
+def rejected_files(output: str, version: int) -> list[str]:
+    folder = join(output, "rejected")
+    if not exists(folder):
+        return []
+    names = [file.rpartition("/")[2] for file in list_files(folder, (".parquet",))["uri"].to_pylist()]
+    mine = f"v{version:04d}-"
+    return [
+        f"rejected/{name}" for name in sorted(names) if name.startswith(mine) and not name.endswith("-plan.parquet")
+    ]
+
+
+def rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:
+    tables = _mapped(lambda file: read_columns(join(output, file), ["reason"]), files)
+    reasons = pa.concat_tables([REJECTED_SCHEMA.empty_table().select(["reason"]), *tables])["reason"]
+    return dict(Counter(reasons.to_pylist()))
+
+
+def version_counts(
+    videos: pa.Table, rejected: Mapping[str, int], shards: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    stored = videos.filter(pc.greater(videos["clips"], 0))
+    by_split = stored.group_by("split").aggregate([("clips", "sum")])
+    labelled = stored.filter(pc.is_valid(stored["label"]))
+    return {
+        "videos": len(stored),
+        "clips": sum(shard["rows"] for shard in shards),
+        "labelled_clips": pc.sum(labelled["clips"]).as_py() or 0,
+        "clips_by_split": dict(zip(by_split["split"].to_pylist(), by_split["clips_sum"].to_pylist(), strict=True)),
+        "seconds": pc.sum(stored["duration_seconds"]).as_py() or 0.0,
+        "source_bytes": pc.sum(stored["bytes"]).as_py() or 0,
+        "stored_bytes": sum(shard["bytes"] for shard in shards),
+        "rejected": dict(sorted(rejected.items())),
+    }
+
+
+def version_digest(shards: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """Of the shards' content in order and of the class list: what training pins."""
+    content = json.dumps([[shard["sha256"] for shard in shards], list(classes)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_columns(uri: str, columns: list[str] | None = None) -> pa.Table:
+    files, path = filesystem(uri)
+    try:
+        return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
+    except OSError as error:
+        raise StorageError(uri, str(error)[:200], "check the place", missing=not exists(uri)) from error
+
+
+def _mapped(read: Callable[[Any], Any], places: Sequence[Any]) -> list[Any]:
+    """Read many small objects side by side: each costs a round trip on object storage."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, places))
