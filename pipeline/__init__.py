@@ -4,6 +4,7 @@ from pipeline.dataset import iter_micro_batches, stream_execution_options, train
 from pipeline.decode import IsolatedDecoder
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
 from pipeline.evaluation_dataset import ViewProtocol, evaluation_views
+from pipeline.order import StreamPart
 from pipeline.sampling import CropBox, ViewConfig, center_crop
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, UNLABELLED, clip_id
 from pipeline.shards import PreparedSet, open_prepared
@@ -52,6 +53,7 @@ __all__ = [
     "ProbeVideos",
     "SourceListing",
     "StorageError",
+    "StreamPart",
     "TimeView",
     "VideoInfo",
     "ViewConfig",

@@ -19,7 +19,7 @@ from ray.data.extensions import ArrowTensorArray
 
 from pipeline.clip_decoder import ClipDecoder
 from pipeline.decode_config import DecodeConfig, FrameView
-from pipeline.order import Run, StreamOrder, segments
+from pipeline.order import Run, StreamOrder, StreamPart, segments
 from pipeline.sampling import ViewConfig, generator, random_resized_crop, training_indices
 from pipeline.schema import CLIP_SCHEMA, UNLABELLED
 from pipeline.shards import PreparedSet, RowGroupReader, Selection, label_indices
@@ -55,6 +55,7 @@ def training_stream(
     decode: DecodeConfig | None = None,
     concurrency: int = 2,
     known_failures: Collection[tuple[int, str]] = (),
+    part: StreamPart | None = None,
 ) -> ray.data.Dataset:
     """The micro-batches of positions ``start_position`` to before ``stop_position``, in order, decoded.
 
@@ -66,6 +67,7 @@ def training_stream(
         concurrency: decoding actors.
         known_failures: (epoch, sample id) of views whose decoding timed out before: not tried again, so that a resumed
             run takes the decisions of the first.
+        part: the micro-batches of some workers only, for one stream per node; default: all.
 
     Raises:
         ValueError: no clip is there to train on, or the positions are no whole number of micro-batches.
@@ -84,7 +86,7 @@ def training_stream(
     _configure(plan, stream_execution_options())
     read = plan.map_batches(
         ReadMicroBatches,
-        fn_constructor_args=(selection, order, micro_batch, prepared.classes),
+        fn_constructor_args=(selection, order, micro_batch, prepared.classes, start_position, part),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=READER_CPUS,
@@ -129,16 +131,28 @@ def iter_micro_batches(stream: ray.data.Dataset | ray.data.DataIterator, prefetc
 class ReadMicroBatches:
     """Stage: segments of the stream in, the encoded clips of one micro-batch a row out."""
 
-    def __init__(self, selection: Selection, order: StreamOrder, micro_batch: int, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        order: StreamOrder,
+        micro_batch: int,
+        classes: Sequence[str],
+        start_position: int = 0,
+        part: StreamPart | None = None,
+    ) -> None:
         self.reader = RowGroupReader(selection)
         self.order = order
         self.micro_batch = micro_batch
         self.classes = classes
+        self.start_position = start_position
+        self.part = part or StreamPart(0, 1, 1)
 
     def __call__(self, batch: Columns) -> Iterator[pa.Table]:
         for start, stop in zip(batch["start"], batch["stop"], strict=True):
             positions = range(int(start), int(stop), self.micro_batch)
             for position in positions:
+                if not self.part.has((position - self.start_position) // self.micro_batch):
+                    continue
                 yield self._row(list(self.order.runs(position, position + self.micro_batch)))
 
     def _row(self, runs: list[Run]) -> pa.Table:

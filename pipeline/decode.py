@@ -43,6 +43,7 @@ from pipeline.decode_child import main
 main(int(sys.argv[2]), int(sys.argv[3]))
 """
 START_SECONDS = 60.0
+KILL_SECONDS = 5.0
 PATIENCE = 10
 
 
@@ -201,7 +202,8 @@ class _Child:
     def end(self) -> None:
         """Kill: the child holds nothing worth a farewell."""
         self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel on a dead network file system
+            self._process.wait(KILL_SECONDS)
         self._connection.close()
         if self._scheduling is not None:
             os.close(self._scheduling)
@@ -230,7 +232,7 @@ class _Child:
 
     def _lost(self) -> DecodeError:
         self.end()
-        code = self._process.returncode
+        code = self._process.returncode or 0
         if code == -signal.SIGALRM:
             return DecodeError("timeout", "the decoder ended itself after its deadline")
         ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"

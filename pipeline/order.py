@@ -31,6 +31,28 @@ class Run:
     views: int
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamPart:
+    """The share of ``workers`` training workers, from number ``first`` on, among ``of_workers`` in all.
+
+    One stream per node: the samples are those that one stream per job would deal to the same workers.
+    """
+
+    first: int
+    workers: int
+    of_workers: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.first + self.workers <= self.of_workers:
+            raise ValueError(
+                f"part={self}: must lie within the workers; give 0 <= first < first + workers <= of_workers"
+            )
+
+    def has(self, micro_batch: int) -> bool:
+        """Whether a micro-batch, counted from the stream's start, belongs to these workers."""
+        return self.first <= micro_batch % self.of_workers < self.first + self.workers
+
+
 class StreamOrder:
     """Where each position of the stream comes from."""
 

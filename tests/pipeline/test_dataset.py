@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import time
 from pathlib import Path
@@ -22,60 +21,13 @@ from pipeline import (
     ViewProtocol,
     evaluation_views,
     iter_micro_batches,
-    join,
     open_prepared,
     stream_execution_options,
     training_stream,
-    write_bytes,
 )
 from pipeline import dataset as stages
-from pipeline.prepare_chunk import write_shard
-from pipeline.schema import CLIP_SCHEMA
-from tests.pipeline.numbered import read_numbers, write_numbered
-
-FRAMES = 20
-CLASSES = ("left", "right", "up")
-# The crop is always the whole picture (96 x 64), so that its number can be read.
-VIEW = ViewConfig(num_frames=4, frame_stride=2, size=32, sampling="stride", crop_scale=(1, 1), crop_aspect=(1.5, 1.5))
-BROKEN = 5
-AT_SOURCE = 6
-MICRO_BATCH = 4
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
-    """Ten clips to train on (clip k shows the numbers from 20 k), one of them broken, one left at its source; two to
-    test with. Three shards of several row groups."""
-    folder = tmp_path_factory.mktemp("prepared")
-    rows = [_clip(folder, number) for number in range(12)]
-    output = str(folder / "set")
-    shards = [
-        write_shard(output, f"{number}.parquet", pa.Table.from_pylist(some, schema=CLIP_SCHEMA), 3_000)
-        for number, some in enumerate([rows[:5], rows[5:8], rows[8:]])
-    ]
-    record = {"version": 1, "digest": "abc", "classes": CLASSES, "shards": shards, "counts": {}}
-    write_bytes(join(output, "dataset.json"), json.dumps(record).encode())
-    return open_prepared(output)
-
-
-def _clip(folder: Path, number: int) -> dict[str, Any]:
-    path = write_numbered(folder / f"{number}.mp4", FRAMES, first=FRAMES * number, b_frames=0)
-    content = path.read_bytes()
-    if number == BROKEN:
-        content = content[:200] + bytes(len(content) - 200)
-    return {
-        "clip_id": 1000 + number,
-        "uri": str(path),
-        "start_seconds": 0.0,
-        "end_seconds": FRAMES / 25,
-        "label": CLASSES[number % 3] if number % 4 else None,
-        "split": "train" if number < 10 else "val",
-        "width": 96,
-        "height": 64,
-        "fps": 25.0,
-        "num_frames": FRAMES,
-        "video": None if number == AT_SOURCE else content,
-    }
+from tests.pipeline.numbered import read_numbers
+from tests.pipeline.small_set import BROKEN, FRAMES, MICRO_BATCH, VIEW
 
 
 def stream(prepared: PreparedSet, start: int, stop: int, view: ViewConfig = VIEW, **options: Any) -> ray.data.Dataset:

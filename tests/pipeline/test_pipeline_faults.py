@@ -36,9 +36,9 @@ from pipeline import (
 from pipeline import dataset as stages
 from tests.pipeline.faulty_proxy import FAULTS, faulty_proxy
 from tests.pipeline.numbered import write_numbered
-from tests.pipeline.test_dataset import prepared, stream  # noqa: F401
+from tests.pipeline.s3_server import set_s3_environment
+from tests.pipeline.test_dataset import stream
 from tests.pipeline.test_decode import refused
-from tests.pipeline.test_storage import s3_server, set_s3_environment  # noqa: F401
 
 pytestmark = pytest.mark.faults
 
@@ -200,7 +200,7 @@ class _DiesOnce(stages.DecodeMicroBatches):
 
 
 def test_a_killed_actor_costs_nothing(
-    prepared: PreparedSet,  # noqa: F811
+    prepared: PreparedSet,
     ray_cluster: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -210,8 +210,8 @@ def test_a_killed_actor_costs_nothing(
 
 
 def test_object_storage_on_a_bad_day(
-    prepared: PreparedSet,  # noqa: F811
-    s3_server: str,  # noqa: F811
+    prepared: PreparedSet,
+    s3_server: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A fifth of all requests fail, stall or break off: everything written is read back, once, and whole."""

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,24 +28,7 @@ from pipeline import (
     write_if_absent,
 )
 from pipeline.storage import local_path, redacted, s3_client
-
-SECRET = "abcdefghijklmnopqrstuvwxyz012345"
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    """A light S3 server: conditional PUTs work, any secret is accepted."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+from tests.pipeline.s3_server import SECRET, set_s3_environment
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.ray)])
@@ -178,27 +157,6 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_credentials_in_uris_are_never_shown() -> None:
     assert redacted("https://user:pw@host/path?token=1") == "https://host/path"
     assert redacted("/a@b/c") == "/a@b/c"
-
-
-def set_s3_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Let this process use the server, under a key that no cached client has."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": f"key-{time.time_ns()}",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(300):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"no server on port {port}")
 
 
 def _parquet() -> bytes:
