@@ -33,7 +33,7 @@ check: $(DEV_READY) ## format, lint, types, boundaries, fast tests without Ray
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not ray and not faults and not s3 and not cluster"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal -m "not ray and not faults and not s3 and not cluster"
 
 test: check test-ray ## check, then everything that needs Ray, DeepSpeed, MLflow or moto
 

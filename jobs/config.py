@@ -222,7 +222,7 @@ def _instantiate(node: DictConfig, path: str) -> Any:
         key = path + str(error.key)
         raise UserError(f"{key}: is required; add {key}=... to the command or to the recipe") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {_first_line(error)}") from error
+        raise UserError(f"{path}{error.key or error.full_key}: {_first_line(error)}; write the value itself") from error
     except ValueError as error:
         raise UserError(f"{path}{error}") from error
 

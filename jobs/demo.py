@@ -33,7 +33,7 @@ class DemoConfig:
     default the demo renders labelled videos of eight motions."""
     output: str = "build/demo"
     """Every stage writes its own folder below."""
-    videos: int = 1000
+    videos: int = 800
     """How many videos to render."""
     difficulty: float = 0.0
     """Appearance of the rendered videos, 0 (bright shapes on a calm background) to 1 (textures everywhere)."""
@@ -42,7 +42,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         if self.videos < 80:
-            raise ValueError(f"videos={self.videos}: eight classes need at least 80; use 1000")
+            raise ValueError(f"videos={self.videos}: eight classes need at least 80; use 800")
         if not 0 <= self.difficulty <= 1:
             raise ValueError(f"difficulty={self.difficulty}: must lie in [0, 1]; use 0 for the easiest")
 

@@ -318,8 +318,8 @@ def _colour_map(difficulty: float, rng: np.random.Generator) -> Floats:
 
 
 def _background(size: int, difficulty: float, rng: np.random.Generator) -> Frames:
-    """What lies behind the shape, uint8 ``[S, S, 3]``: calm and dark, with difficulty two-toned and textured."""
-    calm = rng.uniform(10, 40) + 8 * _texture(size, rng)[..., None] * np.ones(3)
+    """What lies behind the shapes, uint8 ``[S, S, 3]``: plain and dark, with difficulty two-toned and textured."""
+    calm = np.full(3, rng.uniform(10, 40))
     tones = rng.uniform(20, 235, (2, 3))
     angle, split = rng.uniform(0, 2 * np.pi), rng.uniform(-0.4, 0.4)
     v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
