@@ -1,6 +1,6 @@
 """From annotations and video objects to Arrow batches of decoded clips, in a known order, whatever is broken."""
 
-from pipeline.dataset import iter_micro_batches, stream_execution_options, training_stream
+from pipeline.dataset import iter_micro_batches, stream_cpus, stream_execution_options, training_stream
 from pipeline.decode import IsolatedDecoder
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
 from pipeline.evaluation_dataset import ViewProtocol, evaluation_views
@@ -81,6 +81,7 @@ __all__ = [
     "read_bytes",
     "read_tags",
     "read_videos",
+    "stream_cpus",
     "stream_execution_options",
     "tag_rows",
     "tombstones",

@@ -70,7 +70,7 @@ def training_stream(
         part: the micro-batches of some workers only, for one stream per node; default: all.
 
     Raises:
-        ValueError: no clip is there to train on, or the positions are no whole number of micro-batches.
+        ValueError: no clip is there to train on, or the positions are none, or no whole number of micro-batches.
         StorageError: the set's shards cannot be read.
     """
     selection = prepared.selection(split, labelled_only)
@@ -114,6 +114,14 @@ def stream_execution_options(object_store_bytes: int = 2 * 2**30) -> ray.data.Ex
     options = ray.data.ExecutionOptions(preserve_order=True, verbose_progress=False)
     options.resource_limits = options.resource_limits.copy(object_store_memory=object_store_bytes)
     return options
+
+
+def stream_cpus(concurrency: int = 1) -> float:
+    """Logical CPUs that a stream takes beside the training workers.
+
+    With fewer than those of a single decoder it waits for ever without an error: check before starting.
+    """
+    return READER_CPUS + concurrency * DECODER_CPUS
 
 
 def iter_micro_batches(stream: ray.data.Dataset | ray.data.DataIterator, prefetch: int = 2) -> Iterator[Columns]:

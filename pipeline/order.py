@@ -128,10 +128,12 @@ def segments(start: int, stop: int, micro_batch: int, most: int = 1000, least_mi
     """Cut the positions of a stream into pieces for its reader: int64 [pieces, 2], each of whole micro-batches.
 
     Raises:
-        ValueError: the positions are no whole number of micro-batches.
+        ValueError: the positions are none, or no whole number of micro-batches.
     """
     micro_batches, rest = divmod(stop - start, micro_batch)
-    if rest or stop < start:
+    if stop <= start:
+        raise ValueError(f"stop_position={stop}: must lie after start_position={start}; there is nothing left to read")
+    if rest:
         raise ValueError(f"stop_position={stop}: must be a multiple of micro_batch={micro_batch} after {start}")
     step = micro_batch * max(least_micro_batches, -(-micro_batches // most))
     starts = np.arange(start, stop, step)

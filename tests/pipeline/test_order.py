@@ -98,19 +98,18 @@ def test_no_clip_at_all_is_an_error() -> None:
         order_of([0, 0])
 
 
-@given(st.integers(0, 10**9), st.integers(0, 10**7), st.integers(1, 64))
+@given(st.integers(0, 10**9), st.integers(1, 10**7), st.integers(1, 64))
 def test_segments_cover_the_stream_in_whole_micro_batches(start: int, micro_batches: int, micro_batch: int) -> None:
     pieces = segments(start, start + micro_batches * micro_batch, micro_batch)
-    assert len(pieces) <= 1001
+    assert 0 < len(pieces) <= 1001
     assert ((pieces[:, 1] - pieces[:, 0]) % micro_batch == 0).all()
-    if micro_batches:
-        assert pieces[0, 0] == start
-        assert pieces[-1, 1] == start + micro_batches * micro_batch
-        np.testing.assert_array_equal(pieces[1:, 0], pieces[:-1, 1])
-    else:
-        assert len(pieces) == 0
+    assert pieces[0, 0] == start
+    assert pieces[-1, 1] == start + micro_batches * micro_batch
+    np.testing.assert_array_equal(pieces[1:, 0], pieces[:-1, 1])
 
 
 def test_a_stream_of_no_whole_micro_batches_is_refused() -> None:
     with pytest.raises(ValueError, match="stop_position=10"):
         segments(0, 10, 4)
+    with pytest.raises(ValueError, match="nothing left to read"):
+        segments(8, 8, 4)
