@@ -22,11 +22,11 @@ import ray.data
 from pipeline.conventions import ManifestConfig
 from pipeline.decode_config import DecodeConfig
 from pipeline.manifest import Manifest, read_manifest, shuffled_order
+from pipeline.patience import patiently
 from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings, PrepareChunk, StoreConfig, table_bytes, write_shard
 from pipeline.prepare_versions import (
     current_videos,
     publish,
-    read_columns,
     read_versions,
     recorded_chunks,
     rejected_by_reason,
@@ -36,6 +36,7 @@ from pipeline.prepare_versions import (
     version_digest,
 )
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
+from pipeline.shards import read_shard
 from pipeline.storage import (
     StorageError,
     absolute,
@@ -96,13 +97,11 @@ def prepare(
         StorageError: a place that cannot be read or written, or another writer committed first.
     """
     output = absolute(output)
-    versions = read_versions(output)
+    versions = patiently(lambda: read_versions(output))
     newest = versions[-1] if versions else None
     if newest is not None:
-        publish(output, newest)
-    plan = _unfinished_plan(output, len(versions) + 1)
-    if plan is None:
-        plan = _plan(source, output, settings, newest, exclude)
+        patiently(lambda: publish(output, newest))
+    plan = patiently(lambda: _next_plan(source, output, settings, newest, exclude))
     if plan is None:
         assert newest is not None
         return Outcome(newest, is_new=False)
@@ -110,6 +109,18 @@ def prepare(
     _run_chunks(chunks, plan, workers, progress or (lambda _done, _total: None))
     committed = _commit(output, plan, newest, settings)
     return Outcome(committed, is_new=True)
+
+
+def _next_plan(
+    source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
+) -> dict[str, Any] | None:
+    """The plan that an earlier call left unfinished, else a new one; None when there is nothing to do."""
+    version = 1 if newest is None else newest["version"] + 1
+    place = join(output, "_prepare", f"v{version:04d}", "plan.json")
+    if exists(place):
+        plan: dict[str, Any] = json.loads(read_bytes(place))
+        return plan
+    return _plan(source, output, settings, newest, exclude)
 
 
 def _plan(
@@ -215,11 +226,6 @@ def _excluded_rows(excluded: set[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
 
 
-def _unfinished_plan(output: str, version: int) -> dict[str, Any] | None:
-    place = join(output, "_prepare", f"v{version:04d}", "plan.json")
-    return json.loads(read_bytes(place)) if exists(place) else None
-
-
 def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
     """Do every chunk that has no record yet."""
     done = recorded_chunks(settings.output, plan["version"])
@@ -258,32 +264,39 @@ def _commit(
     output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None, settings: PrepareSettings
 ) -> dict[str, Any]:
     """Write the version's record; of two writers one succeeds."""
+    version = patiently(lambda: _version(output, plan, newest, settings))
+    place = join(output, "versions", f"{plan['version']:04d}.json")
+    if not patiently(lambda: write_if_absent(place, json.dumps(version, indent=1).encode())):
+        theirs: dict[str, Any] = json.loads(patiently(lambda: read_bytes(place)))
+        if theirs["digest"] != version["digest"]:
+            raise StorageError(place, "another writer committed this version first", "run again to add to it")
+        version = theirs
+    patiently(lambda: publish(output, version))
+    return version
+
+
+def _version(
+    output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None, settings: PrepareSettings
+) -> dict[str, Any]:
+    """The record of a version whose chunks are all done."""
     kept = _without(output, plan, newest["shards"] if newest else [])
     shards = [*kept, *shards_of(output, plan["version"])]
     videos = current_videos(output, plan["version"])
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
     earlier = [file for file in newest["rejected"] if not file.endswith("-plan.parquet")] if newest else []
     rejected = [*earlier, *plan["rejected"], *rejected_files(output, plan["version"])]
-    version = {
+    counts = version_counts(videos, rejected_by_reason(output, rejected), shards)
+    return {
         "version": plan["version"],
         "parent": plan["parent"],
         "digest": version_digest(shards, plan["classes"]),
-        "counts": version_counts(videos, rejected_by_reason(output, rejected), shards)
-        | {"skipped_files": plan["skipped_files"]},
+        "counts": counts | {"skipped_files": plan["skipped_files"]},
         "classes": plan["classes"],
         "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
         "excluded": plan["excluded"],
         "shards": shards,
         "rejected": rejected,
     }
-    place = join(output, "versions", f"{plan['version']:04d}.json")
-    if not write_if_absent(place, json.dumps(version, indent=1).encode()):
-        theirs: dict[str, Any] = json.loads(read_bytes(place))
-        if theirs["digest"] != version["digest"]:
-            raise StorageError(place, "another writer committed this version first", "run again to add to it")
-        version = theirs
-    publish(output, version)
-    return version
 
 
 def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -294,13 +307,13 @@ def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]])
     kept = []
     for number, shard in enumerate(shards):
         place = join(output, shard["file"])
-        stays = pc.invert(pc.is_in(read_columns(place, ["uri"])["uri"], gone))
+        stays = pc.invert(pc.is_in(read_shard(place, ["uri"])["uri"], gone))
         if pc.all(stays).as_py():
             kept.append(shard)
         elif pc.any(stays).as_py():
             name = f"v{plan['version']:04d}-kept-{number:06d}.parquet"
             kept.append(
-                write_shard(output, name, read_columns(place).filter(stays).cast(CLIP_SCHEMA), _group_bytes(shard))
+                write_shard(output, name, read_shard(place).filter(stays).cast(CLIP_SCHEMA), _group_bytes(shard))
             )
     return kept
 

@@ -12,8 +12,7 @@ import functools
 import hashlib
 import io
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
+from pipeline.patience import is_forbidden, patiently
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, clip_id
 from pipeline.splits import seeded
-from pipeline.storage import StorageError, exists, filesystem, join, local_copy, write_bytes
+from pipeline.storage import StorageError, exists, join, local_copy, read_bytes, write_bytes
 from pipeline.transcode_config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
 
@@ -53,7 +53,7 @@ VIDEO_SCHEMA = pa.schema(
 )
 """One video that was looked at: ``status`` is ``ok`` or the reason it was rejected for; facts are the source's."""
 
-STORAGE_ATTEMPTS = 5
+CHUNK_ATTEMPTS = 3
 PLAN_ROWS_A_FILE = 2**15
 _MESSAGE_LENGTH = 300
 _READ_BYTES = 2**22
@@ -121,6 +121,9 @@ class PrepareChunk:
 
     def prepare(self, chunk: int) -> int:
         """Do one chunk unless its record exists; returns its number of videos."""
+        return patiently(lambda: self._prepare(chunk), CHUNK_ATTEMPTS)
+
+    def _prepare(self, chunk: int) -> int:
         rows = read_plan(self.settings, chunk)
         if not exists(self.settings.record(chunk)):
             self._write(chunk, rows)
@@ -264,8 +267,7 @@ def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
 
 @functools.lru_cache(maxsize=1)
 def _plan_file(uri: str) -> pa.Table:
-    files, path = filesystem(uri)
-    return pq.read_table(path, filesystem=files, partitioning=None)
+    return pq.read_table(pa.BufferReader(read_bytes(uri)))
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -284,27 +286,16 @@ def _fetched(uri: str) -> Iterator[Path]:
         StorageError: the storage does not answer, after several attempts.
     """
     with contextlib.ExitStack() as stack:
-        path = _patiently(lambda: stack.enter_context(local_copy(uri)))
+        try:
+            path = patiently(lambda: stack.enter_context(local_copy(uri)))
+        except StorageError as error:
+            if not error.missing and not is_forbidden(error):
+                raise
+            raise DecodeError("missing" if error.missing else "forbidden", error.happened) from error
         try:
             yield path
         except OSError as error:
             raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
-
-
-def _patiently(fetch: Callable[[], Path]) -> Path:
-    attempt = 0
-    while True:
-        try:
-            return fetch()
-        except StorageError as error:
-            if error.missing:
-                raise DecodeError("missing", error.happened) from error
-            if "AccessDenied" in error.happened or "403" in error.happened:
-                raise DecodeError("forbidden", error.happened) from error
-            attempt += 1
-            if attempt == STORAGE_ATTEMPTS:
-                raise
-            time.sleep(0.2 * 2**attempt)
 
 
 def _clip_row(row: dict[str, Any], digest: str, clip: StoredClip) -> dict[str, Any]:

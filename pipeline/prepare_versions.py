@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.patience import patiently
 from pipeline.prepare_chunk import VIDEO_SCHEMA
 from pipeline.schema import REJECTED_SCHEMA
 from pipeline.splits import name_digests
 from pipeline.storage import (
-    StorageError,
     exists,
-    filesystem,
     join,
     list_files,
     read_bytes,
@@ -133,14 +132,15 @@ def version_digest(shards: Sequence[Mapping[str, Any]], classes: Sequence[str]) 
 
 
 def read_columns(uri: str, columns: list[str] | None = None) -> pa.Table:
-    files, path = filesystem(uri)
-    try:
-        return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
-    except OSError as error:
-        raise StorageError(uri, str(error)[:200], "check the place", missing=not exists(uri)) from error
+    """A small Parquet file, or some of its columns.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
 
 
 def _mapped(read: Callable[[Any], Any], places: Sequence[Any]) -> list[Any]:
     """Read many small objects side by side: each costs a round trip on object storage."""
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read, places))
+        return list(pool.map(lambda place: patiently(lambda: read(place)), places))

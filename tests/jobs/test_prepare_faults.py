@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +177,82 @@ def test_source_and_output_on_object_storage(source: Path, object_storage: str, 
     write_bytes(join(object_storage, "in", "grows", "new.mp4"), next(source.rglob("*.mp4")).read_bytes())
     assert prepare.run(config)["version"] == 2
     assert json.loads(read_bytes(join(place, "dataset.json")))["counts"]["clips"] == 49
+
+
+class _FlakyProxy(ThreadingHTTPServer):
+    """Passes requests on to a server; every fifth goes wrong: 503, a reset, or half of the answer."""
+
+    daemon_threads = True
+
+    def __init__(self, server: str) -> None:
+        super().__init__(("127.0.0.1", 0), _FlakyHandler)
+        self.upstream = server.removeprefix("http://")
+        self.draw = random.Random(0)
+        self.faults = 0
+
+
+class _FlakyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _FlakyProxy
+
+    def handle_one_request(self) -> None:
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.server.draw.choice(("503", "reset", "short")) if self.server.draw.random() < 0.2 else ""
+        self.server.faults += bool(fault)
+        if fault == "reset":
+            self.close_connection = True
+            return
+        if fault == "503":
+            self._answer(503, {}, b"", 0)
+            return
+        self._pass_on(body, short=fault == "short" and self.command == "GET")
+
+    def _pass_on(self, body: bytes, short: bool) -> None:
+        connection = http.client.HTTPConnection(self.server.upstream)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+        connection.request(self.command, self.path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        length = int(answer.headers.get("Content-Length", len(content)))
+        self._answer(answer.status, dict(answer.headers), content[: len(content) // 2] if short else content, length)
+        self.close_connection = self.close_connection or short
+        connection.close()
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes, length: int) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.faults
+def test_storage_that_fails_every_fifth_time(
+    source: Path, object_storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in source.rglob("*.*"):
+        write_bytes(join(object_storage, "in", path.relative_to(source).as_posix()), path.read_bytes())
+    place = join(object_storage, "out")
+    proxy = _FlakyProxy(os.environ["AWS_ENDPOINT_URL"])
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+    report = prepare.run(PrepareConfig(join(object_storage, "in"), place, workers=0, store=CHUNKS))
+    proxy.shutdown()
+    assert proxy.faults > 20
+    assert (report["clips"], report["rejected"]) == (48, {"not_a_video": 1})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.upstream}")
+    shards = list_files(join(place, "shards"))["uri"].to_pylist()
+    uris = [uri for shard in shards for uri in pq.read_table(pa.BufferReader(read_bytes(shard)))["uri"].to_pylist()]
+    assert len(set(uris)) == len(uris) == 48
 
 
 def _by_name(clips: pa.Table) -> dict[str, tuple[str, bytes]]:
