@@ -177,7 +177,9 @@ class _OpenClip:
         self.damage = self.damage or message
 
     def finished(self) -> Output:
-        if self.damage or self._encoder is None:
+        """The clip; its encoder and bytes are let go, since a day of footage has thousands."""
+        encoder, self._encoder = self._encoder, None
+        if self.damage or encoder is None:
             return Damage(self.start_seconds, self.end_seconds, self.damage or "no frame can be decoded")
         return StoredClip(
             self.start_seconds,
@@ -185,7 +187,7 @@ class _OpenClip:
             *self.size,
             fps=float(self.rate),
             num_frames=self.num_frames,
-            video=self._encoder.finished(),
+            video=encoder.finished(),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import os
@@ -27,6 +28,7 @@ from jobs.motion_videos import (
 )
 from pipeline.clip_geometry import clip_spans, output_rate, stored_size
 from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
+from pipeline.encode import ClipEncoder
 from pipeline.transcode import process
 from pipeline.transcode_config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
@@ -246,6 +248,20 @@ def test_overlapping_clips(video: Path) -> None:
     outputs, _ = run(video, clip_seconds=0.8, hop_seconds=0.4)
     shown = [numbers(clip) for clip in outputs if isinstance(clip, StoredClip)]
     assert shown == [list(range(24)), list(range(12, 36)), list(range(24, 40))]
+
+
+def test_a_finished_clip_leaves_nothing_in_memory(video: Path) -> None:
+    """A day of footage has thousands of clips; only the open ones may hold an encoder."""
+    encoders = []
+
+    def count(_: object) -> None:
+        encoders.append(sum(isinstance(thing, ClipEncoder) for thing in gc.get_objects()))
+
+    opened = Video(str(video), DecodeConfig())
+    process(opened, TranscodeConfig(clip_seconds=0.1), count, lambda: None)
+    opened.close()
+    assert len(encoders) == 13
+    assert max(encoders) <= 2
 
 
 def test_clips_with_gaps_between_them(video: Path) -> None:
