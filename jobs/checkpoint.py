@@ -185,9 +185,14 @@ def read_checkpoint(output: str, step: int) -> Checkpoint | None:
 
 
 def read_journal(output: str, until_step: int) -> str:
-    """The metric lines of all steps up to a checkpoint, joined from their segments."""
+    """The metric lines of all steps up to a checkpoint, joined from their segments, each step once.
+
+    A run that died between a segment and its checkpoint wrote some steps twice; the later segment counts.
+    """
     segments = ((int(uri[-14:-6]), uri) for uri in _listed(join(output, "journal"), ".jsonl"))
-    return "".join(read_bytes(uri).decode() for step, uri in sorted(segments) if step <= until_step)
+    texts = (read_bytes(uri).decode() for _, uri in sorted(segments))
+    lines = {json.loads(line)["step"]: line + "\n" for text in texts for line in text.splitlines()}
+    return "".join(lines[step] for step in sorted(lines) if step <= until_step)
 
 
 def _listed(folder: str, suffix: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Any
 import ray
 
 from jobs import compare, evaluate, finetune, prepare, pretrain, tag
-from jobs.config import load_config
+from jobs.config import config_yaml, load_config
 from jobs.motion_videos import render_motion_videos
 from jobs.process_memory import watch_memory
-from jobs.program import console, finish, run_program
+from jobs.program import console, finish, replace, run_program
 from pipeline import absolute, exists, join
 
 DESCRIPTION = (
@@ -22,6 +23,7 @@ DESCRIPTION = (
     "prepare, pretrain, finetune, evaluate, tag, compare."
 )
 CLASS_HINT = "annotations.csv"
+STAGES = ("set", "pretrain", "finetune", "evaluate", "tag")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     """Render if needed, run every stage, return the figures worth reading."""
     started = time.monotonic()
     figures: dict[str, Any] = {}
+    _start_afresh_if_changed(config)
     with watch_memory() as memory:
         source = absolute(config.source) if config.source else _rendered(config)
         for stage in _stages(config, source):
@@ -80,6 +83,19 @@ def run(config: DemoConfig) -> dict[str, Any]:
     }
 
 
+def _start_afresh_if_changed(config: DemoConfig) -> None:
+    """Stages resume; with other videos or dials than last time the demo's own folders make room."""
+    output = Path(absolute(config.output))
+    dials = config_yaml(replace(config, source=absolute(config.source) if config.source else None))
+    record = output / "demo.yaml"
+    if record.exists() and record.read_text() != dials:
+        console.print(f"other videos or dials than last time: {output} starts afresh")
+        for stage in STAGES:
+            shutil.rmtree(output / stage, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    record.write_text(dials)
+
+
 def _rendered(config: DemoConfig) -> str:
     """A folder of rendered videos, one folder a class; made again only when the dials changed."""
     name = f"videos-{config.videos}-{config.difficulty:g}-{config.seed}"
@@ -91,7 +107,7 @@ def _rendered(config: DemoConfig) -> str:
 
 
 def _stages(config: DemoConfig, source: str) -> list[Stage]:
-    place = {name: join(absolute(config.output), name) for name in ("set", "pretrain", "finetune", "evaluate", "tag")}
+    place = {name: join(absolute(config.output), name) for name in STAGES}
     annotations = join(source, CLASS_HINT)
     labels = {"annotations": annotations} if exists(annotations) else {}
     seed, tracking = {"seed": str(config.seed)}, {"tracking.uri": f"sqlite:///{absolute(config.output)}/mlflow.db"}

@@ -30,7 +30,7 @@ from jobs.config import config_dict
 from jobs.errors import UserError
 from jobs.evaluation import PREDICTION_SCHEMA, confusion, confusion_picture, figures, predictions
 from jobs.output import FREE_KEYS, claim_output
-from jobs.program import console, run_program
+from jobs.program import console, replace, run_program
 from jobs.tracking import TrackingConfig, start_run
 from pipeline import (
     UNLABELLED,
@@ -83,7 +83,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     prepared = open_prepared(config.data)
     logits_of_labels = match_classes(weights, prepared)
     output = absolute(config.output)
-    claim = claim_output(output, config, free_keys=(*FREE_KEYS, "decode_workers"))
+    if prepared.num_clips(config.split) == 0:
+        raise UserError(f"split={config.split}: {config.data} has no such clips; it has {prepared.splits()}")
+    places = {"data": absolute(config.data), "init": absolute(config.init)}
+    claim = claim_output(output, replace(config, **places), free_keys=(*FREE_KEYS, "decode_workers"))
     links = {"weights_digest": weights.digest, "data_digest": prepared.digest, **weights.links}
     tracking = start_run(
         config.tracking,

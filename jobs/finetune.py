@@ -26,7 +26,7 @@ from hiera_video import (
 )
 from jobs.batch import Batch
 from jobs.errors import UserError
-from jobs.initial_weights import initial_metadata, local_weights
+from jobs.initial_weights import link_to_initial_run, local_weights
 from jobs.program import run_program
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
@@ -106,9 +106,9 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
         raise UserError(
             f"data={config.data}: has no classes; prepare it with `annotations` or from a folder of classes"
         )
-    links = {"pretrain_run_id": initial_metadata(config.init).get("run_id")}
+    links = link_to_initial_run(config.init)
     figures, _, mlflow_run = run_training(
-        "finetune", config, _phase(config), links=links, metadata={"classes": json.dumps(classes), **_links(links)}
+        "finetune", config, _phase(config), links=links, metadata={"classes": json.dumps(classes), **links}
     )
     with TemporaryDirectory() as folder:
         curves = loss_curves(config.output, Path(folder))
@@ -117,10 +117,6 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
 
 def _phase(config: FinetuneConfig) -> FinetunePhase:
     return FinetunePhase(config, len(open_prepared(config.data).classes))
-
-
-def _links(links: Mapping[str, str | None]) -> dict[str, str]:
-    return {key: value for key, value in links.items() if value}
 
 
 def main() -> None:

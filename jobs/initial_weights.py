@@ -44,3 +44,16 @@ def initial_metadata(init: str | None) -> dict[str, str]:
             return read_metadata(path)
         except ValueError as error:
             raise UserError(f"init={init}: {error}") from error
+
+
+def link_to_initial_run(init: str | None) -> dict[str, str]:
+    """Tags that tie a run to the one that its weights come from, and to that one's own pretraining.
+
+    Raises:
+        UserError: see `initial_metadata`.
+    """
+    metadata = initial_metadata(init)
+    links = {key: metadata[key] for key in ("pretrain_run_id",) if metadata.get(key)}
+    if metadata.get("run_id"):
+        links[f"{metadata['program']}_run_id"] = metadata["run_id"]
+    return links

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.config import config_dict, flatten
 from jobs.errors import UserError
-from pipeline import exists, join, read_bytes, write_if_absent
+from pipeline import delete, exists, join, read_bytes, write_if_absent
 
 # May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.
-FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures")
+FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures", "picture_clips")
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,21 @@ class Claim:
 
     run_key: str
     resumed: bool
+    pins: Mapping[str, Any]
+    """Facts that the first claim fixed, as the version of the data."""
 
 
-def claim_output(output: str, config: Any, *, free_keys: Collection[str] = FREE_KEYS) -> Claim:
+def claim_output(
+    output: str, config: Any, *, free_keys: Collection[str] = FREE_KEYS, pins: Mapping[str, Any] | None = None
+) -> Claim:
     """Make ``output`` this run's own, or go on with the run that it belongs to.
 
     The claim is one conditional write of ``run.json``: of two programs started at once, one creates it and the
     other finds it.
+
+    Args:
+        free_keys: keys that may differ between the runs of one output.
+        pins: facts to fix for every later run, as the version of the data.
 
     Raises:
         UserError: the output belongs to a run with another configuration; the message lists the difference.
@@ -36,9 +44,9 @@ def claim_output(output: str, config: Any, *, free_keys: Collection[str] = FREE_
     place = join(output, "run.json")
     settings = {key: value for key, value in flatten(config_dict(config)).items() if not _free(key, free_keys)}
     settings = json.loads(json.dumps(settings, default=str))
-    claim = {"run_key": uuid.uuid4().hex, "config": settings}
+    claim = {"run_key": uuid.uuid4().hex, "config": settings, "pins": dict(pins or {})}
     if not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode()):
-        return Claim(claim["run_key"], resumed=False)
+        return Claim(str(claim["run_key"]), resumed=False, pins=pins or {})
     earlier = json.loads(read_bytes(place))
     difference = [
         f"{key}: {earlier['config'].get(key)!r} there, {settings.get(key)!r} now"
@@ -50,7 +58,13 @@ def claim_output(output: str, config: Any, *, free_keys: Collection[str] = FREE_
             f"output={output}: holds a run with another configuration ({'; '.join(difference)}); "
             "choose another output, or give the same values to go on with that run"
         )
-    return Claim(earlier["run_key"], resumed=True)
+    return Claim(earlier["run_key"], resumed=True, pins=earlier["pins"])
+
+
+def release_output(output: str, claim: Claim) -> None:
+    """Give a fresh claim back, when a mistake was found before anything was made."""
+    if not claim.resumed:
+        delete(join(output, "run.json"))
 
 
 def _free(key: str, free_keys: Collection[str]) -> bool:

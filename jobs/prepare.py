@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.cluster import connect
 from jobs.errors import UserError
-from jobs.output import FREE_KEYS, claim_output
+from jobs.output import FREE_KEYS, claim_output, release_output
 from jobs.program import console, run_program
-from pipeline import DecodeConfig, read_bytes
+from pipeline import DecodeConfig, StorageError, absolute, read_bytes
 from pipeline.columns import ManifestError
 from pipeline.conventions import Convention, ManifestConfig
 from pipeline.prepare import Outcome, PrepareSettings, prepare
@@ -71,7 +71,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     Raises:
         UserError: annotations that do not follow their convention, an output of other settings.
     """
-    claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
+    config = dataclasses.replace(config, source=absolute(config.source), output=absolute(config.output))
+    claim = claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
     if config.workers != 0:
         connect()
     settings = PrepareSettings(config.manifest(), config.transcode, config.decode, config.store, config.seed)
@@ -85,7 +86,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
                 workers=config.workers,
                 progress=progress,
             )
-        except ManifestError as error:
+        except (ManifestError, StorageError) as error:
+            release_output(config.output, claim)  # the mended command must not be refused
             raise UserError(str(error)) from error
     return _report(outcome)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from torch import Tensor
 from hiera_video import (
     AugmentConfig,
     MaskedAutoencoder,
+    MaskedAutoencoderConfig,
     augment,
-    create_model,
+    build_model,
     load_weights,
     model_config,
     normalize_video,
@@ -24,7 +25,7 @@ from hiera_video import (
     set_activation_checkpointing,
 )
 from jobs.batch import Batch
-from jobs.initial_weights import initial_metadata, local_weights
+from jobs.initial_weights import link_to_initial_run, local_weights
 from jobs.pictures import reconstruction_picture
 from jobs.program import run_program
 from jobs.train_config import TrainConfig
@@ -52,17 +53,28 @@ class PretrainConfig(TrainConfig):
         super().__post_init__()
         if not self.model.startswith("mae_"):
             raise ValueError(f"model={self.model}: must be a masked autoencoder; did you mean mae_{self.model}?")
-        architecture = model_config(self.model, **self.model_overrides)
-        self.check_input_size(architecture.input_size)
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio}: must lie between 0 and 1; the paper uses 0.9")
+        self.check_input_size(self.architecture.input_size)
+        if self.picture_clips < 0:
+            raise ValueError(f"picture_clips={self.picture_clips}: must not be negative; use 0 for no picture")
+
+    @property
+    def architecture(self) -> MaskedAutoencoderConfig:
+        """The model's configuration."""
+        overrides = {**self.model_overrides, "mask_ratio": self.mask_ratio}
+        return cast(MaskedAutoencoderConfig, model_config(self.model, **overrides))
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether reconstructions can be drawn: pixels predicted for every hidden token."""
+        pixels, everywhere = self.architecture.target != "hog", self.architecture.decoder == "full"
+        return self.picture_clips > 0 and pixels and everywhere
 
 
 class MaskedAutoencoding(TrainStep):
     """Augment, mask, reconstruct."""
 
     def __init__(self, config: PretrainConfig) -> None:
-        super().__init__(create_model(config.model, **config.model_overrides))
+        super().__init__(build_model(config.architecture))
         self._augment, self._mask_ratio, self._precision = config.augment, config.mask_ratio, config.precision
         set_activation_checkpointing(self.model, config.activation_checkpointing)
 
@@ -98,11 +110,11 @@ class PretrainPhase:
 
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and pictures; returns the report."""
-    links = {"pretrain_run_id": initial_metadata(config.init).get("run_id")}
+    links = link_to_initial_run(config.init)
     figures, model, mlflow_run = run_training("pretrain", config, PretrainPhase(config), links=links, metadata={})
     with TemporaryDirectory() as folder:
         pictures = [loss_curves(config.output, Path(folder))]
-        if config.picture_clips:
+        if config.has_picture:
             pictures.append(Path(folder) / "reconstructions.png")
             frames = sample_views(config, config.picture_clips)
             reconstruction_picture(model, frames, pictures[-1], mask_ratio=config.mask_ratio)  # type: ignore[arg-type]

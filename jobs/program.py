@@ -71,7 +71,7 @@ def run_program(
         code = 1
     except KeyboardInterrupt:
         console.print(f"[yellow]{name} interrupted[/]")
-        code = 130
+        code = 1
     sys.exit(code)
 
 

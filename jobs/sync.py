@@ -39,6 +39,7 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
         run_key=claim["run_key"],
         output=config.output,
         params=claim["config"],
+        tags=claim["pins"].get("tags"),
     )
     tracked.log_series([entry for line in lines for entry in series_entries(line)])
     sent = tracked.finish("FINISHED" if report else "RUNNING", wait_seconds=SEND_SECONDS)

@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from jobs.config import flatten
-from jobs.errors import UserError
+from jobs.errors import StopRequestedError, UserError
 from pipeline import absolute, is_local
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ RUN_KEY_TAG = "run_key"
 OUTPUT_TAG = "output"
 PROGRAM_TAG = "program"
 FINISH_SECONDS = 20.0
+# Trying again would not help: for example a parameter that the run has with another value.
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Run:
         self._found = threading.Event()
         self._closing_at = math.inf
         self._known_until = -1
+        self._told = False
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         if uri is not None:
             self._thread.start()
@@ -171,9 +175,10 @@ class Run:
         assert self._uri is not None
         client = _client(self._uri)
         run_id = self._retry(lambda: _find_or_create(client, self._experiment, self.run_key, self._tags))
-        if run_id is None:
+        if not isinstance(run_id, str):
             return
-        self._known_until = self._retry(lambda: _last_step(client, run_id)) or -1
+        last_step = self._retry(lambda: _last_step(client, run_id))
+        self._known_until = last_step if isinstance(last_step, int) and last_step > 0 else -1
         self.run_id = run_id
         self._found.set()
         while (message := self._outbox.get()) is not None:
@@ -181,14 +186,22 @@ class Run:
                 self._outbox.put(message)  # keeps `drain` from reporting success
                 return
 
+    def _tell_once(self, error: Exception) -> None:
+        if not self._told:
+            logger.warning("MLflow at %s does not answer, will go on trying: %s", self._uri, str(error)[:300])
+        self._told = True
+
     def _retry(self, call: Callable[[], Any]) -> Any:
-        """Call until it succeeds; None once the closing time has passed."""
+        """Call until it succeeds; the error if MLflow refuses for good, None once the closing time has passed."""
         pause_seconds = 0.5
         while True:
             try:
                 return call()
             except (MlflowException, OSError) as error:
-                logger.info("MLflow at %s: %s", self._uri, str(error)[:300])
+                if getattr(error, "error_code", None) in REFUSALS:
+                    logger.warning("MLflow at %s refused an entry, which is left out: %s", self._uri, str(error)[:300])
+                    return error
+                self._tell_once(error)
             if time.monotonic() + pause_seconds > self._closing_at:
                 return None
             time.sleep(pause_seconds)
@@ -238,6 +251,19 @@ def series_entries(journal_line: Mapping[str, Any]) -> list[Metric]:
         for key in SERIES
         if math.isfinite(journal_line[key])
     ]
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Mark the run KILLED when it stops on request and FAILED when it raises; the error goes on."""
+    try:
+        yield
+    except StopRequestedError:
+        run.finish("KILLED")
+        raise
+    except BaseException:
+        run.finish("FAILED")
+        raise
 
 
 def git_revision() -> str | None:

@@ -63,6 +63,8 @@ class TrainConfig:
         for key in ("workers", "global_batch", "micro_batch", "decode_actors", "threads_per_worker", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures={self.max_failures}: must not be negative; use 0 for none")
         length = "steps" if self.epochs is None else "epochs"
         if getattr(self, length) <= 0:
             raise ValueError(f"{length}={getattr(self, length)}: must be positive; use 1 or more")

@@ -76,6 +76,7 @@ class TrainingJob:
     warmup_steps: int
     program: str
     run_key: str
+    data_version: int
 
     @property
     def micro_batches(self) -> int:
@@ -89,7 +90,8 @@ class Ending(IntEnum):
     NONE = 0
     REQUESTED = 1
     UNSAVED = 2
-    NOT_FINITE = 3
+    UNDECODABLE = 3
+    NOT_FINITE = 4
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     log = _step_log(job, checkpoint, board)
     writer = CheckpointWriter(config.output, config.checkpoint)
     batches = _batches(job, log.step, engine.device)
-    ending = Ending.NONE
+    ending, consumed = Ending.NONE, list[Batch]()
 
     while log.step < job.total_steps and ending is Ending.NONE:
         learning_rate = _learning_rate(job, log.step)
@@ -128,7 +130,8 @@ def train_worker(settings: dict[str, Any]) -> None:
             consumed.append(batch)
 
         mean_loss, failed_views, ending = _agree(torch.stack(losses).mean(), consumed, _wish(board, writer))
-        if ending is Ending.NOT_FINITE:
+        if ending is Ending.NOT_FINITE or failed_views == config.global_batch:
+            ending = max(ending, Ending.UNDECODABLE)
             break
         log.record(mean_loss, learning_rate, consumed, failed_views=failed_views)
         if ending is Ending.REQUESTED or log.step == job.total_steps or _first_rank_decides(writer.due(log.step)):
@@ -255,6 +258,9 @@ def _failure(ending: Ending, step: int, consumed: Sequence[Batch], writer: Check
             f"step {step + 1}: the loss is not finite; samples of this batch: {', '.join(samples)}; checkpoints are "
             "kept: lower optimizer.learning_rate, set optimizer.clip_gradient_norm, or look at these clips"
         )
+    if ending is Ending.UNDECODABLE:
+        reasons = sorted({failure.reason for batch in consumed for failure in batch.failures})
+        return f"step {step + 1}: no view of the global batch could be decoded ({', '.join(reasons)}); look at the data"
     return writer.unsaved_too_long if ending is Ending.UNSAVED else ""
 
 

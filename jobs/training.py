@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 
 from hiera_video import save_model
-from jobs.checkpoint import complete_steps, latest_checkpoint, read_journal
+from jobs.checkpoint import latest_checkpoint, read_journal
 from jobs.cluster import connect, has_gpus
 from jobs.config import config_dict, config_yaml
 from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
@@ -26,7 +26,7 @@ from jobs.output import claim_output
 from jobs.pictures import curve_picture
 from jobs.program import replace
 from jobs.run_board import watched_run
-from jobs.tracking import Run, start_run, tracking_uri
+from jobs.tracking import Run, recorded, start_run, tracking_uri
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob, WorkerResult, known_failures, train_worker
 from pipeline import (
@@ -36,6 +36,7 @@ from pipeline import (
     join,
     open_prepared,
     read_bytes,
+    stream_cpus,
     stream_execution_options,
     training_stream,
     write_bytes,
@@ -62,12 +63,14 @@ def run_training(
         StopRequestedError: SIGTERM arrived; a checkpoint was written.
     """
     config = _with_absolute_places(config)
-    prepared = open_prepared(config.data)
+    newest = open_prepared(config.data)
     try:
         phase.build_step(load_init=True)  # mistakes in the weights show here, not in a worker
     except ValueError as error:
         raise UserError(f"{program}: {error}") from error
-    claim = claim_output(config.output, config)
+    pins = {"data_version": newest.version, "tags": {key: value for key, value in links.items() if value}}
+    claim = claim_output(config.output, config, pins=pins)
+    prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
     write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
     job = plan_job(config, phase, program, claim.run_key, prepared)
     run = start_run(
@@ -79,7 +82,9 @@ def run_training(
         tags={**links, "data": prepared.uri, "data_digest": prepared.digest},
     )
     connect()
-    train(job)
+    _refuse_to_wait_for_ever(config)
+    with recorded(run):
+        train(job)
     model = _trained_model(job)
     _save_weights(config.output, model, {"program": program, "run_id": run.wait_for_id(5) or "", **metadata})
     figures = _write_journal(job)
@@ -163,7 +168,18 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     steps_per_epoch = clips / config.global_batch
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))
-    return TrainingJob(config, phase, total, warmup, program, run_key)
+    return TrainingJob(config, phase, total, warmup, program, run_key, prepared.version)
+
+
+def _refuse_to_wait_for_ever(config: TrainConfig) -> None:
+    """Ray would wait without a word for CPUs that are not there."""
+    offered = ray.cluster_resources().get("CPU", 0)
+    needed = (0 if has_gpus() else config.workers) + stream_cpus(config.decode_actors)
+    if needed > offered:
+        raise UserError(
+            f"workers={config.workers}, decode_actors={config.decode_actors}: need {needed:g} CPUs, the cluster offers "
+            f"{offered:g}; use fewer, or a larger cluster"
+        )
 
 
 def train(job: TrainingJob) -> None:
@@ -173,7 +189,8 @@ def train(job: TrainingJob) -> None:
         StopRequestedError: SIGTERM arrived; a checkpoint was written.
         TrainingStoppedError: the loss is not finite, or nothing can be saved.
     """
-    first_step = max(complete_steps(job.config.output), default=0)
+    checkpoint = latest_checkpoint(job.config.output)
+    first_step = checkpoint.step if checkpoint else 0
     if first_step >= job.total_steps:
         return
     with (
@@ -210,7 +227,7 @@ def _stream(job: TrainingJob) -> ray.data.Dataset:
     config = job.config
     checkpoint = latest_checkpoint(config.output)
     return training_stream(
-        open_prepared(config.data),
+        open_prepared(config.data, job.data_version),
         config.view,
         seed=config.seed,
         micro_batch=config.micro_batch,
