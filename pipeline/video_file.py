@@ -57,6 +57,7 @@ class Video:
         if self.codec is None or not self.codec.width or not self.stream.time_base:
             raise DecodeError("unsupported", "codec, picture size or time base is unknown")
         self.codec.thread_count = 1
+        self.codec.options = {"max_pixels": str(config.max_pixels)}  # also for a size that changes on the way
         self.coded_height, self.coded_width = self.codec.height, self.codec.width
         self.container_name: str = self.container.format.name
         self._check_limits()
@@ -269,6 +270,7 @@ class Video:
         self.stream = cast(Any, self.container.streams.best("video"))
         self.codec = self.stream.codec_context
         self.codec.thread_count = 1
+        self.codec.options = {"max_pixels": str(self.config.max_pixels)}
 
     def _index_entries(self) -> list[tuple[int, bool]]:
         """Time and key flag of every frame from an MP4's index, read at opening; empty where it cannot be told."""
