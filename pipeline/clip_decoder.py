@@ -32,7 +32,10 @@ class ClipDecoder:
             video: its bytes; null where they stay at the clip's ``uri``.
 
         Returns:
-            '' or the reason why it cannot be decoded: one of `DecodeError`'s, or "storage" for an unreachable object.
+            '' or the reason why it cannot be decoded: one of `DecodeError`'s, or "missing" for an object that is gone.
+
+        Raises:
+            StorageError: the storage does not answer.
         """
         try:
             if video.is_valid:
@@ -43,7 +46,9 @@ class ClipDecoder:
         except DecodeError as error:
             return error.reason
         except StorageError as error:
-            return "missing" if error.missing else "storage"
+            if not error.missing:
+                raise  # the storage is down, not the video bad: Ray tries again, then the job stops
+            return "missing"
         return ""
 
 

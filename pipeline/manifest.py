@@ -131,7 +131,8 @@ def _from_folders(root: str, listing: pa.Table, convention: str) -> Annotations:
     found = pc.extract_regex(relative, rf"^(?:(?P<split>{splits})/)?(?:(?P<label>[^/]+)/)?.*[^/]+$")
     label = _null_if_empty(pc.struct_field(found, "label"))
     split = _null_if_empty(pc.struct_field(found, "split"))
-    in_classes = convention != "bare" and label.null_count == 0 and len(pc.unique(label)) > 1
+    looks_like_classes = label.null_count == 0 and len(pc.unique(label)) > 1
+    in_classes = convention == "folder" or (convention != "bare" and looks_like_classes)
     if not in_classes:
         label = split = pa.nulls(len(uris), pa.large_string())
     else:

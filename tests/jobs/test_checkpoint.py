@@ -91,13 +91,13 @@ def test_a_failed_write_is_made_good_by_the_next(tmp_path: Path, monkeypatch: py
         real(uri, content)
 
     monkeypatch.setattr(module, "write_bytes", fail_sometimes)
-    writer.save(make(1), "one\n")
+    writer.save(make(1), '{"step": 1}\n')
     writer.wait()
     broken = False
-    writer.save(make(2), "two\n")
+    writer.save(make(2), '{"step": 2}\n')
     writer.wait(must_succeed=True)
     assert complete_steps(str(tmp_path)) == [2]
-    assert read_journal(str(tmp_path), 2) == "one\ntwo\n"
+    assert read_journal(str(tmp_path), 2) == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_tells_when_nothing_can_be_saved_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +110,11 @@ def test_tells_when_nothing_can_be_saved_for_too_long(tmp_path: Path, monkeypatc
     writer.wait()
     assert "max_unsaved_minutes" in writer.unsaved_too_long
     assert "connection refused" in writer.unsaved_too_long
+
+
+def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
+    """A run died between a journal segment and its checkpoint; the next one wrote the steps again."""
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "step-00000004.jsonl").write_text('{"step": 3}\n{"step": 4}\n')
+    (tmp_path / "journal" / "step-00000006.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"step": 5}\n{"step": 6}\n')
+    assert [json.loads(line)["step"] for line in read_journal(str(tmp_path), 5).splitlines()] == [3, 4, 5]
