@@ -95,7 +95,7 @@ def read_manifest(
     listing, skipped = _listing(root, inventory) if needs_listing else (None, 0)
     if convention in ("folder", "bare", "inventory"):
         assert listing is not None
-        annotations = _from_folders(root, listing, convention)
+        annotations = _from_folders(root, listing, convention, asked=config.convention == "folder")
     else:
         annotations = read_annotations(convention, config)
     rows = _gathered(root, annotations, listing, bool(config.unlisted))
@@ -122,8 +122,11 @@ def _ends_with(suffixes: tuple[str, ...]) -> str:
     return "(" + "|".join(suffix.replace(".", r"\.") for suffix in suffixes) + ")$"
 
 
-def _from_folders(root: str, listing: pa.Table, convention: str) -> Annotations:
-    """Labels from ``[train|val|test/]CLASS/...``; none when videos lie at the top or in one folder only."""
+def _from_folders(root: str, listing: pa.Table, convention: str, *, asked: bool) -> Annotations:
+    """Labels from ``[train|val|test/]CLASS/...``; none when videos lie at the top or in one folder only.
+
+    ``asked``: the user said that folders are classes; then only the videos at the top have no label.
+    """
     uris = pc.cast(listing["uri"], pa.large_string())
     prefix = "" if convention == "inventory" and is_local(root) else root.rstrip("/") + "/"
     relative = pc.utf8_slice_codeunits(uris, start=len(prefix))
@@ -132,7 +135,7 @@ def _from_folders(root: str, listing: pa.Table, convention: str) -> Annotations:
     label = _null_if_empty(pc.struct_field(found, "label"))
     split = _null_if_empty(pc.struct_field(found, "split"))
     looks_like_classes = label.null_count == 0 and len(pc.unique(label)) > 1
-    in_classes = convention == "folder" or (convention != "bare" and looks_like_classes)
+    in_classes = asked or (convention != "bare" and looks_like_classes)
     if not in_classes:
         label = split = pa.nulls(len(uris), pa.large_string())
     else:

@@ -68,6 +68,13 @@ def test_bare_folders_have_no_labels(tmp_path: Path, files: tuple[str, ...]) -> 
     assert len(manifest.rows) == len(files)
 
 
+def test_class_folders_that_were_asked_for_survive_a_stray_file(tmp_path: Path) -> None:
+    make(tmp_path, "1.mp4", "a/2.mp4", "b/3.mp4")
+    manifest = read_manifest(str(tmp_path), ManifestConfig(convention="folder", val_share=0.0), seed=0)
+    assert manifest.classes == ("a", "b")
+    assert sorted(label or "" for label, _ in found(manifest, tmp_path).values()) == ["", "a", "b"]
+
+
 def test_convention_bare_ignores_class_folders(tmp_path: Path) -> None:
     make(tmp_path, "a/1.mp4", "b/2.mp4")
     assert read_manifest(str(tmp_path), ManifestConfig(convention="bare"), seed=0).classes == ()
