@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hiera_video.attention import attend
+from hiera_video.linear import Linear
+
 NORM_EPSILON = 1e-6
 
 
@@ -36,16 +39,19 @@ class Attention(nn.Module):
     def __init__(self, dim: int, dim_out: int, num_heads: int, pool: int = 1, within_units: bool = False) -> None:
         super().__init__()
         self.num_heads, self.pool, self.within_units = num_heads, pool, within_units
-        self.qkv = nn.Linear(dim, 3 * dim_out)
-        self.proj = nn.Linear(dim_out, dim_out)
+        self.qkv = Linear(dim, 3 * dim_out)
+        self.proj = Linear(dim_out, dim_out)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, U, M, C]`` → ``[B, U, M / pool, C']``."""
-        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+    def forward(self, tokens: Tensor, first_query: int = 0) -> Tensor:
+        """``[B, U, M, C]`` → ``[B, U, M / pool, C']``, or only for the tokens of M from ``first_query`` on."""
+        if first_query == 0:
+            query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        else:
+            width = self.proj.in_features
+            query = self.qkv(tokens[:, :, first_query:], slice(width))
+            key, value = self.qkv(tokens, slice(width, None)).chunk(2, dim=-1)
         query = pool_tokens(query, self.pool)
-        mixed = functional.scaled_dot_product_attention(
-            self._split_heads(query), self._split_heads(key), self._split_heads(value)
-        )
+        mixed = attend(self._split_heads(query), self._split_heads(key), self._split_heads(value))
         merged: Tensor = self.proj(mixed.transpose(1, 2).reshape(query.shape))
         return merged
 
@@ -61,8 +67,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[..., C]`` → ``[..., C]``."""
@@ -85,14 +91,19 @@ class Block(nn.Module):
         self.attn = Attention(dim, dim_out, num_heads, pool, within_units)
         self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPSILON)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
-        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+        self.proj = Linear(dim, dim_out) if dim != dim_out else None
 
-    def forward(self, tokens: Tensor, branch_scales: Tensor | None = None) -> Tensor:
-        """``[B, U, M, C]`` → ``[B, U, M / pool, C']``; ``branch_scales`` ``[2, B]`` is stochastic depth."""
+    def forward(self, tokens: Tensor, branch_scales: Tensor | None = None, first_output: int = 0) -> Tensor:
+        """``[B, U, M, C]`` → ``[B, U, M / pool, C']``.
+
+        Args:
+            branch_scales: stochastic depth, ``[2, B]``.
+            first_output: compute only the tokens of M from this one on; all others still serve as keys and values.
+        """
         normed = self.norm1(tokens)
         if self.proj is not None:
             tokens = pool_tokens(self.proj(normed), self.pool)
-        tokens = tokens + _scale(self.attn(normed), branch_scales, 0)
+        tokens = tokens[:, :, first_output:] + _scale(self.attn(normed, first_output), branch_scales, 0)
         return tokens + _scale(self.mlp(self.norm2(tokens)), branch_scales, 1)
 
 
@@ -102,7 +113,7 @@ def _scale(branch: Tensor, scales: Tensor | None, index: int) -> Tensor:
 
 def init_classifier_weights(module: nn.Module) -> None:
     """Truncated normal weights and biases of 0.02, as the public classifier has them (also in its LayerNorms)."""
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.constant_(module.bias, 0.02)

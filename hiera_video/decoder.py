@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from hiera_video.attention import attend
 from hiera_video.blocks import NORM_EPSILON, Block, Mlp, run_block
 from hiera_video.config import MaskedAutoencoderConfig
+from hiera_video.linear import Linear
 from hiera_video.targets import target_values
 
 
@@ -29,7 +30,7 @@ class Decoder(nn.Module):
         width = config.decoder_embed_dim
         self.crosses = config.decoder == "cross"
         self.recompute_activations = False
-        self.embed = nn.Linear(config.widths[-1], width)
+        self.embed = Linear(config.widths[-1], width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.decoder_tokens, width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -37,7 +38,7 @@ class Decoder(nn.Module):
         block = _cross_block if self.crosses else _self_block
         self.blocks = nn.ModuleList([block(config) for _ in range(config.decoder_depth)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.pred = nn.Linear(width, target_values(config))
+        self.pred = Linear(width, target_values(config))
 
     def forward(self, visible: Tensor, visible_index: Tensor, hidden_index: Tensor) -> Tensor:
         """Encoder output ``[B, V, E]`` at raster numbers ``[B, V]``, hidden ``[B, N]`` → predictions ``[B, N, P]``."""
@@ -50,9 +51,11 @@ class Decoder(nn.Module):
 
     def _mix(self, hidden: Tensor, memory: Tensor) -> Tensor:
         tokens = torch.cat([memory, hidden], dim=1).unsqueeze(1)  # [B, 1, V + N, C]
-        for block in self.blocks:
-            tokens = run_block(block, tokens, None, recompute=self.recompute_activations)
-        return tokens[:, 0, memory.shape[1] :]
+        for block in self.blocks[:-1]:
+            tokens = run_block(block, tokens, recompute=self.recompute_activations)
+        # Only hidden tokens are predicted, so the last block need not update the visible ones.
+        tokens = run_block(self.blocks[-1], tokens, None, memory.shape[1], recompute=self.recompute_activations)
+        return tokens[:, 0]
 
     def _cross(self, hidden: Tensor, memory: Tensor) -> Tensor:
         for block in self.blocks:
@@ -66,15 +69,15 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """``[B, N, C]``, ``[B, V, C]`` → ``[B, N, C]``."""
         parts = (self.q(queries), *self.kv(memory).chunk(2, dim=-1))
         heads = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        mixed: Tensor = self.proj(functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.proj(attend(*heads).transpose(1, 2).flatten(2))
         return mixed
 
 

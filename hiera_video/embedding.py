@@ -19,8 +19,8 @@ class PatchEmbedding(nn.Module):
     """The overlapping patch convolution of MViTv2 and Hiera, kernel 7 stride 4 (in time 3 and 2).
 
     A visible token may see pixels of a neighbouring unit, because the kernel overlaps; the public code therefore
-    multiplies the input by the mask before a convolution over everything. `visible` does the same arithmetic for the
-    visible units only: it gathers each unit's field of pixels, blanks what belongs to hidden neighbours, and
+    multiplies the input by the mask before a convolution over everything. With a mask this does the same arithmetic
+    for the visible units only: it gathers each unit's field of pixels, blanks what belongs to hidden neighbours, and
     convolves these fields in one product.
     """
 
@@ -29,21 +29,29 @@ class PatchEmbedding(nn.Module):
         self.order = order
         self.stride, self.padding, self.kernel = config.patch_stride, config.patch_padding, config.patch_kernel
         convolution = nn.Conv3d if len(config.input_size) == 3 else nn.Conv2d
-        self.proj = convolution(config.in_chans, config.embed_dim, self.kernel, self.stride, self.padding)  # type: ignore[arg-type]
+        initial = convolution(config.in_chans, config.embed_dim, self.kernel)  # type: ignore[arg-type]
+        self.weight, self.bias = initial.weight, initial.bias
         self.unit_pixels = tuple(m * s for m, s in zip(order.unit_size, self.stride, strict=True))
         self.field = tuple((m - 1) * s + k for m, s, k in zip(order.unit_size, self.stride, self.kernel, strict=True))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """All units: ``[B, 3, (T), H, W]`` → raster tokens ``[B, N, C]``."""
-        grid: Tensor = self.proj(pixels)
-        return grid.flatten(2).transpose(1, 2)
+    def forward(self, pixels: Tensor, keep_mask: Tensor | None = None, unit_index: Tensor | None = None) -> Tensor:
+        """``[B, 3, (T), H, W]`` → unrolled tokens of all units ``[B, U, M, C]``, or of the visible ones.
 
-    def visible(self, pixels: Tensor, keep_mask: Tensor, unit_index: Tensor) -> Tensor:
-        """Visible units only: ``[B, 3, (T), H, W]``, ``[B, U]``, ``[B, K]`` → unrolled tokens ``[B, K, M, C]``."""
+        Args:
+            keep_mask: bool ``[B, U]``, True = visible.
+            unit_index: numbers of the visible units, int64 ``[B, K]``.
+        """
+        if keep_mask is None or unit_index is None:
+            convolve = functional.conv3d if len(self.kernel) == 3 else functional.conv2d
+            grid = convolve(pixels, self.weight, self.bias, self.stride, self.padding)
+            return self.order.unroll(grid.flatten(2).transpose(1, 2))
+        return self._visible(pixels, keep_mask, unit_index)
+
+    def _visible(self, pixels: Tensor, keep_mask: Tensor, unit_index: Tensor) -> Tensor:
         fields = self._fields(pixels, unit_index) * self._visibility(keep_mask, unit_index).to(pixels.dtype)
         batch, kept = unit_index.shape
         columns = self._columns(fields.flatten(0, 1))  # [B·K, M raster, 3·kernel]
-        tokens = functional.linear(columns, self.proj.weight.flatten(1), self.proj.bias)
+        tokens = functional.linear(columns, self.weight.flatten(1), self.bias)
         unit = TokenOrder(self.order.unit_size, self.order.pool_strides)
         return unit.unroll(tokens).reshape(batch, kept, -1, tokens.shape[-1])
 
@@ -113,12 +121,8 @@ class PositionEmbedding(nn.Module):
         for table in self.parameters():
             nn.init.trunc_normal_(table, std=0.02)
 
-    def forward(self) -> Tensor:
-        """Raster order, ``[1, N, C]``."""
-        if not self.separable:
-            return self.table
-        return (self.temporal[:, :, None] + self.spatial[:, None]).flatten(1, 2)
-
-    def visible(self, unit_index: Tensor) -> Tensor:
-        """Visible units ``[B, K]`` → ``[B, K, M, C]``."""
-        return self.order.unroll(self())[0][unit_index]
+    def forward(self, unit_index: Tensor | None = None) -> Tensor:
+        """Unrolled order: all units ``[1, U, M, C]``, or the visible ones ``[B, K]`` → ``[B, K, M, C]``."""
+        raster = (self.temporal[:, :, None] + self.spatial[:, None]).flatten(1, 2) if self.separable else self.table
+        units = self.order.unroll(raster)
+        return units if unit_index is None else units[0][unit_index]

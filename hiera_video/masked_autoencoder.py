@@ -53,7 +53,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder_norm = nn.LayerNorm(config.widths[-1], eps=NORM_EPSILON)
         self.decoder = Decoder(config)
         self.apply(init_autoencoder_weights)
-        nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.data.flatten(1))
+        nn.init.xavier_uniform_(self.encoder.patch_embed.weight.data.flatten(1))
         order = self.encoder.order
         self.register_buffer("token_of_unit", order.raster_index(config.q_pool), persistent=False)  # [U, M]
         self.register_buffer("unit_of_token", _unit_of_token(order.raster_index(config.q_pool)), persistent=False)
@@ -168,35 +168,42 @@ class MultiScaleFusion(nn.Module):
 
     def __init__(self, config: MaskedAutoencoderConfig) -> None:
         super().__init__()
-        self.q_stride, self.q_pool = config.q_stride, config.q_pool
-        convolution = nn.Conv3d if len(config.input_size) == 3 else nn.Conv2d
         self.heads = nn.ModuleList()
         for stage in range(config.q_pool if config.multi_scale_fusion else 0):
-            kernel = tuple(stride ** (config.q_pool - stage) for stride in config.q_stride)
-            self.heads.append(convolution(config.widths[stage], config.widths[-1], kernel, kernel))
+            self.heads.append(FusionHead(config, config.widths[stage], config.q_pool - stage))
 
     def forward(self, stages: list[StageOutput]) -> Tensor:
         """Unrolled tokens of every stage → their sum at the last one's resolution, ``[B, K, M, C]``."""
         fused = stages[-1].tokens
         for head, stage in zip(self.heads, stages, strict=False):
-            fused = fused + self._project(head, stage)
+            fused = fused + head(stage.tokens)
         return fused
 
-    def _project(self, head: nn.Module, stage: StageOutput) -> Tensor:
-        batch, units, tokens, channels = stage.tokens.shape
-        poolings = self.q_pool - stage.poolings
-        window = math.prod(self.q_stride) ** poolings
-        windows = stage.tokens.view(batch, units, window, tokens // window, channels).transpose(2, 3).flatten(3)
-        assert isinstance(head.weight, Tensor)
-        assert isinstance(head.bias, Tensor)
-        return functional.linear(windows, self._unrolled(head.weight, poolings), head.bias)
 
-    def _unrolled(self, weight: Tensor, poolings: int) -> Tensor:
-        """A kernel ``[out, in, *k]`` as a matrix ``[out, window·in]`` in the order of the unrolled tokens."""
+class FusionHead(nn.Module):
+    """One stage's strided convolution over unrolled tokens."""
+
+    def __init__(self, config: MaskedAutoencoderConfig, width: int, poolings: int) -> None:
+        super().__init__()
+        self.q_stride, self.poolings = config.q_stride, poolings
+        kernel = tuple(stride**poolings for stride in config.q_stride)
+        convolution = nn.Conv3d if len(config.input_size) == 3 else nn.Conv2d
+        initial = convolution(width, config.widths[-1], kernel)
+        self.weight, self.bias = initial.weight, initial.bias
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, K, M, C]`` → ``[B, K, M / window, C']``."""
+        batch, units, count, channels = tokens.shape
+        window = math.prod(self.q_stride) ** self.poolings
+        windows = tokens.view(batch, units, window, count // window, channels).transpose(2, 3).flatten(3)
+        return functional.linear(windows, self._unrolled_weight(), self.bias)
+
+    def _unrolled_weight(self) -> Tensor:
+        """The kernel ``[C', C, *k]`` as a matrix ``[C', window·C]`` in the order of the unrolled tokens."""
         axes = len(self.q_stride)
-        digits = [stride for stride in self.q_stride for _ in range(poolings)]  # each axis, last pooling slowest
-        split = weight.reshape(weight.shape[0], weight.shape[1], *digits)
-        order = [2 + axis * poolings + digit for digit in reversed(range(poolings)) for axis in range(axes)]
+        digits = [stride for stride in self.q_stride for _ in range(self.poolings)]  # each axis, last pooling slowest
+        split = self.weight.reshape(*self.weight.shape[:2], *digits)
+        order = [2 + axis * self.poolings + digit for digit in reversed(range(self.poolings)) for axis in range(axes)]
         return split.permute(0, *order, 1).flatten(1)
 
 

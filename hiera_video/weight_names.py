@@ -16,7 +16,7 @@ StateDict = dict[str, Tensor]
 HuggingFaceArchitecture = Literal["HieraModel", "HieraForImageClassification", "HieraForPreTraining"]
 
 _OFFICIAL = [
-    ("encoder.patch_embed.", "patch_embed."),
+    ("encoder.patch_embed.", "patch_embed.proj."),
     ("encoder.pos_embed.spatial", "pos_embed_spatial"),
     ("encoder.pos_embed.temporal", "pos_embed_temporal"),
     ("encoder.pos_embed.table", "pos_embed"),
@@ -33,7 +33,7 @@ _OFFICIAL = [
     ("decoder.pred.", "decoder_pred."),
 ]
 _HUGGINGFACE = [
-    ("encoder.patch_embed.proj.", "hiera.embeddings.patch_embeddings.projection."),
+    ("encoder.patch_embed.", "hiera.embeddings.patch_embeddings.projection."),
     ("encoder.pos_embed.table", "hiera.embeddings.position_embeddings"),
     ("encoder.blocks.", "hiera.encoder.blocks."),
     ("encoder_norm.", "encoder_norm."),

@@ -56,7 +56,7 @@ def _pretraining(pixels: Tensor, **options: Any) -> dict[str, Any]:
         "visible_units": keep_mask.nonzero()[:, 1].view(2, 4).tolist(),
         "prediction": _fingerprint(output.prediction),
         "target": _fingerprint(output.target),
-        "patch_embedding_gradient": _fingerprint(mae.encoder.patch_embed.proj.weight.grad),
+        "patch_embedding_gradient": _fingerprint(mae.encoder.patch_embed.weight.grad),
     }
 
 

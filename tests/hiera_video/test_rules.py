@@ -62,7 +62,7 @@ def test_layer_decay_falls_towards_the_input() -> None:
     assert scales[id(model.head.weight)] == scales[id(model.norm.weight)] == 1.0
     assert scales[id(model.encoder.blocks[4].mlp.fc1.weight)] == 0.5
     assert scales[id(model.encoder.blocks[0].norm1.bias)] == 0.5**5
-    assert scales[id(model.encoder.pos_embed.spatial)] == scales[id(model.encoder.patch_embed.proj.weight)] == 0.5**6
+    assert scales[id(model.encoder.pos_embed.spatial)] == scales[id(model.encoder.patch_embed.weight)] == 0.5**6
 
 
 def test_positions_norms_and_biases_do_not_decay() -> None:
