@@ -14,7 +14,7 @@ from jobs.cluster import connect
 from jobs.errors import UserError
 from jobs.output import FREE_KEYS, claim_output, release_output
 from jobs.program import console, run_program
-from pipeline import DecodeConfig, StorageError, absolute, read_bytes
+from pipeline import DecodeConfig, StorageError, absolute, exists, join, read_bytes
 from pipeline.columns import ManifestError
 from pipeline.conventions import Convention, ManifestConfig
 from pipeline.prepare import Outcome, PrepareSettings, prepare
@@ -87,8 +87,11 @@ def run(config: PrepareConfig) -> dict[str, Any]:
                 progress=progress,
             )
         except (ManifestError, StorageError) as error:
-            release_output(config.output, claim)  # the mended command must not be refused
-            raise UserError(str(error)) from error
+            if not exists(join(config.output, "_prepare")):
+                release_output(config.output, claim)  # nothing was planned yet: the mended command is not refused
+            if isinstance(error, ManifestError):
+                raise UserError(str(error)) from error
+            raise
     return _report(outcome)
 
 

@@ -241,6 +241,7 @@ def test_mistakes_are_one_error(source: Path, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "list.csv").write_text("name,label\na,b\n")
     with pytest.raises(UserError, match="has no column"):
         run(source, tmp_path / "b", annotations=str(tmp_path / "list.csv"), convention="csv")
+    assert not (tmp_path / "b" / "run.json").exists()  # the mended command may use the output
     for name, value in {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "AWS_ACCESS_KEY_ID": "key",
