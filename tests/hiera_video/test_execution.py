@@ -124,3 +124,17 @@ def test_bfloat16_autocast_is_near_float32(name: str) -> None:
         loss = loss_of(model(pixels, **extra))
     loss.backward()
     torch.testing.assert_close(loss.float(), expected, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hiera_test_8x64", "mae_hiera_test_8x64"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_are_read_inside_their_modules_forward(name: str, masked: bool) -> None:
+    """Sharded training (ZeRO-3, FSDP) gathers a module's weights when its forward begins, and only then."""
+    model, inside = create_model(name), set()
+    if masked:
+        model = model.encoder
+    owners = {id(p): module_name for module_name, module in model.named_modules() for p in module.parameters(False)}
+    for module_name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, module_name=module_name: inside.add(module_name))
+    model(torch.randn(CLIP), **({"keep_mask": random_keep_mask(2, 16, 0.75)} if masked else {}))
+    assert not set(owners.values()) - inside
