@@ -47,7 +47,12 @@ def run(quick: bool) -> dict[str, Any]:
     steps = pretraining_steps(quick) | inference_steps(quick)
     losses = {name: float(step()) for name, step in steps.items()}
     seconds = interleaved_seconds(steps, turns=1 if quick else 3)
-    figures: dict[str, Any] = {"threads": THREADS, "batch": BATCH, "load_average_before": round(load_before, 2)}
+    figures: dict[str, Any] = {
+        "threads": THREADS,
+        "batch": BATCH,
+        "load_average_before": round(load_before, 2),
+        "disturbed": "yes: other work is running, repeat on an idle machine" if load_before > 0.5 else "no",
+    }
     for row, (ours, official, due) in ROWS.items():
         ratio = seconds[official] / seconds[ours]
         figures[row] = {
