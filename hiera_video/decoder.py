@@ -39,6 +39,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList([block(config) for _ in range(config.decoder_depth)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.pred = Linear(width, target_values(config))
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.feeds_pooling = False
 
     def forward(self, visible: Tensor, visible_index: Tensor, hidden_index: Tensor) -> Tensor:
         """Encoder output ``[B, V, E]`` at raster numbers ``[B, V]``, hidden ``[B, N]`` → predictions ``[B, N, P]``."""

@@ -2,7 +2,8 @@
 
 PyTorch multiplies float32 matrices on a CPU with MKL, which leaves a tenth of an AVX-512 core unused on processors of
 other makers; oneDNN, which PyTorch carries for other types, does not. Measured on two cores of an EPYC with
-avx512_bf16: 213 against 193 GFLOP/s, and 4 % of a whole pretraining step. Equal up to rounding.
+avx512_bf16: 213 against 193 GFLOP/s, and 4 % of a whole pretraining step when used throughout. Equal up to
+rounding.
 
 Shapes: I inputs, O outputs.
 """
@@ -22,14 +23,20 @@ _onednn_linear: Callable[..., Tensor] | None = torch.ops.mkldnn._linear_pointwis
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, by oneDNN where that is faster: float32 on a CPU, outside of autocast and captured graphs."""
+    """`torch.nn.Linear`, by oneDNN where that is faster: float32 on a CPU, outside of autocast and captured graphs.
+
+    Another library rounds differently, and a max-pooling behind it may then pass a near tie's gradient to the other
+    token. So where gradients are wanted, a layer that `feeds_pooling` stays with PyTorch's own product.
+    """
+
+    feeds_pooling = True
 
     def forward(self, inputs: Tensor, outputs: slice = slice(None)) -> Tensor:
         """``[..., I]`` → ``[..., O]``, or a slice of the outputs."""
         whole = outputs == slice(None)
         weight: Tensor = self.weight if whole else self.weight[outputs]
         bias: Tensor = self.bias if whole else self.bias[outputs]
-        if not _uses_onednn(inputs):
+        if not _uses_onednn(inputs) or (self.feeds_pooling and torch.is_grad_enabled()):
             return functional.linear(inputs, weight, bias)
         result: Tensor = _OneDnnLinear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
         return result

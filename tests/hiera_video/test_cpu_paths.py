@@ -22,8 +22,10 @@ def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("outputs", [slice(None), slice(7), slice(7, None)])
-def test_linear_equals_the_plain_product(outputs: slice) -> None:
+@pytest.mark.parametrize("feeds_pooling", [False, True])
+def test_linear_equals_the_plain_product(outputs: slice, feeds_pooling: bool) -> None:
     layer, inputs = Linear(13, 21), torch.randn(2, 3, 5, 13, requires_grad=True)
+    layer.feeds_pooling = feeds_pooling
     expected = functional.linear(inputs, layer.weight[outputs], layer.bias[outputs])
     actual = layer(inputs, outputs)
     torch.testing.assert_close(actual, expected)
@@ -34,10 +36,21 @@ def test_linear_equals_the_plain_product(outputs: slice) -> None:
 
 def test_linear_with_frozen_parts() -> None:
     layer = Linear(4, 6).requires_grad_(False)
+    layer.feeds_pooling = False
     inputs = torch.randn(3, 4, requires_grad=True)
     layer(inputs).sum().backward()
     torch.testing.assert_close(inputs.grad, layer.weight.sum(dim=0).expand(3, 4))
     assert not layer(torch.randn(3, 4)).requires_grad
+
+
+def test_only_layers_without_a_pooling_behind_them_train_by_another_library() -> None:
+    mae = create_model("mae_hiera_test_8x64")
+    kinds = {name.split(".")[0]: set() for name, _ in mae.named_children()}
+    for name, module in mae.named_modules():
+        if isinstance(module, Linear):
+            kinds[name.split(".")[0]].add(module.feeds_pooling)
+    assert kinds["encoder"] == {True}
+    assert kinds["decoder"] == {False}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
