@@ -88,7 +88,11 @@ def _train(case: tuple[int, str], world: int, first: int, last: int, start: Path
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("case", [(0, "adamw"), (1, "adamw"), (2, "sgd"), (3, "adamw")], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [(2, "sgd"), *(pytest.param((stage, "adamw"), marks=pytest.mark.faults) for stage in (0, 1, 3))],
+    ids=str,
+)
 def test_resume_is_exact_and_free_of_world_size(case: tuple[int, str], tmp_path: Path) -> None:
     whole = _train(case, 2, 0, STEPS, None, tmp_path / "whole")
     half = tmp_path / "half"
