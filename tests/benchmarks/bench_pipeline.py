@@ -58,7 +58,7 @@ BACKENDS: tuple[Backend, ...] = ("decord", "pyav")
 
 def run(quick: bool) -> dict[str, Any]:
     """Figures by name; see the module's docstring for what they are of."""
-    rounds = 3 if quick else 12
+    rounds = 3 if quick else 6
     with tempfile.TemporaryDirectory() as folder, _ray():
         originals = Path(folder) / "originals"
         _collect(originals)
