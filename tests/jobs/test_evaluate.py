@@ -109,7 +109,7 @@ def test_what_cannot_be_scored_is_refused(
     evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
 ) -> None:
     config, _, _ = evaluated
-    with pytest.raises(UserError, match="split=nosuch: .* has no such clips"):
+    with pytest.raises(UserError, match=r"split=nosuch: .* has no such clips"):
         run(replace(config, split="nosuch", output=str(tmp_path / "out")))
     save_model(tmp_path / "model.safetensors", create_model("hiera_test_8x64"))
     with pytest.raises(UserError, match="has 8 classes that the classifier was not trained on"):
