@@ -24,6 +24,7 @@ from jobs.errors import UserError
 from pipeline import StorageError, read_bytes
 
 RECIPES = Path(__file__).parent / "recipes"
+BASE = "base"  # the key by which a recipe names the one that it changes
 ConfigT = TypeVar("ConfigT")
 
 # A recipe may come from anywhere; it must not be able to print the environment's secrets.
@@ -121,9 +122,18 @@ def recipe_names(program: str) -> list[str]:
     return sorted(path.stem for path in (RECIPES / program).glob("*.yaml"))
 
 
-def _recipe_leaves(program: str, recipe: str | None) -> Iterator[tuple[str, Any]]:
+def _recipe_leaves(program: str, recipe: str | None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The leaves of a recipe, those of the recipe that it names as its ``base`` first."""
     if recipe is None:
         return
+    if recipe in above:
+        raise UserError(f"base={recipe}: recipes build on each other in a circle ({' on '.join([*above, recipe])})")
+    content = _read_recipe(program, recipe)
+    yield from _recipe_leaves(program, content.pop(BASE, None), (*above, recipe))
+    yield from _leaves(content, "")
+
+
+def _read_recipe(program: str, recipe: str) -> dict[str, Any]:
     named = RECIPES / program / f"{recipe}.yaml"
     looks_like_a_place = "/" in recipe or recipe.endswith((".yaml", ".yml"))
     if not named.exists() and not looks_like_a_place:
@@ -135,11 +145,12 @@ def _recipe_leaves(program: str, recipe: str | None) -> Iterator[tuple[str, Any]
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file") from error
-    if content is None:
-        return
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | types.NoneType):
         raise UserError(f"recipe={recipe}: must hold `key: value` lines; it holds a {type(content).__name__}")
-    yield from _leaves(content, "")
+    content = content or {}
+    if not isinstance(content.get(BASE, ""), str):
+        raise UserError(f"recipe={recipe}: {BASE}={content[BASE]}: must be one recipe; give its name or its place")
+    return content
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -19,11 +19,11 @@ from hiera_video import (
     augment,
     create_model,
     load_into_classifier,
-    model_config,
     normalize_video,
     sample_uniforms,
     set_activation_checkpointing,
 )
+from jobs.architecture import architecture
 from jobs.batch import Batch
 from jobs.errors import UserError
 from jobs.initial_weights import link_to_initial_run, local_weights
@@ -54,8 +54,7 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(
                 f"model={self.model}: must be a classifier; did you mean {self.model.removeprefix('mae_')}?"
             )
-        architecture = model_config(self.model, **self.model_overrides)
-        self.check_input_size(architecture.input_size)
+        self.check_input_size(architecture(self.model, self.model_overrides).input_size)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}: must lie in [0, 1); the paper uses 0.1")
 

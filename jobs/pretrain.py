@@ -18,12 +18,12 @@ from hiera_video import (
     augment,
     build_model,
     load_weights,
-    model_config,
     normalize_video,
     random_keep_mask,
     sample_uniforms,
     set_activation_checkpointing,
 )
+from jobs.architecture import architecture
 from jobs.batch import Batch
 from jobs.initial_weights import link_to_initial_run, local_weights
 from jobs.pictures import reconstruction_picture
@@ -60,8 +60,8 @@ class PretrainConfig(TrainConfig):
     @property
     def architecture(self) -> MaskedAutoencoderConfig:
         """The model's configuration."""
-        overrides = {**self.model_overrides, "mask_ratio": self.mask_ratio}
-        return cast(MaskedAutoencoderConfig, model_config(self.model, **overrides))
+        changed = architecture(self.model, self.model_overrides, mask_ratio=self.mask_ratio)
+        return cast(MaskedAutoencoderConfig, changed)
 
     @property
     def has_picture(self) -> bool:
