@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -56,11 +57,11 @@ class Batch:
 
 
 def batch_from_columns(columns: Mapping[str, Any], *, seed: int, step: int, index: int, device: torch.device) -> Batch:
-    """A micro-batch of the training stream as a `Batch` on the device."""
+    """A micro-batch of the training stream as a `Batch` on the device, which may still be copying it."""
     views = zip(columns["epoch"], columns["sample_id"], columns["failure"], columns["replaced_by"], strict=True)
     return Batch(
-        frames=torch.from_numpy(columns["video"].copy()).to(device, non_blocking=True),  # Arrow memory is read-only
-        labels=torch.from_numpy(columns["label"].copy()).to(device, non_blocking=True),
+        frames=_to_device(columns["video"], device),
+        labels=_to_device(columns["label"], device),
         sample_ids=list(columns["sample_id"]),
         epochs=columns["epoch"].tolist(),
         position=int(columns["position"][0]),
@@ -69,3 +70,42 @@ def batch_from_columns(columns: Mapping[str, Any], *, seed: int, step: int, inde
         index=index,
         failures=[Failure(int(epoch), *texts) for epoch, *texts in views if texts[1]],
     )
+
+
+def _to_device(values: Any, device: torch.device) -> Tensor:
+    host = torch.from_numpy(values.copy())  # Arrow memory is read-only
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)  # only copies from pinned memory overlap with compute
+
+
+def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches; while one is in use, a thread fetches the next and copies it to the device.
+
+    On CUDA the copies run on a stream of their own, beside the model's kernels.
+    """
+    new_stream: Any = torch.cuda.Stream
+    side = new_stream(device) if device.type == "cuda" else None
+    thread = ThreadPoolExecutor(1, thread_name_prefix="batch-ahead")
+
+    def fetch() -> Batch | None:
+        with torch.cuda.stream(side):  # without a stream: nothing
+            return next(batches, None)
+
+    try:
+        coming = thread.submit(fetch)
+        while (batch := coming.result()) is not None:
+            if side is not None:
+                _hand_over(batch, side)
+            coming = thread.submit(fetch)
+            yield batch
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _hand_over(batch: Batch, side: Any) -> None:
+    """Let the current stream wait for the copies, and the allocator know that it uses them."""
+    current = torch.cuda.current_stream(batch.frames.device)
+    current.wait_stream(side)
+    for tensor in (batch.frames, batch.labels):
+        tensor.record_stream(current)

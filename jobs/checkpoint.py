@@ -1,13 +1,13 @@
 """Checkpoints in one form, free of world size, ZeRO stage and pickle: safetensors, JSON, and a marker with digests.
 
-    checkpoints/step-00000010/model.safetensors      weights by name
-                              optimizer.safetensors  optimizer state by parameter name
-                              state.json             step, position, timed-out samples, ...
-                              complete.json          digests of the three; written last, by one PUT
-    journal/step-00000010.jsonl                      the metric lines since the checkpoint before
+    checkpoints/step-00000010/attempt-0003-model-0.safetensors      weights by name, in files of at most a GiB or so
+                              attempt-0003-optimizer-0.safetensors  optimizer state by parameter name
+                              attempt-0003-state.json               step, position, timed-out samples, ...
+                              complete.json                         names and digests of these; the last, by one PUT
+    journal/step-00000010-attempt-0003.jsonl                        the metric lines since the checkpoint before
 
-A checkpoint without its marker, or whose files do not match it, is never loaded. One background thread writes, so
-that training goes on meanwhile.
+A checkpoint without its marker, or whose files do not match it, is never loaded. Files carry the attempt that wrote
+them and the first marker stays, so that a writer that was cut off can spoil nothing (see `jobs.lease`).
 """
 
 from __future__ import annotations
@@ -16,43 +16,22 @@ import hashlib
 import json
 import logging
 import re
-import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline import StorageError, delete, join, list_files, read_bytes, write_bytes
+from pipeline import StorageError, delete, join, list_files, read_bytes, write_bytes, write_if_absent
 
 logger = logging.getLogger(__name__)
+Content = TypeVar("Content")
 
-MODEL, OPTIMIZER, STATE, MARKER = "model.safetensors", "optimizer.safetensors", "state.json", "complete.json"
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are written and how many are kept."""
-
-    every_steps: int = 500
-    """Optimizer steps between checkpoints; the last step always writes one."""
-    every_minutes: float = 30.0
-    """Longest time between checkpoints, in minutes."""
-    keep: int = 2
-    """How many of the newest checkpoints are kept."""
-    max_unsaved_minutes: float = 120.0
-    """Training stops with an error when no checkpoint could be saved for so many minutes."""
-
-    def __post_init__(self) -> None:
-        for key, lowest in (("every_steps", 1), ("keep", 1)):
-            if getattr(self, key) < lowest:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least {lowest}; use {lowest} or more")
-        for key in ("every_minutes", "max_unsaved_minutes"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must be positive; it is a time in minutes")
+MODEL, OPTIMIZER, STATE, MARKER = "model", "optimizer", "state", "complete.json"
+FILE_BYTES = 2**30  # one PUT holds 5 GiB at most, and every file is in memory once
 
 
 @dataclass(frozen=True)
@@ -66,149 +45,216 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts as JSON values (run id, known failures)."""
+    """Further facts as JSON values (run ids, known failures)."""
+    metric: float | None = None
+    """How good the model is, lower is better; None when nobody has measured."""
 
 
-class CheckpointWriter:
-    """Writes checkpoints of one run in the background, one at a time, and keeps the newest few."""
+@dataclass(frozen=True)
+class Cursor:
+    """Where a run goes on from; the defaults: from its start."""
 
-    def __init__(self, output: str, config: CheckpointConfig) -> None:
-        self._output, self._config = output, config
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
-        self._pending: Future[None] | None = None
-        self._unsent_journal: dict[int, str] = {}
-        self._saved_at = time.monotonic()
-        self._last_due = time.monotonic()
-        self.unsaved_too_long = ""
-        """Why training must stop: set when nothing could be saved for `max_unsaved_minutes`."""
-
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is due after ``step`` optimizer steps."""
-        minutes = (time.monotonic() - self._last_due) / 60
-        return step % self._config.every_steps == 0 or minutes >= self._config.every_minutes
-
-    def save(self, checkpoint: Checkpoint, journal: str) -> None:
-        """Write in the background, after the one before has ended.
-
-        Args:
-            checkpoint: what to write; its tensors must not change any more.
-            journal: metric lines since the checkpoint before.
-        """
-        self.wait()
-        self._last_due = time.monotonic()
-        self._unsent_journal[checkpoint.step] = journal
-        self._pending = self._executor.submit(self._write, checkpoint)
-
-    def wait(self, *, must_succeed: bool = False) -> None:
-        """Wait for the write in progress; a failed one is told and left to the next checkpoint.
-
-        Raises:
-            StorageError: it failed and ``must_succeed``.
-        """
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        try:
-            pending.result()
-            self._saved_at = time.monotonic()
-        except StorageError as error:
-            if must_succeed:
-                raise
-            logger.warning("checkpoint not saved, the next one tries again: %s", error)
-            minutes = (time.monotonic() - self._saved_at) / 60
-            if minutes > self._config.max_unsaved_minutes:
-                self.unsaved_too_long = (
-                    f"checkpoint.max_unsaved_minutes={self._config.max_unsaved_minutes}: no checkpoint could be saved "
-                    f"for {minutes:.0f} minutes ({error}); mend the storage and start the same command again"
-                )
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        for step, lines in sorted(self._unsent_journal.items()):
-            write_bytes(join(self._output, "journal", f"step-{step:08d}.jsonl"), lines.encode())
-        self._unsent_journal.clear()
-        write_checkpoint(self._output, checkpoint)
-        for step in complete_steps(self._output)[: -self._config.keep]:
-            _remove(self._output, step)
+    step: int = 0
+    """Optimizer steps done."""
+    position: int = 0
+    """Views consumed."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """See `Checkpoint`."""
 
 
-def write_checkpoint(output: str, checkpoint: Checkpoint) -> None:
-    """Write one checkpoint: files first, then the marker that makes it complete."""
-    folder = _folder(output, checkpoint.step)
-    state = {"step": checkpoint.step, "position": checkpoint.position, "extra": dict(checkpoint.extra)}
-    files = {
-        MODEL: safetensors.torch.save(dict(checkpoint.weights)),
-        OPTIMIZER: safetensors.torch.save(dict(checkpoint.optimizer)),
-        STATE: json.dumps(state).encode(),
-    }
-    for name, data in files.items():
-        write_bytes(join(folder, name), data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    write_bytes(join(folder, MARKER), json.dumps({"step": checkpoint.step, "sha256": digests}, indent=2).encode())
+def write_checkpoint(
+    output: str, checkpoint: Checkpoint, attempt: int = 0, *, before_marker: Callable[[], None] = lambda: None
+) -> None:
+    """Write one checkpoint: files first, then the marker that makes it complete.
+
+    Args:
+        attempt: number of the writer's lease.
+        before_marker: called when all but the marker is written; what it raises leaves the checkpoint incomplete.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    digests = {}
+    for kind, data in _files(checkpoint):
+        name = f"attempt-{attempt:04d}-{kind}"
+        write_bytes(join(_folder(output, checkpoint.step), name), data)
+        digests[name] = hashlib.sha256(data).hexdigest()
+    before_marker()
+    marker = {"step": checkpoint.step, "metric": checkpoint.metric, "sha256": digests}
+    # An earlier attempt's marker for the same step stays: it is complete, and what this one wrote is collected.
+    write_if_absent(join(_folder(output, checkpoint.step), MARKER), json.dumps(marker, indent=2).encode())
 
 
 def complete_steps(output: str) -> list[int]:
     """Steps of the checkpoints that have a marker, ascending."""
-    uris = _listed(join(output, "checkpoints"), MARKER)
-    found = (re.search(rf"/step-(\d+)/{MARKER}$", uri) for uri in uris)
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(step for step, names in _listed_checkpoints(output).items() if MARKER in names)
 
 
 def latest_checkpoint(output: str) -> Checkpoint | None:
     """The newest checkpoint whose files match its marker; None when there is none."""
-    for step in reversed(complete_steps(output)):
-        checkpoint = read_checkpoint(output, step)
-        if checkpoint is not None:
-            return checkpoint
-    return None
+    found = (read_checkpoint(output, step) for step in reversed(complete_steps(output)))
+    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+
+
+def newest_cursor(output: str) -> Cursor:
+    """The cursor of the checkpoint that `latest_checkpoint` gives, holding one of its files in memory at a time."""
+    found = (_left_out_if_torn(output, step, _cursor) for step in reversed(complete_steps(output)))
+    return next((cursor for cursor in found if cursor is not None), Cursor())
 
 
 def read_checkpoint(output: str, step: int) -> Checkpoint | None:
     """One checkpoint; None, with a warning, when it is torn."""
+    return _left_out_if_torn(output, step, _checkpoint)
+
+
+def _left_out_if_torn(output: str, step: int, read: Callable[[str, dict[str, Any]], Content]) -> Content | None:
     folder = _folder(output, step)
     try:
-        digests = json.loads(read_bytes(join(folder, MARKER)))["sha256"]
-        files = {name: read_bytes(join(folder, name)) for name in (MODEL, OPTIMIZER, STATE)}
-        torn = [name for name, data in files.items() if hashlib.sha256(data).hexdigest() != digests.get(name)]
-        if torn:
-            raise ValueError(f"{', '.join(torn)} not as written")
-        state = json.loads(files[STATE])
-        weights, optimizer = (safetensors.torch.load(files[name]) for name in (MODEL, OPTIMIZER))
-    except (ValueError, KeyError, SafetensorError) as error:
+        return read(folder, json.loads(read_bytes(join(folder, MARKER))))
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         logger.warning("checkpoint %s is damaged and left out: %s", folder, error)
-        return None
     except StorageError as error:
         if not error.missing:
             raise
         logger.warning("checkpoint %s is incomplete and left out: %s", folder, error)
-        return None
-    return Checkpoint(state["step"], state["position"], weights, optimizer, state["extra"])
+    return None
+
+
+def _checkpoint(folder: str, marker: dict[str, Any]) -> Checkpoint:
+    files = dict(_verified_files(folder, marker))
+    cursor = _state(files)
+    weights, optimizer = (_tensors(files, kind) for kind in (MODEL, OPTIMIZER))
+    return Checkpoint(cursor.step, cursor.position, weights, optimizer, cursor.extra, marker["metric"])
+
+
+def _cursor(folder: str, marker: dict[str, Any]) -> Cursor:
+    return _state({name: data for name, data in _verified_files(folder, marker) if STATE in name})
+
+
+def _verified_files(folder: str, marker: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    for name, digest in marker["sha256"].items():
+        data = read_bytes(join(folder, name))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ValueError(f"{name} is not as written")
+        yield name, data
+
+
+def _state(files: Mapping[str, bytes]) -> Cursor:
+    texts = [data for name, data in files.items() if STATE in name]
+    if len(texts) != 1:
+        raise ValueError("its marker must name one state file")
+    state = json.loads(texts[0])
+    return Cursor(state["step"], state["position"], state["extra"])
+
+
+def collect_checkpoints(output: str, *, keep: int, keep_best: int) -> None:
+    """Delete what nobody will go on from: superfluous, torn and orphaned checkpoints, and files of other attempts.
+
+    Only the holder of the lease may call it, while it writes nothing else there.
+
+    Args:
+        keep: how many of the newest stay.
+        keep_best: how many of those with the lowest metric stay besides.
+    """
+    listed = _listed_checkpoints(output)
+    complete = sorted(step for step, names in listed.items() if MARKER in names)
+    markers = {step: _marker(output, step) for step in complete}
+    measured = sorted((marker["metric"], step) for step, marker in markers.items() if marker["metric"] is not None)
+    kept = {*complete[-keep:], *(step for _, step in measured[:keep_best])}
+    for step, names in listed.items():
+        wanted = {MARKER, *markers[step]["sha256"]} if step in kept else set()
+        for name in sorted(names - wanted, key=lambda name: name != MARKER):  # half deleted must not look complete
+            delete(join(_folder(output, step), name))
+
+
+def discard_after(output: str, step: int) -> None:
+    """Delete all checkpoints after a step: they are torn, or the run would have gone on from them."""
+    for later, names in _listed_checkpoints(output).items():
+        if later > step:
+            for name in sorted(names, key=lambda name: name != MARKER):
+                delete(join(_folder(output, later), name))
+
+
+def write_journal(output: str, step: int, attempt: int, lines: str) -> None:
+    """Keep the metric lines up to a step, one JSON object a line."""
+    write_bytes(join(output, "journal", f"step-{step:08d}-attempt-{attempt:04d}.jsonl"), lines.encode())
 
 
 def read_journal(output: str, until_step: int) -> str:
     """The metric lines of all steps up to a checkpoint, joined from their segments, each step once.
 
-    A run that died between a segment and its checkpoint wrote some steps twice; the later segment counts.
+    Steps after a checkpoint that was never finished were written twice; the later attempt, then segment, counts.
     """
-    segments = ((int(uri[-14:-6]), uri) for uri in _listed(join(output, "journal"), ".jsonl"))
-    texts = (read_bytes(uri).decode() for _, uri in sorted(segments))
-    lines = {json.loads(line)["step"]: line + "\n" for text in texts for line in text.splitlines()}
+    lines: dict[int, str] = {}
+    for _, _, uri in sorted(_journal_segments(output)):
+        for line in read_bytes(uri).decode().splitlines():
+            lines[json.loads(line)["step"]] = line + "\n"
     return "".join(lines[step] for step in sorted(lines) if step <= until_step)
 
 
-def _listed(folder: str, suffix: str) -> list[str]:
+def _journal_segments(output: str) -> Iterator[tuple[int, int, str]]:
+    for uri in _listed(join(output, "journal")):
+        match = re.search(r"/step-(\d+)-attempt-(\d+)\.jsonl$", uri)
+        if match:
+            yield int(match[2]), int(match[1]), uri
+
+
+def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    for kind, tensors in ((MODEL, checkpoint.weights), (OPTIMIZER, checkpoint.optimizer)):
+        for number, part in enumerate(_parts(tensors)):
+            yield f"{kind}-{number}.safetensors", safetensors.torch.save(part)
+    state = {"step": checkpoint.step, "position": checkpoint.position, "extra": dict(checkpoint.extra)}
+    yield f"{STATE}.json", json.dumps(state).encode()
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups of `FILE_BYTES` at most, a larger tensor by itself; at least one group."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if part and size + tensor.nbytes > FILE_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += tensor.nbytes
+    yield part
+
+
+def _tensors(files: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, data in files.items():
+        if f"-{kind}-" in name:
+            tensors |= safetensors.torch.load(data)
+    return tensors
+
+
+def _marker(output: str, step: int) -> dict[str, Any]:
+    """A marker's content; of a damaged one, that it names nothing."""
     try:
-        uris: list[str] = list_files(folder, suffixes=[suffix])["uri"].to_pylist()
+        marker = json.loads(read_bytes(join(_folder(output, step), MARKER)))
+        return {"metric": marker["metric"], "sha256": dict(marker["sha256"])}
+    except (ValueError, KeyError, TypeError):
+        return {"metric": None, "sha256": {}}
+
+
+def _listed_checkpoints(output: str) -> dict[int, set[str]]:
+    """The names of the files of each step, complete or not."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for uri in _listed(join(output, "checkpoints")):
+        match = re.search(r"/step-(\d+)/([^/]+)$", uri)
+        if match:
+            found[int(match[1])].add(match[2])
+    return found
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        uris: list[str] = list_files(folder)["uri"].to_pylist()
     except StorageError as error:
         if not error.missing:
             raise
         return []
     return uris
-
-
-def _remove(output: str, step: int) -> None:
-    folder = _folder(output, step)
-    for name in (MARKER, MODEL, OPTIMIZER, STATE):  # the marker first: what is half deleted is not complete
-        delete(join(folder, name))
 
 
 def _folder(output: str, step: int) -> str:

@@ -1,134 +1,174 @@
-"""The thread between the driver and its workers: a request to stop goes down, lines and progress come up.
+"""The thread between the driver and its workers: a request to end goes down, lines and signs of life come up.
 
-One small actor a run. Workers never wait for it: they post without asking for an answer and look only at answers that
-have arrived. On the driver one thread prints what was posted, and hands SIGTERM on.
+One small actor a run, on the driver's host. Workers never wait for it: they post without asking for an answer and look
+only at answers that have arrived. The driver's side is `jobs.run_watch`.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
+import os
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+import time
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import ray
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jobs.program import console
+from jobs.stacks import stacks_on_signal
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_BEATS = 1.0
+
+
+class Ending(IntEnum):
+    """Why the loop ends before the last step; the highest that any rank knows of counts for all."""
+
+    NONE = 0
+    RESIZED = 1
+    REQUESTED = 2
+    UNSAVED = 3
+    UNDECODABLE = 4
+    NOT_FINITE = 5
+
+
+class Doing(IntEnum):
+    """What a rank is at, in the order of a step."""
+
+    STARTING = 0
+    WAITING_FOR_DATA = 1
+    FORWARD = 2
+    BACKWARD = 3
+    AGREEING = 4
+    SAVING = 5
+
+
+@dataclass(frozen=True)
+class SignOfLife:
+    """Where a rank runs and what it was at when it last gave a sign."""
+
+    rank: int
+    host: str
+    node_id: str
+    pid: int
+    stacks_path: str
+    """Where its stacks appear, on its host, when it gets the signal (see `jobs.stacks`)."""
+    step: int = 0
+    """Optimizer steps done."""
+    micro_batch: int = 0
+    """Micro-batches of the running step that were begun."""
+    doing: Doing = Doing.STARTING
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """How far it has come; ranks that wait for each other differ by a little."""
+        return self.step, self.micro_batch, int(self.doing)
+
+    def __str__(self) -> str:
+        doing = self.doing.name.lower().replace("_", " ")
+        return f"rank {self.rank} on {self.host} (process {self.pid}): {doing} in step {self.step + 1}"
 
 
 class RunBoard:
-    """Holds whether the run was asked to stop, and what the workers posted since the driver looked."""
+    """Holds what the driver asked the workers for, and what they posted since it looked."""
 
     def __init__(self) -> None:
-        self._stop_requested = False
+        self._attempt = 0
+        self._wish = Ending.NONE
         self._lines: list[str] = []
         self._steps = 0
         self._result: dict[str, Any] | None = None
+        self._signs: dict[int, SignOfLife] = {}
 
-    def request_stop(self) -> None:
-        """Ask the run to stop at its next step."""
-        self._stop_requested = True
+    def begin(self, attempt: int, step: int) -> None:
+        """A new group of workers starts from a step; what an older one still posts is not counted."""
+        self._attempt, self._steps, self._result, self._signs = attempt, step, None, {}
+        if self._wish is Ending.RESIZED:
+            self._wish = Ending.NONE
 
-    def stop_requested(self) -> bool:
-        """Whether it was asked to."""
-        return self._stop_requested
+    def request(self, wish: Ending) -> None:
+        """Ask the workers to end at their next step; a stop is not taken back by a resize."""
+        self._wish = max(self._wish, wish)
+
+    def wish(self) -> Ending:
+        """What the driver wishes."""
+        return self._wish
 
     def post(self, line: str, steps: int) -> None:
         """Add a line for the person at the driver (empty: none), and how many steps are done."""
-        self._steps = max(self._steps, steps)
+        self._steps = steps
         if line:
             self._lines.append(line)
 
-    def end(self, result: dict[str, Any]) -> None:
-        """How the run ended."""
-        self._result = result
+    def beat(self, attempt: int, sign: SignOfLife) -> None:
+        """A sign of life of one rank."""
+        if attempt == self._attempt:
+            self._signs[sign.rank] = sign
+
+    def end(self, attempt: int, result: dict[str, Any]) -> None:
+        """How the group ended."""
+        if attempt == self._attempt:
+            self._result = result
 
     def result(self) -> dict[str, Any] | None:
-        """How the run ended; None while it goes on."""
+        """How the group ended; None while it runs, or when it died."""
         return self._result
 
-    def take(self) -> tuple[list[str], int]:
-        """The lines since the last call, and the steps done."""
+    def take(self) -> tuple[list[str], int, dict[int, SignOfLife]]:
+        """The lines since the last call, the steps done, and the ranks' last signs of life."""
         lines, self._lines = self._lines, []
-        return lines, self._steps
+        return lines, self._steps, dict(self._signs)
 
 
 class WorkerBoard(logging.Handler):
     """The board as one rank sees it; as a logging handler it carries warnings to the driver."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Any, rank: int, attempt: int) -> None:
         super().__init__(logging.WARNING)
-        self._board = board
-        self._answer = board.stop_requested.remote()
-        self._steps = 0
+        self._board, self._attempt = board, attempt
+        self._answer = board.wish.remote()
+        context = ray.get_runtime_context()
+        self._sign = SignOfLife(rank, socket.gethostname(), context.get_node_id(), os.getpid(), stacks_on_signal())
+        self._beating = threading.Thread(target=self._beat, name="signs-of-life", daemon=True)
+        self._ended = threading.Event()
+        self._beating.start()
+
+    def mark(self, step: int, micro_batch: int, doing: Doing) -> None:
+        """Note what this rank is at; the next sign of life carries it."""
+        self._sign = replace(self._sign, step=step, micro_batch=micro_batch, doing=doing)
 
     def post(self, line: str, steps: int) -> None:
         """Post a line (empty: none) and the steps done."""
-        self._steps = steps
         self._board.post.remote(line, steps)
 
-    def end(self, result: dict[str, Any]) -> None:
-        """Tell the driver how the run ended."""
-        ray.get(self._board.end.remote(result))
+    def end(self, result: Any) -> None:
+        """Tell the driver how the group ended."""
+        ray.get(self._board.end.remote(self._attempt, asdict(result)))
+
+    def close(self) -> None:
+        """No more signs of life."""
+        self._ended.set()
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Post a log record."""
-        self.post(f"{record.levelname.lower()}: {record.getMessage()}", self._steps)
+        self.post(f"{record.levelname.lower()}: {record.getMessage()}", self._sign.step)
 
-    def stop_requested(self) -> bool:
+    def wish(self) -> Ending:
         """The newest answer that has arrived."""
         ready, _ = ray.wait([self._answer], timeout=0)
         if not ready:
-            return False
-        requested = bool(ray.get(self._answer))
-        self._answer = self._board.stop_requested.remote()
-        return requested
+            return Ending.NONE
+        wish: Ending = ray.get(self._answer)
+        self._answer = self._board.wish.remote()
+        return wish
+
+    def _beat(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_BEATS):
+            self._board.beat.remote(self._attempt, self._sign)
 
 
-@contextmanager
-def watched_run(name: str, first_step: int, total_steps: int) -> Iterator[Any]:
-    """A `RunBoard` that is printed while the context lasts, and that SIGTERM at this process turns to stop."""
-    board = ray.remote(num_cpus=0)(RunBoard).remote()
-    asked, ended = threading.Event(), threading.Event()
-    former = signal.getsignal(signal.SIGTERM)
-
-    def remember(_signal: int, _frame: FrameType | None) -> None:
-        asked.set()
-
-    with _progress() as progress:
-        task = progress.add_task(name, total=total_steps, completed=first_step)
-
-        def look() -> None:
-            lines, steps = ray.get(board.take.remote())
-            for line in lines:
-                progress.console.print(escape(line), highlight=False, soft_wrap=True)
-            progress.update(task, completed=max(first_step, steps))
-
-        def watch() -> None:  # a thread, because a signal handler must not call into Ray
-            while not ended.wait(SECONDS_BETWEEN_LOOKS):
-                if asked.is_set():
-                    board.request_stop.remote()
-                look()
-
-        signal.signal(signal.SIGTERM, remember)
-        watcher = threading.Thread(target=watch, name="board-watcher", daemon=True)
-        watcher.start()
-        try:
-            yield board
-        finally:
-            ended.set()
-            watcher.join()
-            look()
-            signal.signal(signal.SIGTERM, former)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+def elapsed_minutes(since: float) -> float:
+    """Minutes since a reading of ``time.monotonic()``."""
+    return (time.monotonic() - since) / 60

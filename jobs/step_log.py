@@ -88,6 +88,11 @@ class StepLog:
             self._write(figures, seconds)
         self._step_started, self._waited_seconds = time.perf_counter(), 0.0
 
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, where one is known by now."""
+        return self._run.run_id if self._run else None
+
     def take_lines(self) -> str:
         """The journal lines since the last call."""
         lines, self._lines = self._lines, []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hiera_video import OptimizerConfig, ScheduleConfig
-from jobs.checkpoint import CheckpointConfig
+from jobs.checkpoint_writer import CheckpointConfig
 from jobs.tracking import TrackingConfig
 from pipeline import DecodeConfig, ViewConfig
 
@@ -22,8 +22,9 @@ class TrainConfig:
     """Where checkpoints, journal and weights go: path, file:// or s3://."""
     init: str | None = None
     """Weights to start from: output of a run, `.safetensors`, official or Hugging Face `.pth`."""
-    workers: int = 1
-    """Training workers, one GPU each where there are GPUs; does not change what is computed."""
+    workers: Any = 1
+    """Training workers, one GPU each where there are GPUs; does not change what is computed. `[fewest, most]` is
+    elastic: as many as the cluster has room for, fewer when a host is lost, more when one comes."""
     seed: int = 0
     """Decides every random draw."""
     epochs: float | None = None
@@ -46,6 +47,8 @@ class TrainConfig:
     """Arithmetic of forward and backward (autocast); weights and optimizer state stay float32."""
     activation_checkpointing: bool = False
     """Recompute block activations in the backward pass: less memory, more arithmetic."""
+    compile: bool = False
+    """Compile the model (torch.compile) when training starts: minutes once, then faster steps; not with ZeRO 3."""
     threads_per_worker: int = 1
     """CPU threads of one training worker; fixed, because it decides the order of floating-point sums."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -55,16 +58,22 @@ class TrainConfig:
     trace_samples: bool = False
     """Write the sample ids of every step to the journal."""
     max_failures: int = 3
-    """How many dead worker groups are replaced before the run fails."""
+    """How often dead or hanging workers are replaced before the run fails."""
+    hang_minutes: float = 30.0
+    """Without a step for so long the stacks of all workers are written and the workers started anew."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"epochs={self.epochs}: give either epochs or steps={self.steps}; set the other to null")
-        for key in ("workers", "global_batch", "micro_batch", "decode_actors", "threads_per_worker", "log_every_steps"):
+        for key in ("global_batch", "micro_batch", "decode_actors", "threads_per_worker", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
         if self.max_failures < 0:
             raise ValueError(f"max_failures={self.max_failures}: must not be negative; use 0 for none")
+        if not self.hang_minutes > 0:
+            raise ValueError(f"hang_minutes={self.hang_minutes}: must be positive; it is a time in minutes")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=true: cannot follow weights that come and go; use zero_stage=2, or compile=false")
         length = "steps" if self.epochs is None else "epochs"
         if getattr(self, length) <= 0:
             raise ValueError(f"{length}={getattr(self, length)}: must be positive; use 1 or more")
@@ -77,12 +86,26 @@ class TrainConfig:
                 f"use {self.micro_batch * math.ceil(self.global_batch / self.micro_batch)}"
             )
         micro_batches = self.global_batch // self.micro_batch
-        if micro_batches % self.workers:
+        if any(micro_batches % workers for workers in self.worker_range):
             fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+            rule = "must divide" if len(self.worker_range) == 1 else "every number of them must divide"
             raise ValueError(
-                f"workers={self.workers}: must divide global_batch / micro_batch = {micro_batches}; "
+                f"workers={self.workers}: {rule} global_batch / micro_batch = {micro_batches}; "
                 f"use one of {', '.join(fitting)}"
             )
+
+    @property
+    def worker_range(self) -> range:
+        """The permitted numbers of workers.
+
+        Raises:
+            ValueError: ``workers`` is neither a number nor ``[fewest, most]``.
+        """
+        bounds = list(self.workers) if isinstance(self.workers, list | tuple) else [self.workers, self.workers]
+        whole = len(bounds) == 2 and all(type(bound) is int for bound in bounds)
+        if not whole or not 1 <= bounds[0] <= bounds[1]:
+            raise ValueError(f"workers={self.workers}: must be a number from 1 on, or [fewest, most]; use 1 or [1,2]")
+        return range(bounds[0], bounds[1] + 1)
 
     def check_input_size(self, input_size: tuple[int, ...]) -> None:
         """The views must have the shape that the model takes.

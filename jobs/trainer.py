@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from enum import IntEnum
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import deepspeed
@@ -27,14 +27,20 @@ from hiera_video import (
     scaled_learning_rate,
     set_learning_rate,
 )
-from jobs.batch import Batch, batch_from_columns, digest
-from jobs.checkpoint import Checkpoint, CheckpointWriter, latest_checkpoint
+from jobs.batch import Batch, batch_from_columns, digest, one_ahead
+from jobs.checkpoint import Checkpoint, read_checkpoint
+from jobs.checkpoint_writer import CheckpointWriter
+from jobs.lease import Lease
 from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
-from jobs.run_board import WorkerBoard
+from jobs.run_board import Doing, Ending, WorkerBoard
 from jobs.step_log import StepLog, gather_in_stream_order
 from jobs.tracking import start_run
 from jobs.train_config import TrainConfig
 from pipeline import iter_micro_batches
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_NOTICES = 5.0
 
 
 class Phase(Protocol):
@@ -84,70 +90,80 @@ class TrainingJob:
         return self.config.global_batch // self.config.micro_batch
 
 
-class Ending(IntEnum):
-    """Why the loop ends before the last step; the highest that any rank knows of counts for all."""
-
-    NONE = 0
-    REQUESTED = 1
-    UNSAVED = 2
-    UNDECODABLE = 3
-    NOT_FINITE = 4
-
-
 @dataclass(frozen=True)
 class WorkerResult:
     """How a rank's loop ended."""
 
     step: int
     """Optimizer steps that are saved."""
+    stopped: bool = False
+    """Whether it was asked to stop (SIGTERM, pre-emption)."""
     failure: str = ""
     """Why training cannot go on, when it cannot; starting the workers anew would not help."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """What every rank runs: from the newest checkpoint to the last step, or until there is a reason to end."""
+    """What every rank runs: from a checkpoint to the last step, or until there is a reason to end."""
     job: TrainingJob = settings["job"]
+    lease: Lease = settings["lease"]
     config = job.config
     torch.set_num_threads(config.threads_per_worker)
-    board = WorkerBoard(settings["board"])
-    checkpoint = latest_checkpoint(config.output)
+    board = WorkerBoard(settings["board"], _rank(), lease.attempt)
+    checkpoint = _checkpoint(config.output, settings["start_step"])
     engine = _engine(job, checkpoint)
     log = _step_log(job, checkpoint, board)
-    writer = CheckpointWriter(config.output, config.checkpoint)
-    batches = _batches(job, log.step, engine.device)
+    writer = CheckpointWriter(config.checkpoint, lease)
+    agreement = Agreement(board, writer)
+    batches = one_ahead(_batches(job, log.step, engine.device), engine.device)
     ending, consumed = Ending.NONE, list[Batch]()
 
     while log.step < job.total_steps and ending is Ending.NONE:
         learning_rate = _learning_rate(job, log.step)
         set_learning_rate(engine.optimizer, learning_rate)
         losses, consumed = [], []
-        for _ in range(engine.gradient_accumulation_steps()):
+        for turn in range(engine.gradient_accumulation_steps()):
+            board.mark(log.step, turn, Doing.WAITING_FOR_DATA)
             batch = log.next_batch(batches)
+            board.mark(log.step, turn, Doing.FORWARD)
             loss = engine(batch)
+            board.mark(log.step, turn, Doing.BACKWARD)
             engine.backward(loss)
             engine.step()  # takes a step only when the global batch is complete
             losses.append(loss.detach())
             consumed.append(batch)
 
-        mean_loss, failed_views, ending = _agree(torch.stack(losses).mean(), consumed, _wish(board, writer))
+        board.mark(log.step, len(losses), Doing.AGREEING)
+        mean_loss, failed_views, due, ending = agreement(torch.stack(losses).mean(), consumed, log.step + 1)
         if ending is Ending.NOT_FINITE or failed_views == config.global_batch:
             ending = max(ending, Ending.UNDECODABLE)
             break
         log.record(mean_loss, learning_rate, consumed, failed_views=failed_views)
-        if ending is Ending.REQUESTED or log.step == job.total_steps or _first_rank_decides(writer.due(log.step)):
-            _save(job, engine, writer, log)
+        if due or ending in (Ending.REQUESTED, Ending.RESIZED) or log.step == job.total_steps:
+            _save(job, engine, writer, log, board)
 
-    writer.wait(must_succeed=ending in (Ending.NONE, Ending.REQUESTED))
+    board.mark(log.step, 0, Doing.SAVING)
+    writer.finish()
     log.close()
-    result = WorkerResult(log.step, _failure(ending, log.step, consumed, writer))
+    stopped = ending is Ending.REQUESTED and log.step < job.total_steps
+    result = WorkerResult(log.step, stopped, _failure(ending, log.step, consumed, writer))
     if _rank() == 0:
-        board.end(asdict(result))
-    dist.barrier()  # no rank leaves the others behind
+        board.end(result)
+    board.close()
 
 
-def known_failures(checkpoint: Checkpoint | None) -> list[tuple[int, str]]:
+def known_failures(extra: Mapping[str, Any]) -> list[tuple[int, str]]:
     """(epoch, sample id) of the views whose decoding took too long, so that a resumed run decides alike."""
-    return [(epoch, sample) for epoch, sample in checkpoint.extra["timed_out"]] if checkpoint else []
+    return [(epoch, sample) for epoch, sample in extra.get("timed_out", [])]
+
+
+def _checkpoint(output: str, step: int) -> Checkpoint | None:
+    """The checkpoint that the driver found, and cut the stream at; none for a run that begins."""
+    if step == 0:
+        return None
+    checkpoint = read_checkpoint(output, step)
+    if checkpoint is None:
+        raise RuntimeError(f"{output}: the checkpoint of step {step} was damaged since the run was started")
+    return checkpoint
 
 
 def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
@@ -157,10 +173,11 @@ def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
     step = job.phase.build_step(load_init=checkpoint is None)
     if checkpoint:
         step.model.load_state_dict(checkpoint.weights)
-    accumulation = job.micro_batches // config.workers
+    if config.compile:
+        step.model.compile(dynamic=False)
     settings = {
         "train_micro_batch_size_per_gpu": config.micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": job.micro_batches // dist.get_world_size(),
         "gradient_clipping": config.optimizer.clip_gradient_norm,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,  # SGD: a plain torch optimizer, tested here
@@ -176,10 +193,10 @@ def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
 
 def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterator[Batch]:
     """This rank's micro-batches in order: of every global batch numbers rank, rank + workers, ..."""
-    config = job.config
+    config, workers = job.config, dist.get_world_size()
     shard = ray.train.get_dataset_shard("train")
     for turn, columns in enumerate(iter_micro_batches(shard)):
-        number = turn * config.workers + _rank()
+        number = turn * workers + _rank()
         step, index = start_step + number // job.micro_batches, number % job.micro_batches
         position = step * config.global_batch + index * config.micro_batch
         if int(columns["position"][0]) != position:
@@ -211,41 +228,61 @@ def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoar
         trace=config.trace_samples,
         run=run,
         board=board,
-        timed_out=known_failures(checkpoint),
+        timed_out=known_failures(checkpoint.extra) if checkpoint else (),
     )
 
 
-def _wish(board: WorkerBoard, writer: CheckpointWriter) -> Ending:
-    if writer.unsaved_too_long:
-        return Ending.UNSAVED
-    return Ending.REQUESTED if board.stop_requested() else Ending.NONE
+class Agreement:
+    """What all ranks must know alike after a step, in one reduction: loss, failures, checkpoints, reasons to end."""
+
+    def __init__(self, board: WorkerBoard, writer: CheckpointWriter) -> None:
+        self._board, self._writer = board, writer
+        self._notice_asked_at = time.monotonic()
+
+    def __call__(self, loss: Tensor, consumed: Sequence[Batch], step: int) -> tuple[float, int, bool, Ending]:
+        """Mean loss, number of failed views, whether a checkpoint is due, the reason to end: same on every rank.
+
+        Args:
+            loss: mean over this rank's micro-batches, a scalar.
+            consumed: this rank's micro-batches.
+            step: optimizer steps done.
+        """
+        wish = Ending.UNSAVED if self._writer.failure else self._board.wish()
+        failed_views = sum(len(batch.failures) for batch in consumed)
+        votes = [wish is reason for reason in Ending]
+        # Clocks differ between ranks; the first one decides what is due.
+        first_decides = [self._writer.due(step), self._may_ask_for_notice()] if _rank() == 0 else [False, False]
+        figures = torch.tensor([0, failed_views, *first_decides, *votes], dtype=torch.float64, device=loss.device)
+        figures[0] = loss / dist.get_world_size()
+        dist.all_reduce(figures)
+        mean_loss, failed, due, ask, *counted = figures.tolist()
+        ending = max(reason for reason in Ending if counted[reason] or reason is Ending.NONE)
+        if ask and self._preempted():
+            ending = max(ending, Ending.REQUESTED)
+        if not math.isfinite(mean_loss):
+            ending = Ending.NOT_FINITE
+        return mean_loss, int(failed), bool(due), ending
+
+    def _may_ask_for_notice(self) -> bool:
+        """Asking waits for all ranks, so it is done now and then only."""
+        if time.monotonic() - self._notice_asked_at < SECONDS_BETWEEN_NOTICES:
+            return False
+        self._notice_asked_at = time.monotonic()
+        return True
+
+    def _preempted(self) -> bool:
+        notice = ray.train.get_preemption_info()
+        if notice is not None and _rank() == 0:
+            logger.warning("a host is about to be taken away (ranks %s); saving and stopping", notice.preempted_ranks)
+        return notice is not None
 
 
-def _agree(loss: Tensor, consumed: Sequence[Batch], wish: Ending) -> tuple[float, int, Ending]:
-    """Mean loss, number of failed views and the reason to end, the same on every rank."""
-    failed_views = sum(len(batch.failures) for batch in consumed)
-    reasons = [float(wish is reason) for reason in Ending]
-    figures = torch.tensor([0.0, failed_views, *reasons], dtype=torch.float64, device=loss.device)
-    figures[0] = loss / dist.get_world_size()
-    dist.all_reduce(figures)
-    mean_loss, failed, *votes = figures.tolist()
-    if not math.isfinite(mean_loss):
-        return mean_loss, int(failed), Ending.NOT_FINITE
-    return mean_loss, int(failed), max(reason for reason in Ending if votes[reason] or reason is Ending.NONE)
-
-
-def _first_rank_decides(due: bool) -> bool:
-    """Clocks differ between ranks; the first one decides when a checkpoint is due."""
-    decision = [due]
-    dist.broadcast_object_list(decision, src=0)
-    return decision[0]
-
-
-def _save(job: TrainingJob, engine: Any, writer: CheckpointWriter, log: StepLog) -> None:
+def _save(job: TrainingJob, engine: Any, writer: CheckpointWriter, log: StepLog, board: WorkerBoard) -> None:
     """All ranks gather, the first one writes in the background."""
     weights, optimizer = gather_weights(engine), gather_optimizer_state(engine)
     if _rank() == 0:
-        extra = {"run_key": job.run_key, "timed_out": log.timed_out}
+        board.mark(log.step, 0, Doing.SAVING)
+        extra = {"run_key": job.run_key, "mlflow_run_id": log.run_id, "timed_out": log.timed_out}
         position = log.step * job.config.global_batch
         writer.save(Checkpoint(log.step, position, weights, optimizer, extra), log.take_lines())
 
@@ -261,7 +298,7 @@ def _failure(ending: Ending, step: int, consumed: Sequence[Batch], writer: Check
     if ending is Ending.UNDECODABLE:
         reasons = sorted({failure.reason for batch in consumed for failure in batch.failures})
         return f"step {step + 1}: no view of the global batch could be decoded ({', '.join(reasons)}); look at the data"
-    return writer.unsaved_too_long if ending is Ending.UNSAVED else ""
+    return writer.failure
 
 
 def _rank() -> int:

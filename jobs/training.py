@@ -12,20 +12,29 @@ from typing import Any
 import ray
 import ray.data
 import torch
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    ControllerError,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 
 from hiera_video import save_model
-from jobs.checkpoint import latest_checkpoint, read_journal
+from jobs.checkpoint import Cursor, discard_after, latest_checkpoint, newest_cursor, read_journal
 from jobs.cluster import connect, has_gpus
 from jobs.config import config_dict, config_yaml
 from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
 from jobs.initial_weights import WEIGHTS
+from jobs.lease import Lease, take_lease
 from jobs.output import claim_output
 from jobs.pictures import curve_picture
 from jobs.program import replace
-from jobs.run_board import watched_run
+from jobs.room import RoomForWorkers, refuse_to_wait_for_ever
+from jobs.run_watch import RunWatch
 from jobs.tracking import Run, recorded, start_run, tracking_uri
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob, WorkerResult, known_failures, train_worker
@@ -60,7 +69,8 @@ def run_training(
 
     Raises:
         UserError: a mistake in the configuration, found before any worker starts.
-        StopRequestedError: SIGTERM arrived; a checkpoint was written.
+        StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
+        TrainingStoppedError: training cannot go on, or another start took the output over.
     """
     config = _with_absolute_places(config)
     newest = open_prepared(config.data)
@@ -82,9 +92,10 @@ def run_training(
         tags={**links, "data": prepared.uri, "data_digest": prepared.digest},
     )
     connect()
-    _refuse_to_wait_for_ever(config)
+    refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
     with recorded(run):
-        train(job)
+        lease = train(job, take_lease(config.output))
+    lease.check()
     model = _trained_model(job)
     _save_weights(config.output, model, {"program": program, "run_id": run.wait_for_id(5) or "", **metadata})
     figures = _write_journal(job)
@@ -139,7 +150,7 @@ def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
     partitioned = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: tuple(states)}
     memory = {
         f"state GiB a worker, ZeRO {stage}": parameters
-        * sum(size / (config.workers if name in shared else 1) for name, size in states.items())
+        * sum(size / (config.worker_range[-1] if name in shared else 1) for name, size in states.items())
         / 2**30
         for stage, shared in partitioned.items()
     }
@@ -171,73 +182,92 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     return TrainingJob(config, phase, total, warmup, program, run_key, prepared.version)
 
 
-def _refuse_to_wait_for_ever(config: TrainConfig) -> None:
-    """Ray would wait without a word for CPUs that are not there."""
-    offered = ray.cluster_resources().get("CPU", 0)
-    needed = (0 if has_gpus() else config.workers) + stream_cpus(config.decode_actors)
-    if needed > offered:
-        raise UserError(
-            f"workers={config.workers}, decode_actors={config.decode_actors}: need {needed:g} CPUs, the cluster offers "
-            f"{offered:g}; use fewer, or a larger cluster"
-        )
-
-
-def train(job: TrainingJob) -> None:
+def train(job: TrainingJob, lease: Lease) -> Lease:
     """Run the job to its last step, going on from the newest checkpoint; returns when all steps are saved.
 
+    Groups of workers follow each other: after a death, after a hang, with more or fewer workers. Ray Train could
+    replace them itself, but its elastic groups take every CPU, also those that decoding needs, and are resized without
+    a checkpoint.
+
+    Returns:
+        the lease of the last group.
+
     Raises:
-        StopRequestedError: SIGTERM arrived; a checkpoint was written.
-        TrainingStoppedError: the loss is not finite, or nothing can be saved.
+        StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
+        TrainingStoppedError: the loss is not finite, nothing can be saved, or another start took the output over.
     """
-    checkpoint = latest_checkpoint(job.config.output)
-    first_step = checkpoint.step if checkpoint else 0
-    if first_step >= job.total_steps:
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-train-") as folder,
-        watched_run(job.program, first_step, job.total_steps) as board,
-    ):
-        _trainer(job, board, folder).fit()
-        ended = WorkerResult(**ray.get(board.result.remote()))
+    config, failures = job.config, 0
+    room = RoomForWorkers(config.worker_range, stream_cpus(config.decode_actors))
+    watch = RunWatch(job.program, job.total_steps, hang_minutes=config.hang_minutes, may_grow=room.may_grow)
+    with watch.watching():
+        while (cursor := newest_cursor(config.output)).step < job.total_steps:
+            discard_after(config.output, cursor.step)
+            workers = room.wait(config.hang_minutes * 60, tell=watch.say)
+            watch.begin(lease, workers, cursor.step)
+            try:
+                _run_group(job, lease, watch, cursor, workers)
+            except (ControllerError, TrainingFailedError) as error:
+                failures += 1
+                if failures > config.max_failures or watch.stop_requested or watch.lost:
+                    raise TrainingStoppedError(watch.lost or _what_happened(error, failures)) from error
+                room.could_not_start(workers if isinstance(error, ControllerError) else None)
+                watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
+            lease = lease.renewed()
+    return lease
+
+
+def _run_group(job: TrainingJob, lease: Lease, watch: RunWatch, cursor: Cursor, workers: int) -> None:
+    """One group of workers from the cursor to its end."""
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+        TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job, "board": watch.board, "lease": lease, "start_step": cursor.step},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=has_gpus()),
+            run_config=RunConfig(
+                storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            ),
+            datasets={"train": lambda: _stream(job, cursor)},
+            dataset_config=DataConfig(execution_options=stream_execution_options()),
+        ).fit()
+    result = watch.result()
+    if watch.lost or result is None:
+        raise TrainingStoppedError(watch.lost or f"{job.program}: the workers ended without a result")
+    ended = WorkerResult(**result)
     if ended.failure:
         raise TrainingStoppedError(ended.failure)
-    if ended.step < job.total_steps:
+    if ended.stopped:
         raise StopRequestedError(
             f"saved at step {ended.step} of {job.total_steps}; the same command goes on from there"
         )
 
 
-def _trainer(job: TrainingJob, board: Any, folder: str) -> TorchTrainer:
-    return TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job, "board": board},
-        scaling_config=ScalingConfig(num_workers=job.config.workers, use_gpu=has_gpus()),
-        run_config=RunConfig(
-            # Ray keeps only its own bookkeeping here; checkpoints are ours, so a fresh place for every start.
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=job.config.max_failures),
-        ),
-        datasets={"train": lambda: _stream(job)},  # called again whenever the workers are started anew
-        dataset_config=DataConfig(execution_options=stream_execution_options()),
-    )
+def _what_happened(error: Exception, failures: int) -> str:
+    """One line on why a group of workers died."""
+    causes = getattr(error, "worker_failures", {})
+    ranks = ", ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items()))
+    return f"workers died ({ranks or _last_line(error)}; failure {failures})"
 
 
-def _stream(job: TrainingJob) -> ray.data.Dataset:
-    """The micro-batches from the newest checkpoint's position to the end of the run."""
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+
+
+def _stream(job: TrainingJob, cursor: Cursor) -> ray.data.Dataset:
+    """The micro-batches from the cursor to the end of the run."""
     config = job.config
-    checkpoint = latest_checkpoint(config.output)
     return training_stream(
         open_prepared(config.data, job.data_version),
         config.view,
         seed=config.seed,
         micro_batch=config.micro_batch,
-        start_position=checkpoint.position if checkpoint else 0,
+        start_position=cursor.position,
         stop_position=job.total_steps * config.global_batch,
         split="train",
         labelled_only=job.phase.labelled_only,
         decode=config.decode,
         concurrency=config.decode_actors,
-        known_failures=known_failures(checkpoint),
+        known_failures=known_failures(cursor.extra),
     )
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,23 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import checkpoint as module
+from jobs import checkpoint_writer as writing
 from jobs.checkpoint import (
     Checkpoint,
-    CheckpointConfig,
-    CheckpointWriter,
+    collect_checkpoints,
     complete_steps,
+    discard_after,
     latest_checkpoint,
+    newest_cursor,
     read_journal,
     write_checkpoint,
+    write_journal,
 )
+from jobs.checkpoint_writer import CheckpointConfig, CheckpointWriter
+from jobs.lease import take_lease
 from pipeline import StorageError
 
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "complete.json")
+FILES = ("model-0.safetensors", "optimizer-0.safetensors", "state.json", "complete.json")
 
 
-def make(step: int) -> Checkpoint:
+def make(step: int, metric: float | None = None) -> Checkpoint:
     weights = {"w": torch.full((3,), float(step))}
-    return Checkpoint(step, step * 8, weights, {"w.exp_avg": torch.ones(3), "step": torch.tensor(step)}, {"note": "x"})
+    optimizer = {"w.exp_avg": torch.ones(3), "step": torch.tensor(step)}
+    return Checkpoint(step, step * 8, weights, optimizer, {"note": "x"}, metric)
 
 
 def folder(output: Path, step: int) -> Path:
@@ -44,6 +51,20 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert (found.step, found.position, found.extra) == (3, 24, {"note": "x"})
     assert torch.equal(found.weights["w"], torch.full((3,), 3.0))
     assert set(found.optimizer) == {"w.exp_avg", "step"}
+    cursor = newest_cursor(str(tmp_path))
+    assert (cursor.step, cursor.position, cursor.extra) == (3, 24, {"note": "x"})
+
+
+def test_large_states_come_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FILE_BYTES", 100)
+    weights = {f"w{number}": torch.full((11,), float(number)) for number in range(7)}  # 44 bytes each
+    write_checkpoint(str(tmp_path), Checkpoint(1, 8, weights, {}))
+    assert len([name for name in os.listdir(folder(tmp_path, 1)) if "-model-" in name]) == 4
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert {name: value.tolist() for name, value in found.weights.items()} == {
+        name: value.tolist() for name, value in weights.items()
+    }
 
 
 @settings(max_examples=25, deadline=None)
@@ -54,7 +75,7 @@ def test_a_damaged_checkpoint_is_never_loaded(
     output = tmp_path_factory.mktemp("run")
     write_checkpoint(str(output), make(1))
     write_checkpoint(str(output), make(2))
-    victim = folder(output, 2) / name
+    victim = next(folder(output, 2).glob(f"*{name}"))
     content = bytearray(victim.read_bytes())
     at = data.draw(st.integers(0, len(content) - 1))
     if kind == "missing":
@@ -69,20 +90,34 @@ def test_a_damaged_checkpoint_is_never_loaded(
     assert found is not None
     assert found.step == 1 or name == "complete.json"
     assert torch.equal(found.weights["w"], torch.full((3,), float(found.step)))
+    assert newest_cursor(str(output)).step == found.step
 
 
-def test_writer_keeps_the_newest_and_the_whole_journal(tmp_path: Path) -> None:
-    writer = CheckpointWriter(str(tmp_path), CheckpointConfig(keep=2))
-    for step in (1, 2, 3, 4):
-        writer.save(make(step), json.dumps({"step": step}) + "\n")
-    writer.wait(must_succeed=True)
-    assert complete_steps(str(tmp_path)) == [3, 4]
+def writer_for(output: Path, **settings: Any) -> CheckpointWriter:
+    return CheckpointWriter(CheckpointConfig(**settings), take_lease(str(output)))
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(writing, "LAST_PAUSE_SECONDS", 0.0)
+
+
+def test_writer_keeps_the_newest_and_the_best_and_the_whole_journal(tmp_path: Path) -> None:
+    writer = writer_for(tmp_path, keep=2, keep_best=1)
+    for step, metric in ((1, 0.5), (2, 0.1), (3, 0.3), (4, 0.2), (5, None)):
+        writer.save(make(step, metric), json.dumps({"step": step}) + "\n")
+    writer.finish()
+    assert not writer.failure
+    assert complete_steps(str(tmp_path)) == [2, 4, 5]
     assert [json.loads(line)["step"] for line in read_journal(str(tmp_path), 3).splitlines()] == [1, 2, 3]
-    assert not (folder(tmp_path, 1) / "model.safetensors").exists()
+    assert not list(folder(tmp_path, 1).iterdir())
 
 
-def test_a_failed_write_is_made_good_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = CheckpointWriter(str(tmp_path), CheckpointConfig())
+def test_a_failed_write_is_made_good_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = writer_for(tmp_path)
     real, broken = module.write_bytes, True
 
     def fail_sometimes(uri: str, content: bytes) -> None:
@@ -92,29 +127,83 @@ def test_a_failed_write_is_made_good_by_the_next(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(module, "write_bytes", fail_sometimes)
     writer.save(make(1), '{"step": 1}\n')
-    writer.wait()
+    while "not saved" not in caplog.text:
+        writer.save(make(1), '{"step": 1}\n')
     broken = False
     writer.save(make(2), '{"step": 2}\n')
-    writer.wait(must_succeed=True)
-    assert complete_steps(str(tmp_path)) == [2]
+    writer.finish()
+    assert not writer.failure
+    assert complete_steps(str(tmp_path))[-1] == 2
     assert read_journal(str(tmp_path), 2) == '{"step": 1}\n{"step": 2}\n'
+    assert "trying again" in caplog.text
 
 
-def test_tells_when_nothing_can_be_saved_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tells_when_nothing_can_be_saved_for_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
     def fail(uri: str, content: bytes) -> None:
         raise StorageError(uri, "connection refused", "check the endpoint")
 
+    writer = writer_for(tmp_path, max_unsaved_minutes=0.01)
     monkeypatch.setattr(module, "write_bytes", fail)
-    writer = CheckpointWriter(str(tmp_path), CheckpointConfig(max_unsaved_minutes=1e-9))
     writer.save(make(1), "")
-    writer.wait()
-    assert "max_unsaved_minutes" in writer.unsaved_too_long
-    assert "connection refused" in writer.unsaved_too_long
+    writer.finish()  # goes on trying until the time is over
+    assert "max_unsaved_minutes=0.01" in writer.failure
+    assert "connection refused" in writer.failure
+
+
+def test_a_lost_lease_stops_the_writer_before_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later start comes while the files are being written."""
+    writer = writer_for(tmp_path)
+    real = module.write_bytes
+
+    def interrupted(uri: str, content: bytes) -> None:
+        real(uri, content)
+        if uri.endswith("state.json"):
+            take_lease(str(tmp_path))
+
+    monkeypatch.setattr(module, "write_bytes", interrupted)
+    writer.save(make(1), "")
+    writer.finish()
+    assert "attempt 1 stops and leaves the checkpoints to it" in writer.failure
+    assert complete_steps(str(tmp_path)) == []
+    writer.save(make(2), "")
+    writer.finish()
+    assert not folder(tmp_path, 2).exists()
+
+
+def test_a_cut_off_writer_cannot_spoil_a_later_attempts_checkpoint(tmp_path: Path) -> None:
+    """Its files have other names, and the marker that is there stays."""
+    write_checkpoint(str(tmp_path), make(2), attempt=2)
+    stale = make(2)
+    stale.weights["w"].fill_(-1.0)
+    write_checkpoint(str(tmp_path), stale, attempt=1)
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert torch.equal(found.weights["w"], torch.full((3,), 2.0))
+    collect_checkpoints(str(tmp_path), keep=2, keep_best=0)
+    assert not list(folder(tmp_path, 2).glob("attempt-0001-*"))
+    assert latest_checkpoint(str(tmp_path)) is not None
+
+
+def test_orphans_and_torn_checkpoints_are_collected(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        write_checkpoint(str(tmp_path), make(step))
+    (folder(tmp_path, 2) / "complete.json").unlink()  # an orphan: killed before its marker
+    torn = next(folder(tmp_path, 4).glob("*model*"))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    cursor = newest_cursor(str(tmp_path))
+    assert cursor.step == 3
+    discard_after(str(tmp_path), cursor.step)
+    collect_checkpoints(str(tmp_path), keep=5, keep_best=0)
+    left = {path.parent.name for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
+    assert left == {"step-00000001", "step-00000003"}
 
 
 def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
-    """A run died between a journal segment and its checkpoint; the next one wrote the steps again."""
-    (tmp_path / "journal").mkdir()
-    (tmp_path / "journal" / "step-00000004.jsonl").write_text('{"step": 3}\n{"step": 4}\n')
-    (tmp_path / "journal" / "step-00000006.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"step": 5}\n{"step": 6}\n')
-    assert [json.loads(line)["step"] for line in read_journal(str(tmp_path), 5).splitlines()] == [3, 4, 5]
+    """A run died between a journal segment and its checkpoint; the next attempt wrote the steps again."""
+    write_journal(str(tmp_path), 4, 1, '{"step": 3, "by": 1}\n{"step": 4, "by": 1}\n')
+    write_journal(str(tmp_path), 6, 1, '{"step": 5, "by": 1}\n{"step": 6, "by": 1}\n')
+    write_journal(str(tmp_path), 5, 2, '{"step": 4, "by": 2}\n{"step": 5, "by": 2}\n')
+    lines = [json.loads(line) for line in read_journal(str(tmp_path), 6).splitlines()]
+    assert [(line["step"], line["by"]) for line in lines] == [(3, 1), (4, 2), (5, 2), (6, 1)]

@@ -1,113 +1,168 @@
-"""Training that is killed: SIGKILL of everything, SIGTERM, a server that is not there."""
+"""Training that is killed, stopped, left by workers and servers, and started again with another number of workers."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from jobs.checkpoint import complete_steps
-from jobs.motion_videos import render_motion_videos
+from jobs.checkpoint import complete_steps, latest_checkpoint
+from jobs.tracking import TrackingConfig, tracking_client
+from tests.jobs.runs import (
+    command,
+    journal,
+    kill_family,
+    losses,
+    prepare_small_set,
+    pretrain_keys,
+    run,
+    samples,
+    wait_for_checkpoint,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 STEPS = 8
-KEYS = (
-    "model=mae_hiera_test_8x64 mask_ratio=0.75 view.num_frames=8 view.size=64 view.frame_stride=1 global_batch=4 "
-    f"micro_batch=2 steps={STEPS} checkpoint.every_steps=2 picture_clips=0 trace_samples=true"
-).split()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults")
-    render_motion_videos(folder / "videos", 16, seed=2, size=64, num_frames=8)
-    run("prepare", f"source={folder / 'videos'}", f"output={folder / 'set'}", "workers=0").check_returncode()
-    return folder / "set"
+    return prepare_small_set(tmp_path_factory.mktemp("faults"))
 
 
-def command(program: str, *keys: str) -> list[str]:
-    return [sys.executable, "-m", f"jobs.{program}", *keys]
+def keys(data: Path, output: Path, *more: str, steps: int = STEPS) -> list[str]:
+    return pretrain_keys(data, output, f"steps={steps}", *more)
 
 
-def run(program: str, *keys: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(program, *keys), capture_output=True, text=True, timeout=600, check=False)
-
-
-def pretrain_keys(data: Path, output: Path, *more: str) -> list[str]:
-    return ["demo", f"data={data}", f"output={output}", *KEYS, *more]
-
-
-def start(data: Path, output: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command("pretrain", *pretrain_keys(data, output)), start_new_session=True)
-
-
-def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    ends_at = time.monotonic() + 300
-    while max(complete_steps(str(output)), default=0) < step:
-        assert time.monotonic() < ends_at
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.05)
-
-
-def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the driver, its Ray and its workers at once."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family, timeout=30)
-
-
-def losses(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+def start(data: Path, output: Path, *more: str, steps: int = STEPS) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command("jobs.pretrain", *keys(data, output, *more, steps=steps)), start_new_session=True)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data: Path) -> list[float]:
+def uninterrupted(data: Path) -> Path:
     output = data.parent / "uninterrupted"
-    run("pretrain", *pretrain_keys(data, output)).check_returncode()
-    return losses(output)
+    run("jobs.pretrain", *keys(data, output)).check_returncode()
+    return output
 
 
-def test_killed_twice_the_losses_are_the_same_to_the_last_bit(
-    data: Path, uninterrupted: list[float], tmp_path: Path
+def test_killed_three_times_the_run_is_the_same_to_the_last_bit(
+    data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "killed"
-    for step in (2, 4):
+    for step in (2, 4, 6):
         process = start(data, output)
         wait_for_checkpoint(output, step, process)
         kill_family(process)
-    done = run("pretrain", *pretrain_keys(data, output))
+    done = run("jobs.pretrain", *keys(data, output))
     assert done.returncode == 0, done.stderr
-    assert losses(output) == uninterrupted
+    assert losses(output) == losses(uninterrupted)
+    assert samples(output) == samples(uninterrupted)
+    client = tracking_client(TrackingConfig(), str(output))
+    runs = client.search_runs([client.get_experiment_by_name("hiera-video").experiment_id])
+    assert len(runs) == 1
+    history = client.get_metric_history(runs[0].info.run_id, "loss")
+    assert sorted((entry.step, entry.value) for entry in history) == list(enumerate(losses(output), start=1))
 
 
-def test_sigterm_leaves_a_checkpoint_and_exit_code_3(data: Path, uninterrupted: list[float], tmp_path: Path) -> None:
+def test_sigterm_leaves_a_checkpoint_and_exit_code_3(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "stopped"
-    process = start(data, output)
+    process = start(data, output, steps=2000)
     wait_for_checkpoint(output, 2, process)
     os.kill(process.pid, signal.SIGTERM)
-    code = process.wait(timeout=200)
-    assert code in (0, 3)  # 0 when the last step was faster than the signal
-    assert run("pretrain", *pretrain_keys(data, output)).returncode == 0
-    assert losses(output) == uninterrupted
+    assert process.wait(timeout=200) == 3
+    stopped_at = complete_steps(str(output))[-1]
+    checkpoint = latest_checkpoint(str(output))
+    assert checkpoint is not None
+    assert checkpoint.step == stopped_at > 2
+
+
+def test_two_workers_then_one_then_two(data: Path, tmp_path: Path) -> None:
+    """The same samples, and losses within 1e-5, over 50 steps, for both optimizers."""
+    for optimizer in ("adamw", "sgd"):
+        more = [f"optimizer.name={optimizer}", "zero_stage=2"]
+        whole, changing = tmp_path / f"{optimizer}-whole", tmp_path / f"{optimizer}-changing"
+        run("jobs.pretrain", *keys(data, whole, *more, steps=50)).check_returncode()
+        for step, workers in ((16, 2), (32, 1)):
+            process = start(data, changing, *more, f"workers={workers}", steps=50)
+            wait_for_checkpoint(changing, step, process)
+            kill_family(process)
+        run("jobs.pretrain", *keys(data, changing, *more, "workers=2", steps=50)).check_returncode()
+        assert samples(changing) == samples(whole)
+        assert losses(changing) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_dead_and_hanging_workers_are_replaced(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """One worker dies, one falls asleep, one is stopped: the run ends by itself, with the same losses."""
+    for kind in ("die", "hang", "stop"):
+        output, flag = tmp_path / kind, tmp_path / f"{kind}.flag"
+        done = run(
+            "tests.jobs.mishaps",
+            *keys(data, output, "hang_minutes=0.4"),
+            environment={"MISHAP": f"{kind}:1:3:{flag}"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert flag.exists()
+        assert losses(output) == losses(uninterrupted)
+        if kind == "die":
+            assert "warning: workers died (rank 1" in done.stderr
+            continue
+        assert "slow: rank 1 on " in done.stderr
+        (written,) = (output / "hangs").iterdir()
+        assert ("gave no stacks" in written.read_text()) == (kind == "stop")
+        assert ("in fall_asleep" in written.read_text()) == (kind == "hang")
+        assert "all_reduce" in written.read_text()  # where the other rank waits
+
+
+def test_workers_are_not_replaced_for_ever(data: Path, tmp_path: Path) -> None:
+    done = run(
+        "tests.jobs.mishaps",
+        *keys(data, tmp_path / "run", "max_failures=0"),
+        environment={"MISHAP": f"die:0:1:{tmp_path / 'flag'}"},
+    )
+    assert done.returncode == 1
+    assert "pretrain stopped: workers died (rank 0" in done.stderr
+
+
+def test_a_second_start_takes_over_and_the_first_stops(data: Path, tmp_path: Path) -> None:
+    """A forgotten job: it loses, says so and stops; the later one goes on and ends."""
+    output = tmp_path / "shared"
+    arguments = keys(data, output, steps=60)
+    first = subprocess.Popen(
+        command("tests.jobs.mishaps", *arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SECONDS_PER_MICRO_BATCH": "1.5"},
+    )
+    wait_for_checkpoint(output, 2, first)
+    second = run("jobs.pretrain", *arguments)
+    _, told = first.communicate(timeout=120)
+    assert second.returncode == 0, second.stderr
+    assert first.returncode == 1
+    assert "a later start has taken over (attempt 2" in told
+    assert [line["step"] for line in journal(output)] == list(range(1, 61))
+
+
+def test_compiled_training_takes_the_same_steps(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    output = tmp_path / "compiled"
+    done = run("jobs.pretrain", *keys(data, output, "compile=true", "activation_checkpointing=false"))
+    assert done.returncode == 0, done.stderr
+    assert losses(output) == pytest.approx(losses(uninterrupted), rel=1e-4)
+    recomputed = tmp_path / "recomputed"
+    run("jobs.pretrain", *keys(data, recomputed, "activation_checkpointing=true")).check_returncode()
+    assert losses(recomputed) == pytest.approx(losses(uninterrupted), rel=1e-6)
 
 
 def test_a_dead_tracking_server_changes_nothing_and_sync_sends_it_later(
-    data: Path, uninterrupted: list[float], tmp_path: Path
+    data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "untracked"
-    done = run("pretrain", *pretrain_keys(data, output, "tracking.uri=http://127.0.0.1:9"))
+    done = run("jobs.pretrain", *keys(data, output, "tracking.uri=http://127.0.0.1:9"))
     assert done.returncode == 0, done.stderr
-    assert losses(output) == uninterrupted
+    assert losses(output) == losses(uninterrupted)
     store = f"sqlite:///{tmp_path / 'later.db'}"
-    synced = run("sync", f"output={output}", f"tracking.uri={store}")
+    synced = run("jobs.sync", f"output={output}", f"tracking.uri={store}")
     assert synced.returncode == 0, synced.stderr
     assert str(STEPS) in synced.stdout

@@ -1,0 +1,86 @@
+"""How many training workers the cluster has room for, beside the CPUs that reading and decoding take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import ray
+
+from jobs.cluster import has_gpus
+from jobs.errors import TrainingStoppedError, UserError
+from pipeline import stream_cpus
+
+SECONDS_TO_SETTLE = 10.0
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class RoomForWorkers:
+    """The permitted numbers of workers against what the cluster has free.
+
+    Args:
+        permitted: numbers of workers, consecutive.
+        cpus_beside: CPUs of the stream of data.
+    """
+
+    def __init__(self, permitted: range, cpus_beside: float) -> None:
+        self._permitted, self._cpus_beside = permitted, cpus_beside
+        self._most = permitted[-1]
+
+    def wait(self, seconds: float, *, tell: Callable[[str], None] = lambda _: None) -> int:
+        """The largest number of workers that has room, when the last group's resources are free again.
+
+        Raises:
+            TrainingStoppedError: there was no room for the fewest in all that time.
+        """
+        begun, told = time.monotonic(), False
+        while True:
+            fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=has_gpus())
+            waited = time.monotonic() - begun
+            if fitting >= self._most or (fitting and waited > SECONDS_TO_SETTLE):
+                return min(fitting, self._most)
+            if waited > seconds:
+                raise TrainingStoppedError(
+                    f"workers={self._permitted[0]}: the cluster had no room for so many for {waited / 60:.0f} minutes "
+                    f"(free: {ray.available_resources().get('CPU', 0):g} CPUs); start the same command again later"
+                )
+            if waited > SECONDS_TO_SETTLE and not told:
+                tell(f"waiting for room for {self._permitted[0]} workers")
+                told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def could_not_start(self, workers: int | None) -> None:
+        """A group of so many was not started: resources lie scattered, or a lost host is still counted."""
+        self._most = self._permitted[-1] if workers is None else max(self._permitted[0], workers - 1)
+
+    def may_grow(self, workers: int) -> bool:
+        """Whether more workers than now have room beside those that run."""
+        self._most = self._permitted[-1]
+        free = ray.available_resources()
+        more = range(1, self._permitted[-1] - workers + 1)
+        return most_that_fit(more, free, 0.0, gpus=has_gpus()) > 0
+
+
+def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:
+    """The largest permitted number of workers, one GPU or one CPU each, that resources have room for; 0 for none."""
+    cpus = free.get("CPU", 0.0) - cpus_beside
+    if cpus < 0:
+        return 0
+    workers = int(free.get("GPU", 0.0) if gpus else cpus)
+    return max((number for number in permitted if number <= workers), default=0)
+
+
+def refuse_to_wait_for_ever(permitted: range, decode_actors: int) -> None:
+    """Ray would wait without a word for CPUs and GPUs that are not there.
+
+    Raises:
+        UserError: the whole cluster has no room for the fewest workers.
+    """
+    offered, gpus = ray.cluster_resources(), has_gpus()
+    needed = {"CPU": stream_cpus(decode_actors) + (0 if gpus else permitted[0]), "GPU": permitted[0] if gpus else 0}
+    if not most_that_fit(permitted, offered, stream_cpus(decode_actors), gpus=gpus):
+        both = [" and ".join(f"{of.get(kind, 0):g} {kind}s" for kind in needed) for of in (needed, offered)]
+        raise UserError(
+            f"workers={permitted[0]}, decode_actors={decode_actors}: need {both[0]}, the cluster offers {both[1]}; "
+            "use fewer, or a larger cluster"
+        )

@@ -1,0 +1,178 @@
+"""The driver's watch over its workers: lines and progress printed, SIGTERM handed on, hangs and lost leases found."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jobs.lease import Lease
+from jobs.program import console
+from jobs.run_board import Doing, Ending, RunBoard, SignOfLife, elapsed_minutes
+from jobs.stacks import stack_of, take_stacks_and_kill, waits_for_others
+from pipeline import StorageError, join, write_bytes
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LEASE_CHECKS = 15.0
+SECONDS_BETWEEN_SIZE_CHECKS = 30.0
+SECONDS_FOR_A_HOST = 30.0
+
+
+class RunWatch:
+    """One run as its driver sees it, over all groups of workers that it takes.
+
+    Args:
+        hang_minutes: without a step for so long the workers are ended (the group then dies, and can be replaced).
+        may_grow: whether there is room for more workers than this.
+    """
+
+    def __init__(self, name: str, total_steps: int, *, hang_minutes: float, may_grow: Callable[[int], bool]) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board = ray.remote(num_cpus=0)(RunBoard).options(scheduling_strategy=here).remote()
+        self.lost = ""
+        """Who took the output over, once that happened."""
+        self._hang_minutes, self._may_grow = hang_minutes, may_grow
+        self._progress = _progress()
+        self._task = self._progress.add_task(name, total=total_steps)
+        self._stop_requested, self._ended = threading.Event(), threading.Event()
+        self._lease: Lease | None = None
+        self._workers = 0
+        self._places: list[tuple[int, int, int]] = []
+        self._moved_at = self._lease_checked_at = self._size_checked_at = time.monotonic()
+
+    def begin(self, lease: Lease, workers: int, step: int) -> None:
+        """A group of workers starts from a step."""
+        ray.get(self.board.begin.remote(lease.attempt, step))
+        self._lease, self._workers = lease, workers
+        self._moved_at = self._lease_checked_at = self._size_checked_at = time.monotonic()
+        self._progress.update(self._task, completed=step)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether SIGTERM has arrived."""
+        return self._stop_requested.is_set()
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress display."""
+        self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def result(self) -> dict[str, Any] | None:
+        """How the group ended; None when it died."""
+        result: dict[str, Any] | None = ray.get(self.board.result.remote())
+        return result
+
+    @contextmanager
+    def watching(self) -> Iterator[RunWatch]:
+        """Watch while the context lasts, in a thread, because a signal handler must not call into Ray."""
+
+        def remember(_signal: int, _frame: FrameType | None) -> None:
+            self._stop_requested.set()
+
+        former = signal.signal(signal.SIGTERM, remember)
+        watcher = threading.Thread(target=self._watch, name="run-watch", daemon=True)
+        with self._progress:
+            watcher.start()
+            try:
+                yield self
+            finally:
+                self._ended.set()
+                watcher.join()
+                self._look()
+                signal.signal(signal.SIGTERM, former)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            if self.stop_requested:
+                self.board.request.remote(Ending.REQUESTED)
+            signs = self._look()
+            if self._lease is not None:
+                self._check_lease(self._lease)
+                self._check_size()
+                self._check_for_hang(self._lease, signs)
+
+    def _look(self) -> Mapping[int, SignOfLife]:
+        lines: list[str]
+        signs: dict[int, SignOfLife]
+        lines, steps, signs = ray.get(self.board.take.remote())
+        for line in lines:
+            self.say(line)
+        places = [sign.place for _, sign in sorted(signs.items())]
+        if places != self._places or any(sign.doing is Doing.SAVING for sign in signs.values()):
+            self._moved_at = time.monotonic()  # saving has a limit of its own
+        self._places = places
+        self._progress.update(self._task, completed=steps)
+        return signs
+
+    def _check_lease(self, lease: Lease) -> None:
+        if time.monotonic() - self._lease_checked_at < SECONDS_BETWEEN_LEASE_CHECKS:
+            return
+        self._lease_checked_at = time.monotonic()
+        try:
+            self.lost = self.lost or lease.lost_to()
+        except StorageError:  # the writer of checkpoints tells it, with its own patience
+            return
+        if self.lost:
+            self.board.request.remote(Ending.RESIZED)
+
+    def _check_size(self) -> None:
+        if time.monotonic() - self._size_checked_at < SECONDS_BETWEEN_SIZE_CHECKS:
+            return
+        self._size_checked_at = time.monotonic()
+        if self._may_grow(self._workers):
+            self.board.request.remote(Ending.RESIZED)
+
+    def _check_for_hang(self, lease: Lease, signs: Mapping[int, SignOfLife]) -> None:
+        if elapsed_minutes(self._moved_at) < self._hang_minutes or not signs:
+            return
+        stacks = take_all_stacks(signs.values())
+        slow = slow_ranks(signs, stacks)
+        place = join(lease.output, "hangs", f"attempt-{lease.attempt:04d}.txt")
+        parts = [f"{sign}\n\n{stacks[rank] or 'gave no stacks'}\n" for rank, sign in sorted(signs.items())]
+        names = "; ".join(str(signs[rank]) + ("" if stacks[rank] else ", gave no stacks") for rank in slow)
+        self.say(f"warning: hang_minutes={self._hang_minutes:g}: no step for so long; slow: {names}; stacks: {place}")
+        self._moved_at = time.monotonic()
+        try:
+            write_bytes(place, ("\n".join(parts)).encode())
+        except StorageError as error:
+            self.say(f"warning: stacks not written: {error}\n" + "\n".join(parts))
+
+
+def take_all_stacks(signs: Collection[SignOfLife]) -> dict[int, str]:
+    """End the ranks' processes; their stacks by rank, empty for those that gave none."""
+    taking = {}
+    for sign in signs:
+        there = NodeAffinitySchedulingStrategy(sign.node_id, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(take_stacks_and_kill).options(scheduling_strategy=there)
+        taking[task.remote(sign.pid, sign.stacks_path)] = sign.rank
+    stacks = dict.fromkeys(taking.values(), "")
+    ready, _ = ray.wait(list(taking), num_returns=len(taking), timeout=SECONDS_FOR_A_HOST)
+    for answer in ready:
+        try:
+            stacks[taking[answer]] = ray.get(answer)
+        except ray.exceptions.RayError:  # its host is gone: no stacks
+            continue
+    return stacks
+
+
+def slow_ranks(signs: Mapping[int, SignOfLife], stacks: Mapping[int, str]) -> list[int]:
+    """The ranks that the others wait for: outside any collective operation, or else the least far."""
+
+    def waits(rank: int) -> bool:
+        return waits_for_others(stack_of("train_worker", stacks[rank]))
+
+    keys = {rank: (waits(rank), sign.place) for rank, sign in signs.items()}
+    return sorted(rank for rank, key in keys.items() if key == min(keys.values()))
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
