@@ -11,7 +11,7 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
 from hiera_video import OptimizerConfig, build_optimizer
@@ -21,16 +21,17 @@ from jobs.trainer import TrainStep
 pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start
 
 MICRO_BATCHES, STEPS, SAVED_AT = 2, 6, 3
+LONG = 50
 
 
 class TinyStep(TrainStep):
     """Sum of squared features: enough to move every parameter of several groups."""
 
-    def forward(self, batch: Any) -> torch.Tensor:
+    def forward(self, batch: Any) -> Tensor:
         return self.model(batch).square().mean()
 
 
-def _engine(stage: int, optimizer: str, world: int, weights: dict[str, torch.Tensor] | None) -> Any:
+def _engine(stage: int, optimizer: str, world: int, weights: dict[str, Tensor] | None) -> Any:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(7, 13), nn.LayerNorm(13), nn.GELU(), nn.Linear(13, 5))
     step = TinyStep(network)
@@ -65,13 +66,17 @@ def _run(rank: int, world: int, port: int, case: tuple[int, str], first: int, la
         scatter_optimizer_state(engine, saved["optimizer"])
     losses = []
     for step in range(first, last):
+        sums = torch.zeros(())
         for turn in range(MICRO_BATCHES // world):
             generator = torch.Generator().manual_seed(step * MICRO_BATCHES + turn * world + rank)
             loss = engine(torch.randn(2, 7, generator=generator))
             engine.backward(loss)
             engine.step()
-        losses.append(float(loss))
+            sums += loss.detach() / MICRO_BATCHES
+        dist.all_reduce(sums)
+        losses.append(float(sums))
     state = {"weights": gather_weights(engine), "optimizer": gather_optimizer_state(engine)}
+    state["losses"] = {"losses": torch.tensor(losses, dtype=torch.float64)}
     if rank == 0:
         torch.save(state, end)
     dist.barrier()
@@ -87,12 +92,12 @@ def _train(case: tuple[int, str], world: int, first: int, last: int, start: Path
     return state
 
 
+CASES = [(2, "sgd"), *(pytest.param((stage, "adamw"), marks=pytest.mark.faults) for stage in (0, 1, 3))]
+OTHERS = [(0, "sgd"), (1, "sgd"), (2, "adamw"), (3, "sgd")]
+
+
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    "case",
-    [(2, "sgd"), *(pytest.param((stage, "adamw"), marks=pytest.mark.faults) for stage in (0, 1, 3))],
-    ids=str,
-)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_resume_is_exact_and_free_of_world_size(case: tuple[int, str], tmp_path: Path) -> None:
     whole = _train(case, 2, 0, STEPS, None, tmp_path / "whole")
     half = tmp_path / "half"
@@ -105,6 +110,27 @@ def test_resume_is_exact_and_free_of_world_size(case: tuple[int, str], tmp_path:
         for name, expected in whole[kind].items():
             assert torch.equal(same[kind][name], expected), name
             torch.testing.assert_close(other[kind][name], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", [(0, "adamw"), (1, "adamw"), (3, "adamw"), *OTHERS, (2, "sgd")], ids=str)
+def test_two_workers_then_one_then_two_over_fifty_steps(
+    case: tuple[int, str], reference: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """The losses of a run that changes its workers twice: those of plain DeepSpeed data parallelism (ZeRO 0)."""
+    first = _train(case, 2, 0, 17, None, tmp_path / "first")
+    second = _train(case, 1, 17, 34, tmp_path / "first", tmp_path / "second")
+    third = _train(case, 2, 34, LONG, tmp_path / "second", tmp_path / "third")
+    losses = torch.cat([part["losses"]["losses"] for part in (first, second, third)])
+    torch.testing.assert_close(losses, reference[case[1]], rtol=1e-5, atol=0)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    folder = tmp_path_factory.mktemp("reference")
+    names = ("adamw", "sgd")
+    return {name: _train((0, name), 2, 0, LONG, None, folder / name)["losses"]["losses"] for name in names}
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:

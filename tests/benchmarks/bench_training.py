@@ -1,0 +1,202 @@
+"""The training loop around the model: how long it waits for data, and what it costs over the bare model step.
+
+Waiting: a model that only sleeps, and decoding that could deliver faster than it asks. Overhead: the demo's masked
+autoencoder with DeepSpeed, journal, agreement and tracking, fed with clips decoded before, against the same forward,
+backward and optimizer step in a plain loop; the plain loop runs in the same worker before and after.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data.extensions import ArrowTensorArray
+from ray.train import DataConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor, nn
+
+from hiera_video import build_optimizer
+from jobs import prepare
+from jobs.batch import Batch, batch_from_columns
+from jobs.checkpoint import read_journal
+from jobs.cluster import connect
+from jobs.config import load_config
+from jobs.lease import take_lease
+from jobs.motion_videos import render_motion_videos
+from jobs.pretrain import PretrainConfig, PretrainPhase
+from jobs.run_board import RunBoard
+from jobs.trainer import TrainingJob, TrainStep, train_worker
+from jobs.training import plan_job, train
+from pipeline import open_prepared, stream_execution_options
+
+SECONDS_PER_MICRO_BATCH = 0.5
+STEPS_TO_SETTLE = 4
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Shares of the step time, by name."""
+    connect()
+    with tempfile.TemporaryDirectory() as folder:
+        data = _prepared(Path(folder))
+        waiting = _waiting(data, Path(folder) / "sleeps", steps=12 if quick else 40)
+        overhead = _overhead(data, Path(folder) / "trains", steps=10 if quick else 30)
+    ray.shutdown()
+    return waiting | overhead
+
+
+class SleepStep(TrainStep):
+    """A model whose step takes as long as it is told."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(nn.Linear(1, 1))
+        self._seconds = seconds
+
+    def forward(self, batch: Batch) -> Tensor:
+        """A loss, after a while."""
+        time.sleep(self._seconds)
+        loss: Tensor = self.model(torch.ones(1, 1)).square().mean()
+        return loss
+
+
+@dataclass(frozen=True)
+class SleepPhase:
+    """How the sleeping model is built."""
+
+    seconds: float
+    labelled_only: bool = False
+
+    def build_step(self, *, load_init: bool) -> SleepStep:
+        """See `jobs.trainer.Phase`."""
+        return SleepStep(self.seconds)
+
+
+def _prepared(folder: Path) -> str:
+    render_motion_videos(folder / "videos", 64, seed=5)
+    arguments = [f"source={folder / 'videos'}", f"output={folder / 'set'}", "workers=0"]
+    prepare.run(load_config(prepare.PrepareConfig, "prepare", arguments))
+    return str(folder / "set")
+
+
+def _job(data: str, output: Path, phase: Any, *keys: str) -> TrainingJob:
+    arguments = ["demo", f"data={data}", f"output={output}", "workers=1", "checkpoint.every_steps=100000", *keys]
+    config = load_config(PretrainConfig, "pretrain", arguments)
+    return plan_job(config, phase or PretrainPhase(config), "bench", "bench", open_prepared(data))
+
+
+def _waiting(data: str, output: Path, steps: int) -> dict[str, Any]:
+    keys = (f"steps={steps}", "global_batch=16", "micro_batch=8", "decode_actors=1")
+    job = _job(data, output, SleepPhase(SECONDS_PER_MICRO_BATCH), *keys)
+    train(job, take_lease(str(output)))
+    lines = _settled(str(output), steps)
+    seconds = sum(job.config.global_batch / line["clips_per_second"] for line in lines)
+    waited = sum(line["data_wait_seconds"] for line in lines)
+    return {
+        "sleeping model: step, ms": 1000 * seconds / len(lines),
+        "sleeping model: share of the step waited for data": waited / seconds,
+        "sleeping model: share of the step that is neither sleep nor waiting": 1
+        - (waited + len(lines) * job.micro_batches * SECONDS_PER_MICRO_BATCH) / seconds,
+    }
+
+
+def _overhead(data: str, output: Path, steps: int) -> dict[str, Any]:
+    job = _job(data, output, None, f"steps={steps}", "view.repeats=1")
+    columns = _noise(job)
+    lease = take_lease(str(output))
+    board = ray.remote(num_cpus=0)(RunBoard).remote()
+    ray.get(board.begin.remote(lease.attempt, 0))
+    bare = ray.remote(num_cpus=0)(BareModel).remote()
+    rates = [ray.get(bare.step_seconds.remote(job, columns, steps))]
+    TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "board": board, "lease": lease, "start_step": 0},
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(storage_path=str(output / "ray")),
+        datasets={"train": lambda: _repeated(columns, job)},
+        dataset_config=DataConfig(execution_options=stream_execution_options()),
+    ).fit()
+    rates.append(ray.get(bare.step_seconds.remote(job, columns, steps)))
+    lines = _settled(str(output), steps)
+    loop = statistics.median(job.config.global_batch / line["clips_per_second"] for line in lines)
+    plain = statistics.mean(rates)
+    return {
+        "pre-decoded clips: bare step before, ms": 1000 * rates[0],
+        "pre-decoded clips: bare step after, ms": 1000 * rates[1],
+        "pre-decoded clips: step of the loop, ms": 1000 * loop,
+        "pre-decoded clips: cost of the loop over the bare step": loop / plain - 1,
+    }
+
+
+class BareModel:
+    """Forward, backward, clipping and optimizer on one thread, and nothing else."""
+
+    def step_seconds(self, job: TrainingJob, columns: Mapping[str, Any], steps: int) -> float:
+        """The median seconds of a step on the global batch."""
+        config = job.config
+        torch.set_num_threads(config.threads_per_worker)
+        torch.manual_seed(0)
+        step = job.phase.build_step(load_init=False)
+        optimizer = build_optimizer(step.model, config.optimizer)
+        seconds = []
+        for number in range(steps):
+            started = time.perf_counter()
+            for index in range(job.micro_batches):
+                batch = batch_from_columns(columns, seed=0, step=number, index=index, device=torch.device("cpu"))
+                (step(batch) / job.micro_batches).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds[STEPS_TO_SETTLE:])
+
+
+def _noise(job: TrainingJob) -> dict[str, Any]:
+    """One micro-batch as decoding would give it."""
+    config = job.config
+    generator = np.random.default_rng(0)
+    shape = (config.micro_batch, config.view.num_frames, config.view.size, config.view.size, 3)
+    return {
+        "video": generator.integers(0, 256, shape, np.uint8),
+        "label": np.zeros(config.micro_batch, np.int64),
+        "epoch": np.zeros(config.micro_batch, np.int64),
+        "position": np.arange(config.micro_batch),
+        "sample_id": [f"{number}#0" for number in range(config.micro_batch)],
+        "failure": [""] * config.micro_batch,
+        "replaced_by": [""] * config.micro_batch,
+    }
+
+
+def _repeated(columns: Mapping[str, Any], job: TrainingJob) -> ray.data.Dataset:
+    """The same micro-batch again and again, as the stream would deliver it, one a block."""
+    count = job.total_steps * job.micro_batches
+    size = job.config.micro_batch
+
+    def deliver(number: dict[str, Any]) -> pa.Table:
+        moved = {**columns, "position": columns["position"] + int(number["item"][0]) * size}
+        return pa.table(
+            {
+                name: ArrowTensorArray.from_numpy(values[None])
+                if isinstance(values, np.ndarray)
+                else pa.array([values], pa.list_(pa.string()))
+                for name, values in moved.items()
+            }
+        )
+
+    numbers = ray.data.from_items(list(range(count)), override_num_blocks=count)
+    numbers.context.execution_options = stream_execution_options()
+    numbers.context.target_max_block_size = 1
+    return numbers.map_batches(deliver, batch_size=1, num_cpus=0.25)
+
+
+def _settled(output: str, steps: int) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in read_journal(output, steps).splitlines()]
+    return lines[STEPS_TO_SETTLE:]
