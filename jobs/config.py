@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from jobs.errors import UserError
+from jobs.redaction import public
 from pipeline import StorageError, read_bytes
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -46,13 +47,13 @@ def load_config(config_class: type[ConfigT], program: str, arguments: Sequence[s
 
 
 def config_yaml(config: Any) -> str:
-    """The resolved tree as YAML, fit to be read back as a recipe."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The resolved tree as YAML, without secrets, fit to be read back as a recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(config_dict(config)))
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """The resolved tree as plain nested dictionaries and lists."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    """The resolved tree as plain nested dictionaries and lists, without secrets: it is printed and recorded."""
+    return typing.cast(dict[str, Any], public(OmegaConf.to_container(OmegaConf.structured(config))))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,10 +16,12 @@ from importlib import metadata
 from typing import Any, Generic, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.config import config_yaml, describe_keys, load_config, recipe_names
 from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
+from jobs.redaction import clean_tracebacks, public, without_secrets
 from pipeline import StorageError, is_local_relative, join, write_bytes
 
 ConfigT = TypeVar("ConfigT")
@@ -57,6 +59,7 @@ def run_program(
         keep_report: also write the report to ``report.json`` under the program's output.
     """
     program = Program(name, config_class, run, description, dry_run, keep_report)
+    clean_tracebacks()
     try:
         _run(program, sys.argv[1:])
         code = 0
@@ -102,7 +105,7 @@ def finish(name: str, config: Any, report: Report) -> None:
     print_report(name, report)
     output = getattr(config, "output", None)
     if output:
-        content = {"program": name, **report, "versions": versions()}
+        content = public({"program": name, **report, "versions": versions()})
         write_bytes(join(output, "report.json"), json.dumps(content, indent=2, default=str).encode())
 
 
@@ -137,7 +140,7 @@ def print_report(title: str, report: Report) -> None:
     """The figures of a run as a two-column table."""
     table = Table(title=title, show_header=False, title_justify="left")
     for key, value in report.items():
-        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else escape(without_secrets(str(value))))
     Console().print(table)
 
 
@@ -158,4 +161,4 @@ def replace(config: ConfigT, **changes: Any) -> ConfigT:
 
 
 def _plain(error: BaseException) -> str:
-    return str(error).replace("[", r"\[")
+    return escape(without_secrets(str(error)))

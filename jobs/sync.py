@@ -1,20 +1,27 @@
-"""Send MLflow what a dead server missed of a training run, from nothing but the run's `output`."""
+"""Send MLflow what a dead server missed of a run, from nothing but the run's `output`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from jobs.checkpoint import complete_steps, read_journal
 from jobs.errors import UserError
-from jobs.program import run_program
-from jobs.tracking import TrackingConfig, series_entries, start_run
-from pipeline import StorageError, exists, join, read_bytes
+from jobs.mlflow_run import Run
+from jobs.program import replace, run_program
+from jobs.tracking import TrackingConfig, data_entity, start_run, tracking_uri
+from pipeline import StorageError, exists, join, list_files, read_bytes
 
-DESCRIPTION = "Send MLflow what a dead server missed of a training run; reads only the run's output."
-SEND_SECONDS = 120.0
+DESCRIPTION = "Send MLflow what a dead server missed of a run; reads only the run's output."
+ANSWER_SECONDS = 30.0
+SEND_SECONDS = 600.0
+PICTURES = (".png",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,40 +29,72 @@ class SyncConfig:
     """Which run, and where to."""
 
     output: str
-    """Output of the training run."""
+    """Output of the run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the run is to be recorded; by default where it would have been."""
 
 
 def run(config: SyncConfig) -> Mapping[str, Any]:
-    """Find or create the run by its own key and send the steps that it lacks."""
-    claim = _claim(config.output)
-    journal = _journal(config.output)
-    lines = [json.loads(line) for line in journal.splitlines()]
-    report = _report(config.output)
-    tracked = start_run(
-        config.tracking,
-        program=report.get("program", "training"),
-        run_key=claim["run_key"],
-        output=config.output,
-        params=claim["config"],
-        tags=claim["pins"].get("tags"),
-    )
-    tracked.log_series([entry for line in lines for entry in series_entries(line)])
-    sent = tracked.finish("FINISHED" if report else "RUNNING", wait_seconds=SEND_SECONDS)
-    if not sent:
+    """Find or create the run by its own key and send what it lacks.
+
+    Raises:
+        UserError: ``output`` holds no run, or the server does not answer.
+    """
+    claim, report = _claim(config.output), _json(join(config.output, "report.json"))
+    lines = [json.loads(line) for line in _journal(config.output).splitlines()]
+    tracking = _where_it_would_have_been(config)
+    program = report.get("program") or claim["pins"].get("program", "training")
+    tracked = start_run(tracking, program=program, run_key=claim["run_key"], output=config.output,
+                        params=claim["config"], tags=claim["pins"].get("tags"))  # fmt: skip
+    if tracked.wait_for_id(ANSWER_SECONDS) is None:
+        tracked.drain(0)
         raise UserError(
-            f"tracking.uri={config.tracking.uri}: MLflow took not everything within {SEND_SECONDS:.0f} seconds; "
-            "check that the server answers and run the same command again"
+            f"tracking.uri={tracking_uri(tracking, config.output)}: no answer within {ANSWER_SECONDS:.0f} seconds; "
+            "start the server, or give another tracking.uri, and run the same command again"
         )
+    _send(tracked, config.output, claim, report, lines)
+    ended = bool(report) or exists(join(config.output, "metrics.jsonl"))
+    if not (tracked.finish(wait_seconds=SEND_SECONDS) if ended else tracked.drain(SEND_SECONDS)):
+        raise UserError(f"output={config.output}: MLflow stopped answering on the way; run the same command again")
     return {"steps": len(lines), "run_id": tracked.run_id}
+
+
+def _send(
+    tracked: Run,
+    output: str,
+    claim: Mapping[str, Any],
+    report: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+) -> None:
+    tags = claim["pins"].get("tags", {})
+    if tags.get("data_digest"):
+        dataset = data_entity(tags["data"], int(claim["pins"]["data_version"]), tags["data_digest"])
+        tracked.log_dataset(dataset, "training")
+    tracked.fill_gaps(lines)
+    figures = {key: value for key, value in report.items() if type(value) in (int, float)}
+    tracked.log_missing_metrics({"final_loss": report["final_loss"]} if lines and report else figures)
+    for picture in list_files(output, suffixes=PICTURES, recursive=False)["uri"].to_pylist():
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / picture.rpartition("/")[2]
+            copy.write_bytes(read_bytes(picture))
+            tracked.log_artifact(copy)
+
+
+def _where_it_would_have_been(config: SyncConfig) -> TrackingConfig:
+    """The run's own tracking settings, but for what is given now."""
+    place = join(config.output, "config.yaml")
+    own = yaml.safe_load(read_bytes(place)).get("tracking", {}) if exists(place) else {}
+    uri = config.tracking.uri or own.get("uri")
+    default = config.tracking.experiment == TrackingConfig.experiment
+    experiment = own.get("experiment", TrackingConfig.experiment) if default else config.tracking.experiment
+    return replace(config.tracking, uri=None if uri == "none" else uri, experiment=experiment)
 
 
 def _claim(output: str) -> dict[str, Any]:
     try:
         claim: dict[str, Any] = json.loads(read_bytes(join(output, "run.json")))
     except StorageError as error:
-        raise UserError(f"output={output}: {error}; give the output of a training run") from error
+        raise UserError(f"output={output}: {error}; give the output of a run") from error
     return claim
 
 
@@ -66,8 +105,7 @@ def _journal(output: str) -> str:
     return read_journal(output, steps[-1]) if steps else ""
 
 
-def _report(output: str) -> dict[str, Any]:
-    place = join(output, "report.json")
+def _json(place: str) -> dict[str, Any]:
     return json.loads(read_bytes(place)) if exists(place) else {}
 
 
