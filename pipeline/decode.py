@@ -7,44 +7,24 @@ Legend: T frames, H, W pixels; pictures are uint8 RGB ``[T, H, W, 3]``.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import mmap
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.child_process import ChildProcess
 from pipeline.decode_config import Backend, DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
 
 Clip = npt.NDArray[np.uint8]
 Bytes = bytes | bytearray | memoryview
 
 __all__ = ["DecodeConfig", "DecodeError", "FrameView", "IsolatedDecoder", "TimeView", "VideoInfo"]
-
-# The package itself (Ray, Arrow) is not imported by the child: it starts in 0.2 s instead of 1.5 s.
-CHILD = """
-import sys, types
-package = types.ModuleType("pipeline")
-package.__path__ = [sys.argv[1]]
-sys.modules["pipeline"] = package
-from pipeline.decode_child import main
-main(int(sys.argv[2]), int(sys.argv[3]))
-"""
-START_SECONDS = 60.0
-KILL_SECONDS = 5.0
-PATIENCE = 10
 
 
 class IsolatedDecoder:
@@ -59,7 +39,7 @@ class IsolatedDecoder:
         self.children_lost = 0
         self._input = _MemoryFile("video")
         self._output = _MemoryFile("frames")
-        self._child: _Child | None = self._new_child()
+        self._child: ChildProcess | None = self._new_child()
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         """Facts, from the headers, the packets and the first frame."""
@@ -83,15 +63,16 @@ class IsolatedDecoder:
         """All views (of one kind) of one video from one pass over it, each uint8 ``[T, H, W, 3]``.
 
         They are written into ``outputs`` where given. A frame that is missing for at most two numbers (wrong counts,
-        empty packets) is its neighbour's repeat. When decord crashes or hangs, PyAV gets one try in a new child.
+        empty packets) is its neighbour's repeat. When one library crashes or hangs, the other gets one try in a new
+        child, unless ``backend`` is "pyav".
         """
         layout = _Layout.of(views)
         try:
-            return self._decode(path, layout, None, outputs)
+            return self._decode(path, layout, self.config.backend, outputs)
         except DecodeError as error:
             if error.reason not in ("crashed", "timeout") or self.config.backend == "pyav":
                 raise
-        return self._decode(path, layout, "pyav", outputs)
+        return self._decode(path, layout, "pyav" if self.config.backend == "decord" else "decord", outputs)
 
     def decode_bytes(
         self, video: Bytes, views: Sequence[FrameView | TimeView], outputs: Sequence[Clip] | None = None
@@ -127,7 +108,7 @@ class IsolatedDecoder:
         self,
         path: str | os.PathLike[str],
         layout: _Layout,
-        backend: Backend | None,
+        backend: Backend,
         outputs: Sequence[Clip] | None,
     ) -> list[Clip]:
         self._output.reserve(layout.total_bytes)
@@ -144,11 +125,13 @@ class IsolatedDecoder:
         child = self._child or self._new_child()
         self._child = child
         try:
-            status, *answer = child.ask((kind, os.path.abspath(path), details))
+            answers = child.answers_to((kind, os.path.abspath(path), details))
+            status, *answer = next(message for message in answers if message[0] != "progress")
         except DecodeError:
             self.children_lost += 1
             self._child = None
             raise
+        child.answers += 1
         if child.answers >= self.config.videos_per_child or answer[-1] > self.config.memory_bytes // 2:
             child.end()
             self._child = None
@@ -156,87 +139,9 @@ class IsolatedDecoder:
             raise DecodeError(answer[0], answer[1])
         return answer[0]
 
-    def _new_child(self) -> _Child:
-        return _Child(self.config, self._input.file, self._output.file)
-
-
-class _Child:
-    """One decoding process; starts at once, is waited for at the first request."""
-
-    def __init__(self, config: DecodeConfig, input_file: int, output_file: int) -> None:
-        self.deadline_seconds = config.deadline_seconds
-        self.answers = 0
-        self._ready = False
-        mine, theirs = socket.socketpair()
-        with theirs:
-            arguments = [str(Path(__file__).parent), str(theirs.fileno()), str(output_file)]
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CHILD, *arguments],
-                pass_fds=(theirs.fileno(), input_file, output_file),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "DECORD_EOF_RETRY_MAX": "64"},
-            )
-        self._connection = Connection(mine.detach())
-        self._scheduling: int | None = None
-        with contextlib.suppress(OSError):
-            self._scheduling = os.open(f"/proc/{self._process.pid}/schedstat", os.O_RDONLY)
-        self._connection.send(config)
-
-    def ask(self, request: tuple[str, str, Any]) -> Any:
-        """Send a request and wait for its answer; "progress" in between gives a new deadline."""
-        try:
-            if not self._ready:
-                self._receive(START_SECONDS)
-                self._ready = True
-            self._connection.send(request)
-            answer = self._receive(self.deadline_seconds)
-            while answer[0] == "progress":
-                answer = self._receive(self.deadline_seconds)
-        except (EOFError, ConnectionError) as error:
-            raise self._lost() from error
-        self.answers += 1
-        return answer
-
-    def end(self) -> None:
-        """Kill: the child holds nothing worth a farewell."""
-        self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel on a dead network file system
-            self._process.wait(KILL_SECONDS)
-        self._connection.close()
-        if self._scheduling is not None:
-            os.close(self._scheduling)
-            self._scheduling = None
-
-    def _receive(self, seconds: float) -> Any:
-        """Wait, not counting the time in which the child had no CPU to run on: a busy machine is no hanging video."""
-        began, waited_before = time.monotonic(), self._seconds_without_cpu()
-        left = seconds
-        while not self._connection.poll(max(left, 0.01)):
-            elapsed = time.monotonic() - began
-            left = seconds - elapsed + self._seconds_without_cpu() - waited_before
-            if left <= 0 or elapsed > PATIENCE * seconds:
-                self.end()
-                raise DecodeError("timeout", f"no answer in {seconds:g} s; the decoder was killed")
-        return self._connection.recv()
-
-    def _seconds_without_cpu(self) -> float:
-        """How long the child was ready to run and had to wait; 0 where the kernel keeps no count."""
-        if self._scheduling is None:
-            return 0.0
-        try:
-            return int(os.pread(self._scheduling, 128, 0).split()[1]) / 1e9
-        except (OSError, IndexError):  # the process has ended
-            return 0.0
-
-    def _lost(self) -> DecodeError:
-        self.end()
-        code = self._process.returncode or 0
-        if code == -signal.SIGALRM:
-            return DecodeError("timeout", "the decoder ended itself after its deadline")
-        ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return DecodeError("crashed", f"the decoder died of {ending}")
+    def _new_child(self) -> ChildProcess:
+        files = (self._output.file, self._input.file)
+        return ChildProcess("pipeline.decode_child", self.config, self.config.deadline_seconds, files)
 
 
 class _MemoryFile:

@@ -6,22 +6,18 @@ H, W pixels; pictures are RGB uint8.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
-import os
 import resource
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-import av
-import av.error
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.child_process import LIBRARY_ERRORS, arm, confine, openable, rejection
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView
 from pipeline.video_file import MISSING_FRAMES_TOLERATED, Picture, Video, scaled
 
@@ -189,23 +185,18 @@ class Service:
                 kind, path, details = self.connection.recv()
             except EOFError:
                 return
-            self._arm()
+            arm(self.config.deadline_seconds)
             self.connection.send(self._answer(kind, path, details))
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            arm(0)
 
     def _answer(self, kind: str, path: str, details: Any) -> tuple[Any, ...]:
         try:
             return "done", self._work(kind, path, details), _resident_bytes()
-        except DecodeError as error:
-            return "rejected", error.reason, error.message, _resident_bytes()
-        except MemoryError:
-            return "rejected", "out_of_memory", "decoding needs more than memory_bytes", _resident_bytes()
-        except (av.error.FFmpegError, cv2.error, ValueError, ArithmeticError) as error:
-            damage = DecodeError.quoting("damaged", f"{type(error).__name__}: {error}")
-            return "rejected", damage.reason, damage.message, _resident_bytes()
+        except (DecodeError, MemoryError, cv2.error, *LIBRARY_ERRORS) as error:
+            return "rejected", *rejection(error), _resident_bytes()
 
     def _work(self, kind: str, path: str, details: Any) -> Any:
-        with _openable(path) as name:
+        with openable(path) as name:
             return self._work_on(kind, Video(name, self.config), details)
 
     def _work_on(self, kind: str, video: Video, details: Any) -> Any:
@@ -228,33 +219,11 @@ class Service:
         for view, offset in zip(views, details["offsets"], strict=True):
             shape = (len(view.keys), *view.size, 3)
             outputs.append(self.mapping[offset : offset + math.prod(shape)].reshape(shape))
-        return render(video, views, outputs, details["backend"] or self.config.backend)
+        return render(video, views, outputs, details["backend"])
 
     def _progress(self, frames: int) -> None:
-        self._arm()
+        arm(self.config.deadline_seconds)
         self.connection.send(("progress", frames))
-
-    def _arm(self) -> None:
-        """Die of SIGALRM when the parent could not kill a hang (it may be gone itself)."""
-        signal.setitimer(signal.ITIMER_REAL, 20 * self.config.deadline_seconds)
-
-
-@contextlib.contextmanager
-def _openable(path: str) -> Iterator[str]:
-    """The path itself, or another name of the file where the path is no valid UTF-8 (the libraries want that)."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DecodeError("missing", str(error.strerror)) from error
-        try:
-            yield f"/proc/self/fd/{file}"
-        finally:
-            os.close(file)
-    else:
-        yield path
 
 
 def _resident_bytes() -> int:
@@ -262,15 +231,12 @@ def _resident_bytes() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def main(connection_file: int, memory_file: int) -> None:
-    """Serve the parent at the other end of ``connection_file``."""
+def main(connection_file: int, memory_file: int, _input_file: int) -> None:
+    """Serve the parent at the other end of ``connection_file``; videos in memory are opened as files."""
     connection = Connection(connection_file)
     config: DecodeConfig = connection.recv()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (config.memory_bytes, config.memory_bytes))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    confine(config.memory_bytes)
     cv2.setNumThreads(1)
-    av.logging.set_level(av.logging.PANIC)
     if decord is not None:
         decord.logging.set_level(decord.logging.QUIET)
     Service(connection, memory_file, config).serve()

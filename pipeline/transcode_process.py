@@ -6,37 +6,20 @@ of one clip. Every step has a deadline; a child that dies or hangs is replaced a
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Generator, Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import av
-import av.error
-
+from pipeline.child_process import LIBRARY_ERRORS, ChildProcess, arm, confine, openable, rejection
 from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.transcode import process
 from pipeline.transcode_config import Output, TranscodeConfig
 from pipeline.video_file import Video
 
-# The package itself (Ray, Arrow) is not imported by the child, which then starts in a fifth of the time.
-CHILD = """
-import sys, types
-package = types.ModuleType("pipeline")
-package.__path__ = [sys.argv[1]]
-sys.modules["pipeline"] = package
-from pipeline.transcode_process import serve
-serve(int(sys.argv[2]))
-"""
-START_SECONDS = 60.0
 PROGRESS_SECONDS = 0.5
 
 
@@ -47,7 +30,7 @@ class IsolatedTranscoder:
         self.config = config
         self.decode = decode
         self.children_lost = 0
-        self._child: _Child | None = None
+        self._child: ChildProcess | None = None
 
     def process(self, path: str | os.PathLike[str]) -> Iterator[Output | VideoInfo]:
         """The clips of a local video, as `transcode.process` emits them; last its facts.
@@ -55,22 +38,33 @@ class IsolatedTranscoder:
         Raises:
             DecodeError: the video cannot be used ("crashed", "timeout" when the child died of it).
         """
-        child = self._child or _Child(self.config, self.decode)
+        child = self._child or self._new_child()
         self._child = None  # back in place only after a complete answer: an abandoned one leaves nothing half read
         try:
-            info = yield from child.answer(os.path.abspath(path))
-        except DecodeError as error:
-            if error.reason in ("crashed", "timeout"):
-                self.children_lost += 1
-                child.end()
-                raise
-            self._keep(child)
+            kind, content = yield from self._clips(child.answers_to(os.path.abspath(path)))
+        except DecodeError:
+            self.children_lost += 1
             raise
         except BaseException:
             child.end()
             raise
         self._keep(child)
-        yield info
+        if kind == "rejected":
+            raise DecodeError(*content)
+        yield content
+
+    def _clips(self, answers: Iterator[tuple[Any, ...]]) -> Generator[Output, None, tuple[str, Any]]:
+        """Pass the clips on; returns the answer that ends them."""
+        for kind, content in answers:
+            if kind == "clip":
+                yield content
+            elif kind != "progress":
+                return kind, content
+        raise AssertionError  # a child's answers end by an error only
+
+    def _new_child(self) -> ChildProcess:
+        settings = self.config, self.decode
+        return ChildProcess("pipeline.transcode_process", settings, self.decode.deadline_seconds)
 
     def close(self) -> None:
         """End the child."""
@@ -78,7 +72,8 @@ class IsolatedTranscoder:
             self._child.end()
             self._child = None
 
-    def _keep(self, child: _Child) -> None:
+    def _keep(self, child: ChildProcess) -> None:
+        child.answers += 1
         if child.answers >= self.decode.videos_per_child:
             child.end()
         else:
@@ -97,64 +92,6 @@ class IsolatedTranscoder:
             self.close()
 
 
-class _Child:
-    """One transcoding process."""
-
-    def __init__(self, config: TranscodeConfig, decode: DecodeConfig) -> None:
-        self.deadline_seconds = decode.deadline_seconds
-        self.answers = 0
-        mine, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CHILD, str(Path(__file__).parent), str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        self._connection = Connection(mine.detach())
-        self._connection.send((config, decode))
-
-    def answer(self, path: str) -> Generator[Output, None, VideoInfo]:
-        """Send a request and pass its clips on; returns the video's facts."""
-        try:
-            if self.answers == 0:
-                self._receive(START_SECONDS)
-            self._connection.send(path)
-            while True:
-                kind, content = self._receive(self.deadline_seconds)
-                if kind == "clip":
-                    yield content
-                elif kind != "progress":
-                    break
-        except (EOFError, ConnectionError) as error:
-            raise self._lost() from error
-        self.answers += 1
-        if kind == "rejected":
-            raise DecodeError(*content)
-        info: VideoInfo = content
-        return info
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
-
-    def _receive(self, seconds: float) -> tuple[str, Any]:
-        if not self._connection.poll(seconds):
-            raise DecodeError("timeout", f"no progress in {seconds:g} s; the transcoder was killed")
-        answer: tuple[str, Any] = self._connection.recv()
-        return answer
-
-    def _lost(self) -> DecodeError:
-        code = self._process.wait()
-        if code == -signal.SIGALRM:
-            return DecodeError("timeout", "the transcoder ended itself after its deadline")
-        ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return DecodeError("crashed", f"the transcoder died of {ending}")
-
-
 class _Service:
     """The child's side: answers one path at a time until the parent closes the connection."""
 
@@ -171,48 +108,34 @@ class _Service:
                 path = self.connection.recv()
             except EOFError:
                 return
-            self._arm()
+            arm(self.decode.deadline_seconds)
             self.connection.send(self._answer(path))
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            arm(0)
 
     def _answer(self, path: str) -> tuple[str, Any]:
         try:
             return "info", self._process(path)
-        except DecodeError as error:
-            return "rejected", error.args
-        except MemoryError:
-            return "rejected", ("out_of_memory", "decoding needs more than memory_bytes")
-        except (av.error.FFmpegError, ValueError, ArithmeticError) as error:
-            return "rejected", DecodeError.quoting("damaged", f"{type(error).__name__}: {error}").args
+        except (DecodeError, MemoryError, *LIBRARY_ERRORS) as error:
+            return "rejected", rejection(error)
 
     def _process(self, path: str) -> VideoInfo:
-        video = Video(path, self.decode)
-        try:
+        with openable(path) as name, contextlib.closing(Video(name, self.decode)) as video:
             return process(video, self.config, self._emit, self._progress)
-        finally:
-            video.close()
 
     def _emit(self, output: Output) -> None:
-        self._arm()
+        arm(self.decode.deadline_seconds)
         self.connection.send(("clip", output))
 
     def _progress(self) -> None:
         if time.monotonic() - self._told > PROGRESS_SECONDS:
             self._told = time.monotonic()
-            self._arm()
+            arm(self.decode.deadline_seconds)
             self.connection.send(("progress", None))
 
-    def _arm(self) -> None:
-        """Die of SIGALRM when the parent could not kill a hang (it may be gone itself)."""
-        signal.setitimer(signal.ITIMER_REAL, 2 * self.decode.deadline_seconds + 5)
 
-
-def serve(connection_file: int) -> None:
+def main(connection_file: int) -> None:
     """The child's main: serve the parent at the other end of an inherited socket."""
     connection = Connection(connection_file)
     config, decode = connection.recv()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (decode.memory_bytes, decode.memory_bytes))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    av.logging.set_level(av.logging.PANIC)
+    confine(decode.memory_bytes)
     _Service(connection, config, decode).serve()

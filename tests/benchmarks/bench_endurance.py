@@ -86,7 +86,7 @@ def _soak(originals: list[Path], seconds: float) -> dict[str, Any]:
 
 
 def _child_mib(decoder: IsolatedDecoder) -> float:
-    return _mib(decoder._child._process.pid) if decoder._child else 0.0
+    return _mib(decoder._child.process_id) if decoder._child else 0.0
 
 
 def _mib(process: int) -> float:

@@ -278,7 +278,7 @@ def _cpu_ms(work: Callable[[], None], rounds: int, views: int, decoder: Isolated
 def _child_seconds(decoder: IsolatedDecoder | None) -> float:
     if decoder is None or decoder._child is None:
         return 0.0
-    fields = Path(f"/proc/{decoder._child._process.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{decoder._child.process_id}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 

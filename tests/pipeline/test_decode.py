@@ -190,8 +190,9 @@ def test_a_hanging_child_meets_its_deadline(videos: Path) -> None:
         assert decoder.probe(videos / "plain.mp4").num_frames == 40
 
 
-def test_when_decord_dies_pyav_has_a_try(videos: Path) -> None:
-    with IsolatedDecoder(DecodeConfig(backend="decord")) as decoder:
+@pytest.mark.parametrize("backend", ["decord", "auto"])
+def test_when_one_library_dies_the_other_has_a_try(videos: Path, backend: Backend) -> None:
+    with IsolatedDecoder(DecodeConfig(backend=backend)) as decoder:
         decoder.probe(videos / "plain.mp4")
         os.kill(child_of(decoder), signal.SIGKILL)
         assert read_numbers(decoder.decode(videos / "plain.mp4", [whole([3])])[0]) == [3]
@@ -278,4 +279,4 @@ def refused(decoder: IsolatedDecoder, path: Path) -> bool:
 def child_of(decoder: IsolatedDecoder) -> int:
     """Process id of the decoder's child; 0 while it has none."""
     child = decoder._child
-    return child._process.pid if child else 0
+    return child.process_id if child else 0

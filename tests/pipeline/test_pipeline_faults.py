@@ -183,7 +183,7 @@ def _ten_million_frames(folder: Path) -> Path:
 
 def _peak_bytes(decoder: IsolatedDecoder) -> int:
     assert decoder._child is not None
-    status = Path(f"/proc/{decoder._child._process.pid}/status").read_text()
+    status = Path(f"/proc/{decoder._child.process_id}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 

@@ -6,6 +6,7 @@ import gc
 import io
 import itertools
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from fractions import Fraction
@@ -354,6 +355,12 @@ def test_refused_with_a_reason(
     assert caught.value.reason == reason
 
 
+def test_a_name_that_is_no_text(transcoder: IsolatedTranscoder, tmp_path: Path, video: Path) -> None:
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.mp4"))
+    shutil.copy(video, path)
+    assert isinstance(list(transcoder.process(path))[-1], VideoInfo)
+
+
 def test_truncated_and_audio_only(transcoder: IsolatedTranscoder, tmp_path: Path, video: Path) -> None:
     encode(tmp_path / "v.webm", frames_of(), 30)
     (tmp_path / "half.webm").write_bytes((tmp_path / "v.webm").read_bytes()[:-2000])
@@ -389,7 +396,7 @@ def test_a_child_that_hangs_or_dies_is_replaced(video: Path, fault: signal.Signa
     with IsolatedTranscoder(TranscodeConfig(), DecodeConfig(deadline_seconds=1.0)) as transcoder:
         assert isinstance(list(transcoder.process(video))[-1], VideoInfo)
         assert transcoder._child is not None
-        os.kill(transcoder._child._process.pid, fault)
+        os.kill(transcoder._child.process_id, fault)
         with pytest.raises(DecodeError) as caught:
             list(transcoder.process(video))
         assert caught.value.reason == reason
