@@ -124,11 +124,6 @@ class Run:
         if self._uri is not None:
             self._series.extend(series_entries(line) for line in journal_lines)
 
-    def log_series(self, entries: Sequence[Metric]) -> None:
-        """Record one step, as `log_steps` does."""
-        if self._uri is not None:
-            self._series.append(list(entries))
-
     def fill_gaps(self, journal_lines: Sequence[Mapping[str, Any]]) -> None:
         """Record those steps of a whole journal that the run lacks when their turn comes."""
 

@@ -77,6 +77,7 @@ class RunBoard:
         self._attempt = 0
         self._wish = Ending.NONE
         self._lines: list[str] = []
+        self._figures: list[dict[str, Any]] = []
         self._steps = 0
         self._result: dict[str, Any] | None = None
         self._signs: dict[int, SignOfLife] = {}
@@ -95,11 +96,13 @@ class RunBoard:
         """What the driver wishes."""
         return self._wish
 
-    def post(self, line: str, steps: int) -> None:
-        """Add a line for the person at the driver (empty: none), and how many steps are done."""
+    def post(self, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
+        """Add a line for the person at the driver (empty: none), how many steps are done, a step's journal line."""
         self._steps = steps
         if line:
             self._lines.append(line)
+        if figures:
+            self._figures.append(figures)
 
     def beat(self, attempt: int, sign: SignOfLife) -> None:
         """A sign of life of one rank."""
@@ -115,10 +118,11 @@ class RunBoard:
         """How the group ended; None while it runs, or when it died."""
         return self._result
 
-    def take(self) -> tuple[list[str], int, dict[int, SignOfLife]]:
-        """The lines since the last call, the steps done, and the ranks' last signs of life."""
+    def take(self) -> tuple[list[str], list[dict[str, Any]], int, dict[int, SignOfLife]]:
+        """Lines and journal lines since the last call, the steps done, and the ranks' last signs of life."""
         lines, self._lines = self._lines, []
-        return lines, self._steps, dict(self._signs)
+        figures, self._figures = self._figures, []
+        return lines, figures, self._steps, dict(self._signs)
 
 
 class WorkerBoard(logging.Handler):
@@ -138,9 +142,9 @@ class WorkerBoard(logging.Handler):
         """Note what this rank is at; the next sign of life carries it."""
         self._sign = replace(self._sign, step=step, micro_batch=micro_batch, doing=doing)
 
-    def post(self, line: str, steps: int) -> None:
-        """Post a line (empty: none) and the steps done."""
-        self._board.post.remote(line, steps)
+    def post(self, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
+        """Post a line (empty: none), the steps done, and the journal line of a step."""
+        self._board.post.remote(line, steps, figures)
 
     def end(self, result: Any) -> None:
         """Tell the driver how the group ended."""

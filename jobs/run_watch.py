@@ -33,14 +33,23 @@ class RunWatch:
     Args:
         hang_minutes: without a step for so long the workers are ended (the group then dies, and can be replaced).
         may_grow: whether there is room for more workers than this.
+        on_steps: takes the journal lines of steps as they are done.
     """
 
-    def __init__(self, name: str, total_steps: int, *, hang_minutes: float, may_grow: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        name: str,
+        total_steps: int,
+        *,
+        hang_minutes: float,
+        may_grow: Callable[[int], bool],
+        on_steps: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board = ray.remote(num_cpus=0)(RunBoard).options(scheduling_strategy=here).remote()
         self.lost = ""
         """Who took the output over, once that happened."""
-        self._hang_minutes, self._may_grow = hang_minutes, may_grow
+        self._hang_minutes, self._may_grow, self._on_steps = hang_minutes, may_grow, on_steps
         self._progress = _progress()
         self._task = self._progress.add_task(name, total=total_steps)
         self._stop_requested, self._ended = threading.Event(), threading.Event()
@@ -55,6 +64,7 @@ class RunWatch:
         self._lease, self._workers = lease, workers
         self._moved_at = self._lease_checked_at = self._size_checked_at = time.monotonic()
         self._progress.update(self._task, completed=step)
+        self.say(f"attempt {lease.attempt}: {workers} worker{'s' * (workers > 1)} from step {step} on")
 
     @property
     def stop_requested(self) -> bool:
@@ -101,10 +111,12 @@ class RunWatch:
 
     def _look(self) -> Mapping[int, SignOfLife]:
         lines: list[str]
+        figures: list[dict[str, Any]]
         signs: dict[int, SignOfLife]
-        lines, steps, signs = ray.get(self.board.take.remote())
+        lines, figures, steps, signs = ray.get(self.board.take.remote())
         for line in lines:
             self.say(line)
+        self._on_steps(figures)
         places = [sign.place for _, sign in sorted(signs.items())]
         if places != self._places or any(sign.doing is Doing.SAVING for sign in signs.values()):
             self._moved_at = time.monotonic()  # saving has a limit of its own

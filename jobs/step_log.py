@@ -1,4 +1,5 @@
-"""The journal of a training run: one JSON line an optimizer step, a printed line now and then, MLflow behind."""
+"""The journal of a training run: one JSON line an optimizer step, which the driver also hands to MLflow, and a
+printed line now and then."""
 
 from __future__ import annotations
 
@@ -14,17 +15,15 @@ import torch.distributed as dist
 
 from jobs.batch import Batch
 from jobs.run_board import WorkerBoard
-from jobs.tracking import Run, series_entries
 
 T = TypeVar("T")
 
 
 class StepLog:
-    """Counts and times the steps of one rank; the first rank writes, prints and tracks.
+    """Counts and times the steps of one rank; the first rank writes and posts them.
 
     Args:
-        run: where the first rank's figures go besides the journal; None on the other ranks.
-        board: where lines and progress go.
+        board: where lines, figures and progress go.
         timed_out: (epoch, sample id) of views whose decoding took too long before a restart.
     """
 
@@ -36,13 +35,11 @@ class StepLog:
         global_batch: int,
         every: int,
         trace: bool,
-        run: Run | None,
         board: WorkerBoard,
         timed_out: Iterable[tuple[int, str]] = (),
     ) -> None:
         self.step = start_step
         self._total_steps, self._global_batch, self._every, self._trace = total_steps, global_batch, every, trace
-        self._run = run
         self._board = board
         self._lines: list[str] = []
         self._step_started = time.perf_counter()
@@ -84,33 +81,21 @@ class StepLog:
             ]
         if self._trace:
             figures["sample_ids"] = gather_in_stream_order([batch.sample_ids for batch in consumed])
-        if self._run is not None:
+        if dist.get_rank() == 0:
             self._write(figures, seconds)
         self._step_started, self._waited_seconds = time.perf_counter(), 0.0
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run, where one is known by now."""
-        return self._run.run_id if self._run else None
 
     def take_lines(self) -> str:
         """The journal lines since the last call."""
         lines, self._lines = self._lines, []
         return "".join(lines)
 
-    def close(self) -> None:
-        """Wait a bounded time until MLflow has the figures."""
-        if self._run is not None:
-            self._run.drain()
-
     def _write(self, figures: dict[str, Any], seconds: float) -> None:
-        assert self._run is not None
         self._lines.append(json.dumps(figures) + "\n")
-        self._run.log_series(series_entries(figures))
         line = ""
         if self.step % self._every == 0 or self.step == self._total_steps:
             line = self._line(figures, seconds)
-        self._board.post(line, self.step)
+        self._board.post(line, self.step, figures)
 
     def _line(self, figures: dict[str, Any], seconds: float) -> str:
         return (

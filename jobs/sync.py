@@ -68,8 +68,8 @@ def _send(
 ) -> None:
     tags = claim["pins"].get("tags", {})
     if tags.get("data_digest"):
-        dataset = data_entity(tags["data"], int(claim["pins"]["data_version"]), tags["data_digest"])
-        tracked.log_dataset(dataset, "training")
+        dataset = data_entity(tags["data"], int(tags["data_version"]), tags["data_digest"])
+        tracked.log_dataset(dataset, claim["pins"].get("program", "training"))
     tracked.fill_gaps(lines)
     figures = {key: value for key, value in report.items() if type(value) in (int, float)}
     tracked.log_missing_metrics({"final_loss": report["final_loss"]} if lines and report else figures)

@@ -21,7 +21,6 @@ from mlflow.data.meta_dataset import MetaDataset
 from jobs.errors import StopRequestedError, UserError
 from jobs.mlflow_run import FAILURES, tracking_client_for
 from jobs.mlflow_run import Run as Run
-from jobs.mlflow_run import series_entries as series_entries
 from jobs.redaction import without_secrets
 from pipeline import PreparedSet, absolute, is_local
 
@@ -95,6 +94,7 @@ def start_run(
     output: str,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str | None] | None = None,
+    prepared: PreparedSet | None = None,
 ) -> Run:
     """Open the MLflow run of ``run_key``: created the first time, found again after a restart.
 
@@ -103,7 +103,8 @@ def start_run(
         run_key: the run's own key from `jobs.output.claim_output`.
         output: the run's output; recorded absolutely.
         params: resolved configuration, recorded as dotted parameters.
-        tags: links to other runs (``pretrain_run_id``, ``finetune_run_id``, ``data_digest``) and the like.
+        tags: links to other runs (``pretrain_run_id``, ``finetune_run_id``) and the like.
+        prepared: the data, recorded as a dataset of the run and as tags.
     """
     place = absolute(output)
     basics = {
@@ -117,13 +118,15 @@ def start_run(
         run.set_tags(tags)
     if params:
         run.log_params(params)
+    if prepared:
+        run.set_tags(data_tags(prepared))
+        run.log_dataset(data_entity(prepared.uri, prepared.version, prepared.digest), program)
     return run
 
 
-def record_data(run: Run, prepared: PreparedSet, context: str) -> None:
-    """Record a prepared set as a dataset of the run: name, version and digest, and where it is."""
-    run.set_tags({"data": prepared.uri, "data_digest": prepared.digest, "data_version": str(prepared.version)})
-    run.log_dataset(data_entity(prepared.uri, prepared.version, prepared.digest), context)
+def data_tags(prepared: PreparedSet) -> dict[str, str]:
+    """Where a prepared set is, which version, and the digest of its content."""
+    return {"data": prepared.uri, "data_digest": prepared.digest, "data_version": str(prepared.version)}
 
 
 def data_entity(uri: str, version: int, digest: str) -> MetaDataset:

@@ -34,7 +34,6 @@ from jobs.lease import Lease
 from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
 from jobs.run_board import Doing, Ending, WorkerBoard
 from jobs.step_log import StepLog, gather_in_stream_order
-from jobs.tracking import start_run
 from jobs.train_config import TrainConfig
 from pipeline import iter_micro_batches
 
@@ -139,11 +138,10 @@ def train_worker(settings: dict[str, Any]) -> None:
             break
         log.record(mean_loss, learning_rate, consumed, failed_views=failed_views)
         if due or ending in (Ending.REQUESTED, Ending.RESIZED) or log.step == job.total_steps:
-            _save(job, engine, writer, log, board)
+            _save(job, engine, writer, log, board, settings.get("run_id"))
 
     board.mark(log.step, 0, Doing.SAVING)
     writer.finish()
-    log.close()
     stopped = ending is Ending.REQUESTED and log.step < job.total_steps
     result = WorkerResult(log.step, stopped, _failure(ending, log.step, consumed, writer))
     if _rank() == 0:
@@ -216,17 +214,14 @@ def _learning_rate(job: TrainingJob, step: int) -> float:
 
 def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoard) -> StepLog:
     config = job.config
-    run = None
     if _rank() == 0:
         logging.getLogger().addHandler(board)
-        run = start_run(config.tracking, program=job.program, run_key=job.run_key, output=config.output)
     return StepLog(
         start_step=checkpoint.step if checkpoint else 0,
         total_steps=job.total_steps,
         global_batch=config.global_batch,
         every=config.log_every_steps,
         trace=config.trace_samples,
-        run=run,
         board=board,
         timed_out=known_failures(checkpoint.extra) if checkpoint else (),
     )
@@ -277,12 +272,14 @@ class Agreement:
         return notice is not None
 
 
-def _save(job: TrainingJob, engine: Any, writer: CheckpointWriter, log: StepLog, board: WorkerBoard) -> None:
+def _save(
+    job: TrainingJob, engine: Any, writer: CheckpointWriter, log: StepLog, board: WorkerBoard, run_id: str | None
+) -> None:
     """All ranks gather, the first one writes in the background."""
     weights, optimizer = gather_weights(engine), gather_optimizer_state(engine)
     if _rank() == 0:
         board.mark(log.step, 0, Doing.SAVING)
-        extra = {"run_key": job.run_key, "mlflow_run_id": log.run_id, "timed_out": log.timed_out}
+        extra = {"run_key": job.run_key, "mlflow_run_id": run_id, "timed_out": log.timed_out}
         position = log.step * job.config.global_batch
         writer.save(Checkpoint(log.step, position, weights, optimizer, extra), log.take_lines())
 

@@ -30,12 +30,13 @@ from jobs.config import config_dict, config_yaml
 from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
 from jobs.initial_weights import WEIGHTS
 from jobs.lease import Lease, take_lease
+from jobs.node_metrics import node_metrics
 from jobs.output import claim_output
 from jobs.pictures import curve_picture
 from jobs.program import replace
 from jobs.room import RoomForWorkers, refuse_to_wait_for_ever
 from jobs.run_watch import RunWatch
-from jobs.tracking import Run, recorded, start_run, tracking_uri
+from jobs.tracking import Run, TrackingConfig, data_tags, recorded, start_run, tracking_uri
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob, WorkerResult, known_failures, train_worker
 from pipeline import (
@@ -78,7 +79,8 @@ def run_training(
         phase.build_step(load_init=True)  # mistakes in the weights show here, not in a worker
     except ValueError as error:
         raise UserError(f"{program}: {error}") from error
-    pins = {"data_version": newest.version, "tags": {key: value for key, value in links.items() if value}}
+    tags = {key: value for key, value in links.items() if value} | data_tags(newest)
+    pins = {"data_version": newest.version, "program": program, "tags": tags}
     claim = claim_output(config.output, config, pins=pins)
     prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
     write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
@@ -89,26 +91,33 @@ def run_training(
         run_key=claim.run_key,
         output=config.output,
         params=config_dict(config),
-        tags={**links, "data": prepared.uri, "data_digest": prepared.digest},
+        tags=links,
+        prepared=prepared,
     )
     connect()
     refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
-    with recorded(run):
-        lease = train(job, take_lease(config.output))
+    with recorded(run), node_metrics(run):
+        lease = train(job, take_lease(config.output), run)
     lease.check()
     model = _trained_model(job)
     _save_weights(config.output, model, {"program": program, "run_id": run.wait_for_id(5) or "", **metadata})
     figures = _write_journal(job)
     run.log_params({"total_steps": job.total_steps})
+    run.fill_gaps(journal_lines(config.output))
     return {"run_id": run.run_id, "steps": job.total_steps, **figures}, model, run
 
 
 def loss_curves(output: str, folder: Path) -> Path:
     """A picture of the journal: loss, learning rate and speed against steps."""
-    lines = [json.loads(line) for line in read_bytes(join(output, "metrics.jsonl")).decode().splitlines()]
+    lines = journal_lines(output)
     path = folder / "curves.png"
     curve_picture([(key, [line[key] for line in lines]) for key in CURVES], path)
     return path
+
+
+def journal_lines(output: str) -> list[dict[str, Any]]:
+    """The journal of a run that reached its end."""
+    return [json.loads(line) for line in read_bytes(join(output, "metrics.jsonl")).decode().splitlines()]
 
 
 def sample_views(config: TrainConfig, count: int) -> Tensor:
@@ -179,10 +188,12 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     steps_per_epoch = clips / config.global_batch
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))
-    return TrainingJob(config, phase, total, warmup, program, run_key, prepared.version)
+    # The driver alone speaks to MLflow: workers, and what Ray shows of a job, need not know where or as whom.
+    told = replace(config, tracking=TrackingConfig("none"))
+    return TrainingJob(told, phase, total, warmup, program, run_key, prepared.version)
 
 
-def train(job: TrainingJob, lease: Lease) -> Lease:
+def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
     """Run the job to its last step, going on from the newest checkpoint; returns when all steps are saved.
 
     Groups of workers follow each other: after a death, after a hang, with more or fewer workers. Ray Train could
@@ -198,14 +209,20 @@ def train(job: TrainingJob, lease: Lease) -> Lease:
     """
     config, failures = job.config, 0
     room = RoomForWorkers(config.worker_range, stream_cpus(config.decode_actors))
-    watch = RunWatch(job.program, job.total_steps, hang_minutes=config.hang_minutes, may_grow=room.may_grow)
+    watch = RunWatch(
+        job.program,
+        job.total_steps,
+        hang_minutes=config.hang_minutes,
+        may_grow=room.may_grow,
+        on_steps=run.log_steps,
+    )
     with watch.watching():
         while (cursor := newest_cursor(config.output)).step < job.total_steps:
             discard_after(config.output, cursor.step)
             workers = room.wait(config.hang_minutes * 60, tell=watch.say)
             watch.begin(lease, workers, cursor.step)
             try:
-                _run_group(job, lease, watch, cursor, workers)
+                _run_group(job, lease, watch, cursor, workers, run.run_id)
             except (ControllerError, TrainingFailedError) as error:
                 failures += 1
                 if failures > config.max_failures or watch.stop_requested or watch.lost:
@@ -216,12 +233,15 @@ def train(job: TrainingJob, lease: Lease) -> Lease:
     return lease
 
 
-def _run_group(job: TrainingJob, lease: Lease, watch: RunWatch, cursor: Cursor, workers: int) -> None:
+def _run_group(
+    job: TrainingJob, lease: Lease, watch: RunWatch, cursor: Cursor, workers: int, run_id: str | None
+) -> None:
     """One group of workers from the cursor to its end."""
+    settings = {"job": job, "board": watch.board, "lease": lease, "start_step": cursor.step, "run_id": run_id}
     with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
         TorchTrainer(
             train_worker,
-            train_loop_config={"job": job, "board": watch.board, "lease": lease, "start_step": cursor.step},
+            train_loop_config=settings,
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=has_gpus()),
             run_config=RunConfig(
                 storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group

@@ -33,6 +33,7 @@ from jobs.checkpoint import read_journal
 from jobs.cluster import connect
 from jobs.config import load_config
 from jobs.lease import take_lease
+from jobs.mlflow_run import Run
 from jobs.motion_videos import render_motion_videos
 from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.run_board import RunBoard
@@ -97,7 +98,7 @@ def _job(data: str, output: Path, phase: Any, *keys: str) -> TrainingJob:
 def _waiting(data: str, output: Path, steps: int) -> dict[str, Any]:
     keys = (f"steps={steps}", "global_batch=16", "micro_batch=8", "decode_actors=1")
     job = _job(data, output, SleepPhase(SECONDS_PER_MICRO_BATCH), *keys)
-    train(job, take_lease(str(output)))
+    train(job, take_lease(str(output)), Run(None, "", "", {}))
     lines = _settled(str(output), steps)
     seconds = sum(job.config.global_batch / line["clips_per_second"] for line in lines)
     waited = sum(line["data_wait_seconds"] for line in lines)
