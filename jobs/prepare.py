@@ -18,7 +18,7 @@ from pipeline import DecodeConfig, StorageError, absolute, exists, join, read_by
 from pipeline.columns import ManifestError
 from pipeline.conventions import Convention, ManifestConfig
 from pipeline.prepare import Outcome, PrepareSettings, prepare
-from pipeline.prepare_chunk import StoreConfig
+from pipeline.shard_writer import StoreConfig
 from pipeline.transcode_config import TranscodeConfig
 
 

@@ -23,7 +23,7 @@ from pipeline.conventions import ManifestConfig
 from pipeline.decode_config import DecodeConfig
 from pipeline.manifest import Manifest, read_manifest, shuffled_order
 from pipeline.patience import patiently
-from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings, PrepareChunk, StoreConfig, table_bytes, write_shard
+from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings, PrepareChunk
 from pipeline.prepare_versions import (
     current_videos,
     publish,
@@ -36,6 +36,7 @@ from pipeline.prepare_versions import (
     version_digest,
 )
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
+from pipeline.shard_writer import StoreConfig, table_bytes, write_shard
 from pipeline.shards import read_shard
 from pipeline.storage import (
     StorageError,

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.attempts import FATAL, Attempts
 from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.patience import is_forbidden, patiently
-from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, clip_id
-from pipeline.splits import seeded
+from pipeline.schema import REJECTED_SCHEMA, clip_id
+from pipeline.shard_writer import ShardWriter, StoreConfig, table_bytes
 from pipeline.storage import StorageError, exists, join, local_copy, read_bytes, write_bytes
 from pipeline.transcode_config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
@@ -60,27 +59,6 @@ _READ_BYTES = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
-class StoreConfig:
-    """How clips are laid out in Parquet."""
-
-    videos_per_chunk: int | None = None
-    """Videos that one worker handles between two records of progress. Default: 4 to 256, by the number of videos."""
-    row_group_bytes: int = 4 * 2**20
-    """A row group is closed when its videos reach this many bytes; it is what training reads at once."""
-    shard_bytes: int = 128 * 2**20
-    """A shard is closed when its videos reach this many bytes; a worker holds one in memory."""
-
-    def chunk_videos(self, videos: int) -> int:
-        """Videos of a chunk: small sets still keep many workers busy, large ones make few files."""
-        return self.videos_per_chunk or min(256, max(4, videos // 64))
-
-    def __post_init__(self) -> None:
-        for name in ("videos_per_chunk", "row_group_bytes", "shard_bytes"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be positive; leave it out for the default")
-
-
-@dataclasses.dataclass(frozen=True)
 class ChunkSettings:
     """Everything that decides a chunk's files."""
 
@@ -103,6 +81,9 @@ class ChunkSettings:
 
     def plan_file(self, number: int) -> str:
         return join(self.output, "_prepare", self.name, "plan", f"{number:05d}.parquet")
+
+    def attempts(self, chunk: int) -> str:
+        return join(self.output, "_prepare", self.name, "attempts", f"{chunk:06d}.json")
 
     def record(self, chunk: int) -> str:
         return join(self.output, "_prepare", self.name, "videos", f"{chunk:06d}.parquet")
@@ -134,9 +115,12 @@ class PrepareChunk:
         self.transcoder.close()
 
     def _write(self, chunk: int, rows: list[dict[str, Any]]) -> None:
-        shards = _ShardWriter(self.settings, chunk)
+        settings = self.settings
+        shards = ShardWriter(settings.output, f"{settings.name}-{chunk:06d}", settings.store, settings.seed)
         rejected: list[dict[str, Any]] = []
-        videos = [self._video(row, shards, rejected) for row in rows]
+        attempts = Attempts(settings.attempts(chunk))
+        videos = [self._video(row, attempts, shards, rejected) for row in rows]
+        attempts.write()
         shards.flush()
         if rejected:
             place = join(self.settings.output, "rejected", f"{self.settings.name}-{chunk:06d}.parquet")
@@ -145,12 +129,14 @@ class PrepareChunk:
         record = record.replace_schema_metadata({"shards": json.dumps(shards.written)})
         write_bytes(self.settings.record(chunk), table_bytes(record))
 
-    def _video(self, row: dict[str, Any], shards: _ShardWriter, rejected: list[dict[str, Any]]) -> dict[str, Any]:
+    def _video(
+        self, row: dict[str, Any], attempts: Attempts, shards: ShardWriter, rejected: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         """Store a video's clips; its row for the record, with the reason where it was rejected."""
         facts = {name: row[name] for name in ("uri", "content_version", "label", "split")}
         facts |= {"status": "ok", "clips": 0, "stored_bytes": 0}
         try:
-            for output in self._outputs(row["uri"], facts):
+            for output in self._outputs(row["uri"], attempts, facts):
                 if isinstance(output, Damage):
                     span = f"clip {output.start_seconds:.3f} to {output.end_seconds:.3f} s"
                     rejected.append(_rejected(row["uri"], "damaged", f"{span}: {output.message}"))
@@ -165,13 +151,13 @@ class PrepareChunk:
             facts["status"] = error.reason
         return facts
 
-    def _outputs(self, uri: str, facts: dict[str, Any]) -> Iterator[StoredClip | Damage]:
+    def _outputs(self, uri: str, attempts: Attempts, facts: dict[str, Any]) -> Iterator[StoredClip | Damage]:
         """The clips of a video; its facts are added to ``facts`` on the way."""
         with _fetched(uri) as path:
             facts["bytes"] = path.stat().st_size
             facts["digest"] = _digest(path)
             keeps_bytes = self.settings.transcode.mode == "passthrough"
-            for output in self._processed(path):
+            for output in self._processed(path, uri, attempts):
                 if isinstance(output, VideoInfo):
                     facts |= dataclasses.asdict(output)
                 elif isinstance(output, StoredClip) and output.video is None and keeps_bytes:
@@ -179,82 +165,20 @@ class PrepareChunk:
                 else:
                     yield output
 
-    def _processed(self, path: Path) -> Iterator[StoredClip | Damage | VideoInfo]:
+    def _processed(self, path: Path, uri: str, attempts: Attempts) -> Iterator[StoredClip | Damage | VideoInfo]:
         """What comes out of a video; when it kills the child before any clip came, a new child gets one more try."""
-        outputs = self.transcoder.process(path)
-        try:
-            first = next(outputs)
-        except DecodeError as error:
-            if error.reason not in ("crashed", "timeout"):
-                raise
-            outputs = self.transcoder.process(path)
-            first = next(outputs)
-        yield first
-        yield from outputs
-
-
-class _ShardWriter:
-    """Gathers clips and writes them, in an order drawn from the seed, as one shard whenever enough are there."""
-
-    def __init__(self, settings: ChunkSettings, chunk: int) -> None:
-        self.settings = settings
-        self.chunk = chunk
-        self.written: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        self._bytes += len(row["video"] or b"")
-        if self._bytes >= self.settings.store.shard_bytes:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was gathered."""
-        if not self._rows:
-            return
-        ids = np.array([row["clip_id"] for row in self._rows], np.uint64)
-        order = np.argsort(seeded(ids, self.settings.seed, "shard"), kind="stable")
-        table = pa.Table.from_pylist([self._rows[index] for index in order], schema=CLIP_SCHEMA)
-        name = f"{self.settings.name}-{self.chunk:06d}-{len(self.written):02d}.parquet"
-        self.written.append(write_shard(self.settings.output, name, table, self.settings.store.row_group_bytes))
-        self._rows, self._bytes = [], 0
-
-
-def write_shard(output: str, name: str, table: pa.Table, row_group_bytes: int) -> dict[str, Any]:
-    """Write clips (`CLIP_SCHEMA`) as ``shards/<name>``; its entry for ``dataset.json``."""
-    lengths = pc.fill_null(pc.binary_length(table["video"]), 0).to_pylist()
-    groups = row_groups(lengths, row_group_bytes)
-    content = io.BytesIO()
-    # Videos do not compress, and labels repeat.
-    compression = {field.name: "NONE" if field.name == "video" else "ZSTD" for field in CLIP_SCHEMA}
-    with pq.ParquetWriter(
-        content, CLIP_SCHEMA, compression=compression, use_dictionary=["label", "split"], write_statistics=["clip_id"]
-    ) as writer:
-        start = 0
-        for rows in groups:
-            writer.write_table(table.slice(start, rows), row_group_size=rows)
-            start += rows
-    data = content.getvalue()
-    write_bytes(join(output, "shards", name), data)
-    return {
-        "file": f"shards/{name}",
-        "rows": len(table),
-        "row_groups": groups,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-
-
-def row_groups(lengths: list[int], row_group_bytes: int) -> list[int]:
-    """Rows of each row group: closed as soon as its videos reach ``row_group_bytes``."""
-    groups, rows, size = [], 0, 0
-    for length in lengths:
-        rows, size = rows + 1, size + length
-        if size >= row_group_bytes:
-            groups.append(rows)
-            rows, size = 0, 0
-    return [*groups, rows] if rows else groups
+        begun = False
+        while True:
+            try:
+                with attempts.at(uri):
+                    for output in self.transcoder.process(path):
+                        begun = True
+                        yield output
+            except DecodeError as error:
+                if begun or error.reason not in FATAL or not attempts.left(uri):
+                    raise
+            else:
+                return
 
 
 def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
@@ -268,13 +192,6 @@ def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
 @functools.lru_cache(maxsize=1)
 def _plan_file(uri: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(uri)))
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """A small table as a Parquet file."""
-    content = io.BytesIO()
-    pq.write_table(table, content, compression="ZSTD")
-    return content.getvalue()
 
 
 @contextlib.contextmanager

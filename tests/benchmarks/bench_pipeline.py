@@ -43,8 +43,8 @@ from pipeline.conventions import ManifestConfig
 from pipeline.decode_child import render
 from pipeline.decode_config import Backend
 from pipeline.prepare import PrepareSettings, prepare
-from pipeline.prepare_chunk import StoreConfig
 from pipeline.sampling import random_resized_crop, training_indices
+from pipeline.shard_writer import StoreConfig
 from pipeline.shards import read_shard
 from pipeline.transcode_config import Mode, TranscodeConfig
 from pipeline.video_file import Video

@@ -21,8 +21,9 @@ from jobs.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_
 from jobs.prepare import PrepareConfig
 from pipeline import CLIP_SCHEMA, REJECTED_SCHEMA, DecodeConfig, FrameView, IsolatedDecoder, StorageError
 from pipeline.prepare import PrepareSettings
-from pipeline.prepare_chunk import PrepareChunk, StoreConfig
+from pipeline.prepare_chunk import PrepareChunk
 from pipeline.prepare_versions import current_videos
+from pipeline.shard_writer import StoreConfig
 from pipeline.transcode_config import TranscodeConfig
 
 VIDEOS = 24

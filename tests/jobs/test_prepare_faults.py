@@ -26,7 +26,7 @@ from jobs import prepare
 from jobs.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
 from jobs.prepare import PrepareConfig
 from pipeline import DecodeConfig, join, list_files, read_bytes, write_bytes
-from pipeline.prepare_chunk import StoreConfig
+from pipeline.shard_writer import StoreConfig
 from pipeline.storage import s3_client
 
 REPOSITORY = Path(__file__).resolve().parents[2]

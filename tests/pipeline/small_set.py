@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import PreparedSet, ViewConfig, join, open_prepared, write_bytes
-from pipeline.prepare_chunk import write_shard
 from pipeline.schema import CLIP_SCHEMA
+from pipeline.shard_writer import write_shard
 from tests.pipeline.numbered import write_numbered
 
 FRAMES = 20
