@@ -107,7 +107,8 @@ def test_dead_and_hanging_workers_are_replaced(data: Path, uninterrupted: Path, 
         assert flag.exists()
         assert losses(output) == losses(uninterrupted)
         if kind == "die":
-            assert "warning: workers died (rank 1" in done.stderr
+            assert "warning: workers died (" in done.stderr
+            assert "rank 1: " in done.stderr
             continue
         assert "slow: rank 1 on " in done.stderr
         (written,) = (output / "hangs").iterdir()
