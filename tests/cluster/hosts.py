@@ -43,7 +43,7 @@ class Host:
     name: str
     address: str
     keeper: subprocess.Popen[bytes]
-    environment: Mapping[str, str]
+    environment: dict[str, str]
 
     @property
     def link(self) -> str:
@@ -85,14 +85,16 @@ class Host:
         """Put the cable back."""
         _ip("link", "set", self.link, "up")
 
-    def die(self) -> None:
-        """Kill every process at once."""
+    def end_processes(self) -> None:
+        """Kill at once all that runs on this host; the host itself stays."""
         namespace = os.readlink(f"/proc/{self.keeper.pid}/ns/net")
+        killed = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
-                if os.readlink(f"/proc/{process.pid}/ns/net") == namespace:
+                if process.pid != self.keeper.pid and os.readlink(f"/proc/{process.pid}/ns/net") == namespace:
                     process.kill()
-        self.keeper.wait()
+                    killed.append(process)
+        psutil.wait_procs(killed, timeout=10)
 
 
 @contextlib.contextmanager
@@ -133,8 +135,9 @@ def _host(name: str, address: str, environment: Mapping[str, str]) -> Iterator[H
         host.run("ip", "link", "set", inside, "up").check_returncode()
         yield host
     finally:
-        if keeper.poll() is None:
-            host.die()
+        host.end_processes()
+        keeper.kill()
+        keeper.wait()
 
 
 def start_ray(host: Host, head: Host | None, cpus: int) -> None:

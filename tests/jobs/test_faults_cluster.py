@@ -97,7 +97,7 @@ def test_a_stopped_job_leaves_the_last_checkpoint_intact_and_goes_on(
     server = ["--address", f"http://127.0.0.1:{DASHBOARD}"]
     repository = ["--working-dir", str(Path(__file__).resolve().parents[2])]
     submit = [RAY, "job", "submit", *server, *repository]
-    entry = ["--", "python", "-m", "jobs.pretrain", *keys]
+    entry = ["--", sys.executable, "-m", "jobs.pretrain", *keys]
     submitted = subprocess.Popen([*submit, "--submission-id", "first", *entry], stdout=subprocess.DEVNULL)
     wait_for_checkpoint(output, 4, submitted)
     subprocess.run([RAY, "job", "stop", *server, "first"], check=True)
