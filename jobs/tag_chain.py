@@ -64,7 +64,7 @@ def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, scoring:
     return pa.concat_tables([*tables, gone]).sort_by("uri")
 
 
-def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan) -> Dataset:
+def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan, attempts_folder: str | None = None) -> Dataset:
     """Chunks of units → a row per window with classes and scores, in no particular order.
 
     A chunk is one block and its windows leave the decoder in blocks of exactly one batch, so that the model always
@@ -78,7 +78,7 @@ def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan) -> Dataset:
     blocks.context.target_max_block_size = plan.scoring.batch_size * frames * height * width * 3
     windows = blocks.map_batches(
         DecodeWindows,
-        fn_constructor_args=(plan.decode, plan.grid, (frames, height, width), plan.scoring.batch_size),
+        fn_constructor_args=(plan.decode, plan.grid, (frames, height, width), plan.scoring.batch_size, attempts_folder),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(actors.decode, len(chunks))),
@@ -100,7 +100,9 @@ def scored_windows(
         return
     connect()
     waiting: dict[int, ScoredWindows] = defaultdict(dict)
-    for batch in tagging_chain(chunks, plan).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in tagging_chain(chunks, plan, planned.attempts_folder).iter_batches(
+        batch_size=None, batch_format="pyarrow"
+    ):
         for row in batch.to_pylist():
             waiting[row["chunk"]][row["unit_id"], row["window_index"]] = answer(row, plan.weights.classes)
         for number in [number for number, scored in waiting.items() if len(scored) == due[number]]:

@@ -48,7 +48,13 @@ class Attempts:
             self._take_back(video, before)
             self.write()
             raise
-        self._take_back(video, before)
+        if self._unended[video] == before + 1:
+            self._take_back(video, before)
+
+    def give_up(self, video: str) -> None:
+        """Count all attempts as made: the decoder itself has tried twice."""
+        self._unended[video] = MOST + 1  # more than an attempt that ends takes back
+        self.write()
 
     def left(self, video: str) -> int:
         """How many attempts a video has left."""

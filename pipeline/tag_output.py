@@ -122,6 +122,11 @@ class PlannedVersion:
         self._offsets = [*boundaries.tolist(), len(self.units)]
 
     @property
+    def attempts_folder(self) -> str:
+        """Where the attempts at this version's units are counted (`pipeline.attempts`)."""
+        return join(self.output, "_attempts", f"{self.version:06d}")
+
+    @property
     def num_chunks(self) -> int:
         """Chunks of the plan, numbered from 0."""
         return len(self._offsets) - 1

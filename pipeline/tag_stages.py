@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.attempts import FATAL, Attempts
 from pipeline.decode import IsolatedDecoder
 from pipeline.decode_config import DecodeConfig, DecodeError, TimeView
 from pipeline.sampling import center_crop
-from pipeline.storage import StorageError, local_copy
+from pipeline.storage import StorageError, join, local_copy
 from pipeline.windows import OK, PROBED_SCHEMA, WindowGrid, window_times
 
 # Bounds of one request to the decoder, so that long videos fit in memory and large ones meet the deadline.
@@ -72,22 +73,30 @@ class DecodedWindow:
 class DecodeWindows:
     """The units of one chunk → a row per window, in tables of exactly ``batch_size`` rows but for the last.
 
-    Windows that cannot be decoded come last, with black frames, so that the batches before them stay full.
+    Windows that cannot be decoded come last, with black frames, so that the batches before them stay full. With
+    ``attempts_folder`` the attempts at every unit are written down there: what killed two workers is not tried again.
     """
 
     def __init__(
-        self, decode: DecodeConfig, grid: WindowGrid, input_size: tuple[int, int, int], batch_size: int
+        self,
+        decode: DecodeConfig,
+        grid: WindowGrid,
+        input_size: tuple[int, int, int],
+        batch_size: int,
+        attempts_folder: str | None = None,
     ) -> None:
         self.decoder = IsolatedDecoder(decode)
         self.grid = grid
         self.input_size = input_size
         self.batch_size = batch_size
+        self.attempts_folder = attempts_folder
 
     def __call__(self, units: pa.Table) -> Iterator[dict[str, npt.NDArray[Any]]]:
         batch: list[DecodedWindow] = []
         failed: list[DecodedWindow] = []
+        attempts = self._attempts(units)
         for unit in units.to_pylist():
-            for window in self._windows(unit):
+            for window in self._windows(unit) if attempts is None else self._counted(unit, attempts):
                 (batch if window.frames is not None else failed).append(window)
                 if len(batch) == self.batch_size:
                     yield self._columns(batch)
@@ -95,6 +104,24 @@ class DecodeWindows:
         rest = batch + failed
         for start in range(0, len(rest), self.batch_size):
             yield self._columns(rest[start : start + self.batch_size])
+
+    def _attempts(self, units: pa.Table) -> Attempts | None:
+        if self.attempts_folder is None or len(units) == 0:
+            return None
+        return Attempts(join(self.attempts_folder, f"{units['chunk'][0].as_py():06d}.json"))
+
+    def _counted(self, unit: dict[str, Any], attempts: Attempts) -> Iterator[DecodedWindow]:
+        """The windows of a unit, as one attempt at it; all failed when two were made before."""
+        key = str(unit["unit_id"])
+        try:
+            with attempts.at(key):
+                for window in self._windows(unit):
+                    if window.status in FATAL and attempts.left(key):
+                        attempts.give_up(key)
+                    yield window
+        except DecodeError as error:
+            indices = range(unit["first_window"], unit["first_window"] + unit["num_windows"])
+            yield from _all_failed(unit, indices, error)
 
     def _windows(self, unit: dict[str, Any]) -> Iterator[DecodedWindow]:
         indices = range(unit["first_window"], unit["first_window"] + unit["num_windows"])

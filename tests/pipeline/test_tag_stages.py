@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.motion_videos import read_frame_number, render_motion_videos
-from pipeline import DecodeConfig, DecodeWindows, ProbeVideos, WindowGrid, plan_units
+from pipeline import DecodeConfig, DecodeError, DecodeWindows, ProbeVideos, WindowGrid, plan_units
 from pipeline.windows import PROBED_SCHEMA, video_id
 
 GRID = WindowGrid(2.0, 1.5)
@@ -72,3 +72,30 @@ def test_a_video_that_vanished_keeps_its_rows_and_the_batch_of_the_others(videos
     batches = list(DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 6)(units))
     assert [list(batch["status"]) for batch in batches] == [["ok"] * 6, ["missing"] * 6]
     assert not batches[1]["video"].any()
+
+
+def test_a_unit_that_killed_two_workers_is_not_tried_again(videos: list[Path], tmp_path: Path) -> None:
+    """The counts of two dead workers: a row with the reason for every window, the other unit as ever."""
+    units = plan_units(_probed(videos[:2]), GRID, 12)
+    bad, good = units["unit_id"].to_pylist()
+    (tmp_path / "000000.json").write_text(f'{{"{bad}": 2}}')
+    stage = DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 6, str(tmp_path))
+    batches = list(stage(units))
+    assert [set(batch["status"]) for batch in batches] == [{"ok"}, {"crashed"}]
+    assert [set(batch["unit_id"]) for batch in batches] == [{good}, {bad}]
+
+
+def test_a_unit_whose_decoder_died_is_given_up(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder has tried twice then: a worker that comes after does not try."""
+    units = plan_units(_probed(videos[:1]), GRID, 12)
+    stage = DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 6, str(tmp_path))
+
+    def dying(*_: object) -> None:
+        raise DecodeError("crashed", "the decoder died")
+
+    monkeypatch.setattr(stage.decoder, "decode", dying)
+    for _ in range(2):
+        assert [set(batch["status"]) for batch in stage(units)] == [{"crashed"}]
+        monkeypatch.setattr(stage.decoder, "decode", pytest.fail)
