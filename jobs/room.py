@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,6 +14,7 @@ from pipeline import stream_cpus
 
 SECONDS_TO_SETTLE = 10.0
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_AFTER_FAILURE = 600.0
 
 
 class RoomForWorkers:
@@ -26,6 +28,7 @@ class RoomForWorkers:
     def __init__(self, permitted: range, cpus_beside: float) -> None:
         self._permitted, self._cpus_beside = permitted, cpus_beside
         self._most = permitted[-1]
+        self._failed_at, self._failed_on = -math.inf, frozenset[str]()
 
     def wait(self, seconds: float, *, tell: Callable[[str], None] = lambda _: None) -> int:
         """The largest number of workers that has room, when the last group's resources are free again.
@@ -49,16 +52,31 @@ class RoomForWorkers:
                 told = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def could_not_start(self, workers: int | None) -> None:
-        """A group of so many was not started: resources lie scattered, or a lost host is still counted."""
-        self._most = self._permitted[-1] if workers is None else max(self._permitted[0], workers - 1)
+    def could_not_start(self, workers: int) -> bool:
+        """A group of so many was not started: resources lie scattered, or a lost host is still counted.
+
+        Returns:
+            whether fewer are permitted, and come next.
+        """
+        self._failed_at, self._failed_on = time.monotonic(), _hosts()
+        self._most = max(self._permitted[0], workers - 1)
+        return self._most < workers
 
     def may_grow(self, workers: int) -> bool:
-        """Whether more workers than now have room beside those that run."""
+        """Whether more workers than now have room beside those that run.
+
+        After a group that could not be started: not before the hosts have changed, or some minutes have passed.
+        """
+        if self._failed_on == _hosts() and time.monotonic() - self._failed_at < SECONDS_AFTER_FAILURE:
+            return False
         self._most = self._permitted[-1]
         free = ray.available_resources()
         more = range(1, self._permitted[-1] - workers + 1)
         return most_that_fit(more, free, 0.0, gpus=has_gpus()) > 0
+
+
+def _hosts() -> frozenset[str]:
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:

@@ -224,10 +224,10 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
             try:
                 _run_group(job, lease, watch, cursor, workers, run.run_id)
             except (ControllerError, TrainingFailedError) as error:
-                failures += 1
+                no_room = isinstance(error, ControllerError) and room.could_not_start(workers)
+                failures += not no_room
                 if failures > config.max_failures or watch.stop_requested or watch.lost:
                     raise TrainingStoppedError(watch.lost or _what_happened(error, failures)) from error
-                room.could_not_start(workers if isinstance(error, ControllerError) else None)
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
             lease = lease.renewed()
     return lease
