@@ -80,23 +80,24 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_3(data: Path, uninterrupted: 
 
 
 def test_two_workers_then_one_then_two(data: Path, tmp_path: Path) -> None:
-    """The same samples, and losses within 1e-5, over 50 steps, for both optimizers."""
-    for optimizer in ("adamw", "sgd"):
-        more = [f"optimizer.name={optimizer}", "zero_stage=2"]
-        whole, changing = tmp_path / f"{optimizer}-whole", tmp_path / f"{optimizer}-changing"
-        run("jobs.pretrain", *keys(data, whole, *more, steps=50)).check_returncode()
-        for step, workers in ((16, 2), (32, 1)):
-            process = start(data, changing, *more, f"workers={workers}", steps=50)
-            wait_for_checkpoint(changing, step, process)
-            kill_family(process)
-        run("jobs.pretrain", *keys(data, changing, *more, "workers=2", steps=50)).check_returncode()
-        assert samples(changing) == samples(whole)
-        assert losses(changing) == pytest.approx(losses(whole), rel=1e-5)
+    """The same samples, and losses within 1e-5, over 50 steps; `test_optimizer_state` has all stages and optimizers."""
+    whole, changing = tmp_path / "whole", tmp_path / "changing"
+    run("jobs.pretrain", *keys(data, whole, steps=50)).check_returncode()
+    for step, workers in ((16, 2), (32, 1)):
+        process = start(data, changing, f"workers={workers}", steps=50)
+        wait_for_checkpoint(changing, step, process)
+        kill_family(process)
+    run("jobs.pretrain", *keys(data, changing, "workers=2", steps=50)).check_returncode()
+    assert samples(changing) == samples(whole)
+    assert losses(changing) == pytest.approx(losses(whole), rel=1e-5)
 
 
 def test_dead_and_hanging_workers_are_replaced(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    """One worker dies, one falls asleep, one is stopped: the run ends by itself, with the same losses."""
-    for kind in ("die", "hang", "stop"):
+    """One worker dies, one falls asleep: the run ends by itself, with the same losses.
+
+    `test_stacks` has processes that are stopped, or hold the interpreter's lock.
+    """
+    for kind in ("die", "hang"):
         output, flag = tmp_path / kind, tmp_path / f"{kind}.flag"
         done = run(
             "tests.jobs.mishaps",
@@ -112,8 +113,7 @@ def test_dead_and_hanging_workers_are_replaced(data: Path, uninterrupted: Path, 
             continue
         assert "slow: rank 1 on " in done.stderr
         (written,) = (output / "hangs").iterdir()
-        assert ("gave no stacks" in written.read_text()) == (kind == "stop")
-        assert ("in fall_asleep" in written.read_text()) == (kind == "hang")
+        assert "in fall_asleep" in written.read_text()
         assert "all_reduce" in written.read_text()  # where the other rank waits
 
 
