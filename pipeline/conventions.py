@@ -88,7 +88,7 @@ def _detect_table(uri: str) -> Convention:
     files, path = filesystem(uri)
     try:
         with files.open_input_stream(path) as stream:
-            first_line = stream.read(65536).split(b"\n")[0].decode(errors="replace").lower()
+            first_line = stream.read(65536).split(b"\n")[0].decode("utf-8-sig", errors="replace").lower()
     except OSError as error:
         raise StorageError(uri, str(error)[:200], "check annotations=", missing=not exists(uri)) from error
     columns = {name.strip().strip('"') for name in first_line.split(",")}

@@ -18,7 +18,7 @@ from pipeline.conventions import ManifestConfig, detect, locate, read_annotation
 from pipeline.inventory import read_inventory
 from pipeline.schema import REJECTED_SCHEMA
 from pipeline.splits import SPLITS, Codes, Digests, assign_splits, first_occurrences, name_digests, seeded
-from pipeline.storage import absolute, is_local, list_files
+from pipeline.storage import absolute, is_local, list_files, local_path
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
 MANIFEST_SCHEMA = pa.schema(
@@ -88,7 +88,7 @@ def read_manifest(
         ManifestError: annotations that do not follow their convention.
         StorageError: a place that cannot be read.
     """
-    root, config = locate(absolute(source), config)
+    root, config = locate(plain_uri(absolute(source)), config)
     convention = config.convention if config.convention != "auto" else detect(root, config.annotations)
     needs_listing = convention in _LISTED or bool(config.unlisted)
     inventory = config.annotations if convention == "inventory" else None
@@ -233,6 +233,7 @@ def _combined(values: Any) -> pa.Array:
 
 
 def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    paths = _plain(paths)
     below = pc.binary_join_element_wise(
         pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
     )
@@ -241,6 +242,27 @@ def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
     if not pc.any(placed).as_py():
         return below
     return paths if pc.all(placed).as_py() else pc.if_else(placed, paths, below)
+
+
+def _plain(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``file://`` URIs as the paths that a listing gives; those of names that are no text stay what they are."""
+    is_uri = pc.fill_null(pc.starts_with(paths, "file://"), False)
+    if not pc.any(is_uri).as_py():
+        return paths
+    plain = pa.array([plain_uri(uri) for uri in paths.filter(is_uri).to_pylist()], paths.type)
+    return pa.chunked_array([pc.replace_with_mask(_combined(paths), _combined(is_uri), plain)])
+
+
+def plain_uri(uri: str) -> str:
+    """A ``file://`` URI as the path that a listing gives, unless the path is no valid text; others as they are."""
+    if not uri.startswith("file://"):
+        return uri
+    path = str(local_path(uri))
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return uri
+    return path
 
 
 def content_versions(listing: pa.Table) -> pa.ChunkedArray:

@@ -21,11 +21,12 @@ import ray.data
 
 from pipeline.conventions import ManifestConfig
 from pipeline.decode_config import DecodeConfig
-from pipeline.manifest import Manifest, read_manifest, shuffled_order
+from pipeline.manifest import Manifest, plain_uri, read_manifest, shuffled_order
 from pipeline.patience import patiently
 from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings, PrepareChunk
 from pipeline.prepare_versions import (
     current_videos,
+    kept_rejected,
     publish,
     read_versions,
     recorded_chunks,
@@ -34,6 +35,7 @@ from pipeline.prepare_versions import (
     shards_of,
     version_counts,
     version_digest,
+    version_videos,
 )
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
 from pipeline.shard_writer import StoreConfig, table_bytes, write_shard
@@ -215,7 +217,7 @@ def _new_or_changed(rows: pa.Table, known: pa.Table, excluded: set[str]) -> tupl
 
 
 def _placed(source: str, uri: str) -> str:
-    return uri if "://" in uri or uri.startswith("/") else join(absolute(source), uri)
+    return plain_uri(uri if "://" in uri or uri.startswith("/") else join(absolute(source), uri))
 
 
 def _removed_before(newest: Mapping[str, Any] | None) -> Iterable[str]:
@@ -284,8 +286,7 @@ def _version(
     shards = [*kept, *shards_of(output, plan["version"])]
     videos = current_videos(output, plan["version"])
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
-    earlier = [file for file in newest["rejected"] if not file.endswith("-plan.parquet")] if newest else []
-    rejected = [*earlier, *plan["rejected"], *rejected_files(output, plan["version"])]
+    rejected = [*_earlier_rejected(output, plan, newest), *plan["rejected"], *rejected_files(output, plan["version"])]
     counts = version_counts(videos, rejected_by_reason(output, rejected), shards)
     return {
         "version": plan["version"],
@@ -298,6 +299,18 @@ def _version(
         "shards": shards,
         "rejected": rejected,
     }
+
+
+def _earlier_rejected(output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None) -> list[str]:
+    """What the parent version rejected, but for what its own plan said and for videos that this version looked at."""
+    if newest is None:
+        return []
+    looked_at = [record["uri"] for record in version_videos(output, plan["version"])]
+    gone = pa.concat_arrays(
+        [pa.array(plan["excluded"], pa.string()), *(chunk for uri in looked_at for chunk in uri.chunks)]
+    )
+    files = [file for file in newest["rejected"] if not file.endswith("-plan.parquet")]
+    return kept_rejected(output, plan["version"], files, gone)
 
 
 def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[dict[str, Any]]:

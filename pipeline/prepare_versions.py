@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,14 @@ import pyarrow.parquet as pq
 from pipeline.patience import patiently
 from pipeline.prepare_chunk import VIDEO_SCHEMA
 from pipeline.schema import REJECTED_SCHEMA
+from pipeline.shard_writer import table_bytes
 from pipeline.splits import name_digests
 from pipeline.storage import (
     exists,
     join,
     list_files,
     read_bytes,
+    replace_if_unchanged,
     write_bytes,
     write_if_absent,
 )
@@ -46,7 +49,7 @@ def current_videos(output: str, version: int) -> pa.Table:
     """
     tables = [VIDEO_SCHEMA.empty_table()]
     for number in range(version, 0, -1):
-        tables += _read_records(output, number)
+        tables += version_videos(output, number)
     videos = pa.concat_tables(tables)
     _, newest = np.unique(name_digests(videos["uri"]), return_index=True)
     return videos.take(pa.array(np.sort(newest)))
@@ -59,23 +62,31 @@ def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
 
 
 def publish(output: str, version: Mapping[str, Any]) -> None:
-    """Let ``dataset.json`` and ``classes.json`` name a committed version; repeated after a kill in between."""
-    place = join(output, "dataset.json")
-    data = json.dumps(version, indent=1).encode()
-    if exists(place) and read_bytes(place) == data:
-        return
-    write_bytes(join(output, "classes.json"), json.dumps(version["classes"], indent=1).encode())
-    if version["version"] > 1 or not write_if_absent(place, data):
-        write_bytes(place, data)
+    """Let ``dataset.json`` and ``classes.json`` name a committed version; repeated after a kill in between.
+
+    Both only go forward: a writer that was overtaken leaves what the faster one wrote.
+    """
+    _advance(join(output, "classes.json"), version["classes"], lambda there: len(there) >= len(version["classes"]))
+    _advance(join(output, "dataset.json"), version, lambda there: there["version"] >= version["version"])
+
+
+def _advance(place: str, content: Any, is_there: Callable[[Any], bool]) -> None:
+    """Write JSON, each time by a conditional write, until it or something newer is there."""
+    data = json.dumps(content, indent=1).encode()
+    while not write_if_absent(place, data):
+        before = read_bytes(place)
+        if before == data or is_there(json.loads(before)) or replace_if_unchanged(place, before, data):
+            return
 
 
 def shards_of(output: str, version: int) -> list[dict[str, Any]]:
     """The shards that the records of a version name, in the order of the plan."""
-    shards = [json.loads(record.schema.metadata[b"shards"]) for record in _read_records(output, version)]
+    shards = [json.loads(record.schema.metadata[b"shards"]) for record in version_videos(output, version)]
     return [shard for of_chunk in shards for shard in of_chunk]
 
 
-def _read_records(output: str, version: int) -> list[pa.Table]:
+def version_videos(output: str, version: int) -> list[pa.Table]:
+    """The records of a version's own chunks, in the order of the plan."""
     files = recorded_chunks(output, version)
     tables: list[pa.Table] = _mapped(read_columns, [files[chunk] for chunk in sorted(files)])
     return tables
@@ -91,14 +102,26 @@ def recorded_chunks(output: str, version: int) -> dict[int, str]:
 
 
 def rejected_files(output: str, version: int) -> list[str]:
+    """The rejected rows that the chunks of a version wrote."""
     folder = join(output, "rejected")
     if not exists(folder):
         return []
     names = [file.rpartition("/")[2] for file in list_files(folder, (".parquet",))["uri"].to_pylist()]
-    mine = f"v{version:04d}-"
-    return [
-        f"rejected/{name}" for name in sorted(names) if name.startswith(mine) and not name.endswith("-plan.parquet")
-    ]
+    return [f"rejected/{name}" for name in sorted(names) if re.fullmatch(rf"v{version:04d}-\d+\.parquet", name)]
+
+
+def kept_rejected(output: str, version: int, earlier: Sequence[str], gone: pa.Array) -> list[str]:
+    """The rejected rows of the parent version; files with rows of videos in ``gone`` are written anew without."""
+    kept = []
+    for number, file in enumerate(earlier):
+        rows = read_columns(join(output, file))
+        stays = pc.invert(pc.is_in(rows["uri"], gone))
+        if pc.all(stays).as_py():
+            kept.append(file)
+        elif pc.any(stays).as_py():
+            kept.append(f"rejected/v{version:04d}-kept-{number:06d}.parquet")
+            write_bytes(join(output, kept[-1]), table_bytes(rows.filter(stays)))
+    return kept
 
 
 def rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from jobs.prepare import PrepareConfig
 from pipeline import CLIP_SCHEMA, REJECTED_SCHEMA, DecodeConfig, FrameView, IsolatedDecoder, StorageError
 from pipeline.prepare import PrepareSettings
 from pipeline.prepare_chunk import PrepareChunk
-from pipeline.prepare_versions import current_videos
+from pipeline.prepare_versions import current_videos, publish
 from pipeline.shard_writer import StoreConfig
 from pipeline.transcode_config import TranscodeConfig
 
@@ -186,6 +186,34 @@ def test_sets_grow_and_shrink_by_versions(source: Path, tmp_path: Path) -> None:
     assert run(folder, output)["status"] == "already up to date"
     assert gone not in clips(output)["uri"].to_pylist()
     assert len(current_videos(str(output), 2)) == VIDEOS + 3 + 1
+
+
+def test_a_mended_video_is_rejected_no_more(source: Path, tmp_path: Path) -> None:
+    """What an earlier version rejected and this one stores; the others stay rejected, each once."""
+    folder, output = tmp_path / "source", tmp_path / "set"
+    shutil.copytree(source, folder)
+    run(folder, output)
+    before = rejected(output)
+    shutil.copy(next((folder / "grows").glob("*_0*")), folder / "grows" / "text.mp4")
+    report = run(folder, output)
+    assert rejected(output) == {name: reason for name, reason in before.items() if name != "text.mp4"}
+    assert sum(report["rejected"].values()) == 2
+    assert str(folder / "grows" / "text.mp4") in clips(output)["uri"].to_pylist()
+    (folder / "shrinks" / "cut.mp4").write_text("still no video")
+    run(folder, output)
+    assert rejected(output) == {"empty.mp4": "empty", "cut.mp4": "not_a_video"}
+
+
+def test_a_writer_that_was_overtaken_takes_nothing_back(prepared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "set"
+    shutil.copytree(prepared, output)
+    record = json.loads((output / "dataset.json").read_text())
+    newer = record | {"version": 2, "classes": [*record["classes"], "anew"]}
+    publish(str(output), newer)
+    assert json.loads((output / "dataset.json").read_text()) == newer
+    publish(str(output), record)
+    assert json.loads((output / "dataset.json").read_text()) == newer
+    assert json.loads((output / "classes.json").read_text())[-1] == "anew"
 
 
 @pytest.mark.parametrize("mode", ["passthrough", "reference"])

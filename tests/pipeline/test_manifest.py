@@ -95,6 +95,32 @@ def test_the_sources_own_csv_labels_some_and_takes_the_others(tmp_path: Path) ->
     assert len(listed.rows) == 2
 
 
+@pytest.mark.parametrize("name", ["a b.mp4", "café.mp4"])
+def test_file_uris_are_the_files_that_a_listing_finds(tmp_path: Path, name: str) -> None:
+    make(tmp_path, name, "other.mp4")
+    (tmp_path / "annotations.csv").write_text(f"path,label\n{(tmp_path / name).as_uri()},sit\n")
+    for source in (str(tmp_path), tmp_path.as_uri()):
+        manifest = read_manifest(source, ManifestConfig(val_share=0), seed=0)
+        assert found(manifest, tmp_path) == {name: ("sit", "train"), "other.mp4": (None, "train")}
+        assert reasons(manifest) == {}
+
+
+def test_a_file_uri_as_source_has_class_folders(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.mp4", "b/2.mp4")
+    assert read_manifest(tmp_path.as_uri(), ManifestConfig(), seed=0).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("header", ["path,label", "uri,label"])
+def test_a_csv_as_spreadsheets_write_it(tmp_path: Path, header: str) -> None:
+    """With a byte order mark, quotes and Windows line ends."""
+    make(tmp_path, "1.mp4", "2.mp4")
+    content = header + '\r\n"1.mp4","sit, down"\r\n2.mp4,stand\r\n'
+    (tmp_path / "list.csv").write_bytes(content.encode("utf-8-sig"))
+    manifest = read_manifest(str(tmp_path / "list.csv"), ManifestConfig(val_share=0), seed=0)
+    assert manifest.convention == "csv"
+    assert found(manifest, tmp_path) == {"1.mp4": ("sit, down", "train"), "2.mp4": ("stand", "train")}
+
+
 def test_a_manifest_elsewhere_is_not_looked_up(tmp_path: Path) -> None:
     """Ten million paths on object storage are not asked for one by one: whoever opens a video finds it missing."""
     (tmp_path / "list.csv").write_text("path,label\na.mp4,x\ns3://bucket/b.mp4,x\n/c.mp4,y\n")

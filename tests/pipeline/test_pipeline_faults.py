@@ -27,9 +27,9 @@ from pipeline import (
     iter_micro_batches,
     join,
     list_files,
+    object_storage,
     open_prepared,
     read_bytes,
-    storage,
     write_bytes,
     write_if_absent,
 )
@@ -216,8 +216,8 @@ def test_object_storage_on_a_bad_day(
 ) -> None:
     """A fifth of all requests fail, stall or break off: everything written is read back, once, and whole."""
     set_s3_environment(monkeypatch, s3_server)
-    monkeypatch.setattr(storage, "READ_TIMEOUT_SECONDS", 2)
-    storage.s3_client().create_bucket(Bucket="weather")
+    monkeypatch.setattr(object_storage, "READ_TIMEOUT_SECONDS", 2)
+    object_storage.s3_client().create_bucket(Bucket="weather")
     with faulty_proxy(s3_server, share=0.2, stall_seconds=3) as (url, counts):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         contents = {f"s3://weather/{number:03d}.bin": os.urandom(1000 * number + 1) for number in range(60)}

@@ -27,7 +27,7 @@ from pipeline import (
     write_bytes,
     write_if_absent,
 )
-from pipeline.storage import local_path, redacted, s3_client
+from pipeline.storage import local_path, redacted, replace_if_unchanged, s3_client
 from tests.pipeline.s3_server import SECRET, set_s3_environment
 
 
@@ -65,6 +65,17 @@ def test_one_of_many_writers_creates(place: str) -> None:
     assert sum(won) == 1
     assert read_bytes(uri) == str(won.index(True)).encode()
     assert list_files(place)["uri"].to_pylist() == [absolute(uri)]
+
+
+def test_one_of_many_writers_replaces(place: str) -> None:
+    uri = join(place, "dataset.json")
+    assert not replace_if_unchanged(uri, b"", b"nothing is there to replace")
+    write_bytes(uri, b"old")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: replace_if_unchanged(uri, b"old", str(number).encode()), range(8)))
+    assert sum(won) == 1
+    assert read_bytes(uri) == str(won.index(True)).encode()
+    assert not replace_if_unchanged(uri, b"old", b"late")
 
 
 def test_listing(place: str) -> None:
