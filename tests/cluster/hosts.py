@@ -33,6 +33,8 @@ def missing_for_hosts() -> str:
     """What this machine lacks for hosts in namespaces; empty when nothing."""
     if os.geteuid() != 0:
         return "root"
+    if Path(__file__).is_relative_to("/tmp"):
+        return "a checkout outside /tmp, which every host has of its own"
     return "" if shutil.which("ip") and shutil.which("unshare") and shutil.which("nsenter") else "iproute2, util-linux"
 
 
