@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from jobs.room import most_that_fit
+from jobs import room as module
+from jobs.errors import TrainingStoppedError, UserError
+from jobs.room import RoomForWorkers, most_that_fit, refuse_to_wait_for_ever
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,47 @@ from jobs.room import most_that_fit
 )
 def test_most_that_fit(permitted: range, free: dict[str, float], gpus: bool, fitting: int) -> None:
     assert most_that_fit(permitted, free, 1.0, gpus=gpus) == fitting
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A cluster that offers what its attributes say."""
+    offered = SimpleNamespace(free={"CPU": 3.0}, hosts=["a"])
+    fake = SimpleNamespace(
+        available_resources=lambda: offered.free,
+        cluster_resources=lambda: offered.free,
+        nodes=lambda: [{"NodeID": name, "Alive": True} for name in offered.hosts],
+    )
+    monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module, "has_gpus", lambda: False)
+    monkeypatch.setattr(module, "SECONDS_TO_SETTLE", 0.0)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
+    return offered
+
+
+def test_as_many_as_fit_and_one_less_after_a_group_that_did_not_start(cluster: Any) -> None:
+    room = RoomForWorkers(range(1, 3), 1.0)
+    assert room.wait(1.0) == 2
+    assert room.could_not_start(2)
+    assert room.wait(1.0) == 1
+    assert not room.could_not_start(1)  # fewer are not permitted: this one counts as a failure
+
+
+def test_growing_waits_for_other_hosts_after_a_group_that_did_not_start(cluster: Any) -> None:
+    room = RoomForWorkers(range(1, 3), 1.0)
+    assert room.may_grow(1)
+    assert not room.may_grow(2)
+    room.could_not_start(2)
+    assert not room.may_grow(1)
+    cluster.hosts = ["a", "b"]
+    assert room.may_grow(1)
+
+
+def test_no_room_is_told(cluster: Any) -> None:
+    cluster.free = {"CPU": 1.0}
+    told: list[str] = []
+    with pytest.raises(TrainingStoppedError, match=r"workers=1: the cluster had no room .* \(free: 1 CPUs\)"):
+        RoomForWorkers(range(1, 3), 1.0).wait(0.01, tell=told.append)
+    assert told == ["waiting for room for 1 workers"]
+    with pytest.raises(UserError, match="workers=2, decode_actors=1: need 3 CPUs and 0 GPUs, the cluster offers 1"):
+        refuse_to_wait_for_ever(range(2, 3), 1)
