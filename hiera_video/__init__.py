@@ -1,11 +1,14 @@
 """The Hiera model and everything that is only tensors: masked autoencoder, weights, augmentation, rules, metrics."""
 
 from hiera_video.augment import AugmentConfig, augment, denormalize_video, normalize_video
-from hiera_video.complexity import Complexity, complexity
+from hiera_video.backbone import load_backbone
+from hiera_video.complexity import Complexity, complexity, complexity_of
 from hiera_video.config import EncoderConfig, HieraConfig, MaskedAutoencoderConfig
 from hiera_video.hiera import Hiera, HieraEncoder
 from hiera_video.masked_autoencoder import MaeOutput, MaskedAutoencoder
+from hiera_video.memory import BF16_SHARE, activation_bytes
 from hiera_video.metrics import accuracy_per_class, confusion_matrix, topk_correct, view_average
+from hiera_video.neighbours import nearest_neighbour_top1
 from hiera_video.optimization import (
     OptimizerConfig,
     ScheduleConfig,
@@ -39,6 +42,7 @@ from hiera_video.weights import (
 )
 
 __all__ = [
+    "BF16_SHARE",
     "AugmentConfig",
     "Complexity",
     "Draws",
@@ -54,16 +58,19 @@ __all__ = [
     "Reconstruction",
     "ScheduleConfig",
     "accuracy_per_class",
+    "activation_bytes",
     "augment",
     "build_model",
     "build_optimizer",
     "complexity",
+    "complexity_of",
     "confusion_matrix",
     "create_backbone",
     "create_model",
     "denormalize_video",
     "huggingface_state_dict",
     "learning_rate_at",
+    "load_backbone",
     "load_huggingface",
     "load_into_classifier",
     "load_model",
@@ -71,6 +78,7 @@ __all__ = [
     "load_weights",
     "model_config",
     "model_names",
+    "nearest_neighbour_top1",
     "normalize_video",
     "official_state_dict",
     "parameter_groups",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hiera_video.config import ModelConfig
 from hiera_video.masked_autoencoder import MaskedAutoencoder
 from hiera_video.presets import build_model, model_config
 
@@ -33,7 +34,11 @@ def complexity(name: str, **overrides: Any) -> Complexity:
     Raises:
         ValueError: as `create_model`.
     """
-    config = model_config(name, **overrides)
+    return complexity_of(model_config(name, **overrides))
+
+
+def complexity_of(config: ModelConfig) -> Complexity:
+    """`complexity` of an architecture."""
     with torch.device("meta"), torch.no_grad():
         model = build_model(config).eval()
         pixels = torch.empty(1, config.in_chans, *config.input_size)

@@ -102,6 +102,12 @@ def newest_cursor(output: str) -> Cursor:
     return next((cursor for cursor in found if cursor is not None), Cursor())
 
 
+def measured_steps(output: str) -> list[tuple[float, int]]:
+    """(metric, step) of the complete checkpoints that were measured, the best first."""
+    metrics = ((_marker(output, step)["metric"], step) for step in complete_steps(output))
+    return sorted((metric, step) for metric, step in metrics if metric is not None)
+
+
 def read_checkpoint(output: str, step: int) -> Checkpoint | None:
     """One checkpoint; None, with a warning, when it is torn."""
     return _left_out_if_torn(output, step, _checkpoint)

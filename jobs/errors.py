@@ -14,5 +14,9 @@ class StopRequestedError(Exception):
     """The program was asked to stop (SIGTERM, pre-emption) and has saved its work: exit code 3."""
 
 
-class TrainingStoppedError(Exception):
+class WorkStoppedError(Exception):
+    """The program cannot go on, through no fault of its arguments; finished work is kept: exit code 1."""
+
+
+class TrainingStoppedError(WorkStoppedError):
     """Training cannot go on and a restart would not help; the checkpoints are kept: exit code 1."""

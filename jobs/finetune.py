@@ -17,6 +17,7 @@ from hiera_video import (
     AugmentConfig,
     Hiera,
     augment,
+    complexity_of,
     create_model,
     load_into_classifier,
     normalize_video,
@@ -25,12 +26,14 @@ from hiera_video import (
 )
 from jobs.architecture import architecture
 from jobs.batch import Batch
+from jobs.dry_run import dry_run_figures
 from jobs.errors import UserError
+from jobs.held_out import HeldOutConfig
 from jobs.initial_weights import link_to_initial_run, local_weights
 from jobs.program import run_program
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
-from jobs.training import close_run, dry_run_figures, loss_curves, run_training
+from jobs.training import close_run, loss_curves, run_training
 from pipeline import UNLABELLED, open_prepared
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
@@ -44,9 +47,13 @@ class FinetuneConfig(TrainConfig):
     """Preset of the classifier; its number of classes comes from the data."""
     model_overrides: dict[str, Any] = field(default_factory=dict)
     """Changes to the preset: `drop_path_rate`, `head_dropout`, `input_size`, ..."""
+    new_blocks: int = 0
+    """How many of the encoder's last blocks start anew instead of from `init`: after a short pretraining the last ones
+    can be worse than new ones (arXiv 2006.05987, section 4)."""
     label_smoothing: float = 0.1
     """Label smoothing (paper Tab. 11b: 0.1)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    held_out: HeldOutConfig = field(default_factory=lambda: HeldOutConfig(knn_clips=0, best_by="top1"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +62,9 @@ class FinetuneConfig(TrainConfig):
                 f"model={self.model}: must be a classifier; did you mean {self.model.removeprefix('mae_')}?"
             )
         self.check_input_size(architecture(self.model, self.model_overrides).input_size)
+        depth = sum(architecture(self.model, self.model_overrides).stages)
+        if not 0 <= self.new_blocks <= depth:
+            raise ValueError(f"new_blocks={self.new_blocks}: the encoder has {depth} blocks; use 0 to {depth}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}: must lie in [0, 1); the paper uses 0.1")
 
@@ -80,6 +90,23 @@ class Classification(TrainStep):
         )
         return total / (batch.labels != UNLABELLED).sum().clamp(min=1)  # unlabelled: no view of it could be decoded
 
+    def measure(self, batch: Batch) -> Mapping[str, float]:
+        """Cross entropy and whether the highest logit is the label's."""
+        with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            logits = self.model(normalize_video(batch.frames)).float()
+        loss = functional.cross_entropy(logits, batch.labels)
+        return {"loss": float(loss), "top1": float((logits.argmax(1) == batch.labels).float().mean())}
+
+    def multiply_adds(self) -> int | None:
+        """See `TrainStep`."""
+        return complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
+
+    def embed(self, batch: Batch) -> Tensor | None:
+        """The features before the head, ``[B, C]``."""
+        model: Hiera = self.model  # type: ignore[assignment]
+        with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return model.embed(normalize_video(batch.frames))
+
 
 @dataclass(frozen=True)
 class FinetunePhase:
@@ -94,7 +121,7 @@ class FinetunePhase:
         step = Classification(self.config, self.num_classes)
         if load_init and self.config.init:
             with local_weights(self.config.init) as path:
-                load_into_classifier(step.model, path)  # type: ignore[arg-type]
+                load_into_classifier(step.model, path, new_blocks=self.config.new_blocks)  # type: ignore[arg-type]
         return step
 
 

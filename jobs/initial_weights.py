@@ -11,6 +11,7 @@ from jobs.errors import UserError
 from pipeline import StorageError, join, local_copy
 
 WEIGHTS = "model.safetensors"
+BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best on held-out clips
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.config import flatten
 from jobs.redaction import public, without_secrets
-from pipeline import StorageError
+from pipeline import StorageError, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +137,19 @@ class Run:
 
     def log_artifact(self, local_path: str | Path, folder: str | None = None) -> None:
         """Upload one local file; given up after a few failures, so that it holds nothing else up."""
-        content, name = Path(local_path).read_bytes(), Path(local_path).name
+        content = Path(local_path).read_bytes()
+        self._post_artifact(lambda: content, Path(local_path).name, folder)
+
+    def log_stored_artifact(self, uri: str, folder: str | None = None) -> None:
+        """Upload one file from where it is stored, read when its turn comes."""
+        self._post_artifact(lambda: read_bytes(uri), uri.rpartition("/")[2], folder)
+
+    def _post_artifact(self, read: Callable[[], bytes], name: str, folder: str | None) -> None:
         attempts = iter(range(1, ARTIFACT_ATTEMPTS))
 
         def send(client: MlflowClient, run_id: str) -> None:
             try:
-                _upload(client, run_id, content, name, folder)
+                _upload(client, run_id, read(), name, folder)
             except FAILURES as error:
                 if next(attempts, None) is not None:
                     raise

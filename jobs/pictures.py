@@ -33,7 +33,9 @@ def reconstruction_picture(model: MaskedAutoencoder, frames: Tensor, path: Path,
         mask_ratio: share of hidden units; the masks are the same every time.
     """
     pixels = normalize_video(frames)
-    masks = random_keep_mask(len(frames), model.num_mask_units, mask_ratio, seeds=range(len(frames)))
+    masks = random_keep_mask(
+        len(frames), model.num_mask_units, mask_ratio, seeds=range(len(frames)), device=frames.device
+    )
     output = model(pixels, keep_mask=masks, mask_ratio=mask_ratio)
     pictures = reconstruct(model, pixels, output)
     rows = [

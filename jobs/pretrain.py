@@ -17,6 +17,7 @@ from hiera_video import (
     MaskedAutoencoderConfig,
     augment,
     build_model,
+    complexity_of,
     load_weights,
     normalize_video,
     random_keep_mask,
@@ -25,12 +26,13 @@ from hiera_video import (
 )
 from jobs.architecture import architecture
 from jobs.batch import Batch
+from jobs.dry_run import dry_run_figures
 from jobs.initial_weights import link_to_initial_run, local_weights
 from jobs.pictures import reconstruction_picture
 from jobs.program import run_program
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
-from jobs.training import close_run, dry_run_figures, loss_curves, run_training, sample_views
+from jobs.training import close_run, loss_curves, run_training, sample_views
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
 
@@ -75,6 +77,7 @@ class MaskedAutoencoding(TrainStep):
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(build_model(config.architecture))
+        self._picture_clips = config.picture_clips if config.has_picture else 0
         self._augment, self._mask_ratio, self._precision = config.augment, config.mask_ratio, config.precision
         set_activation_checkpointing(self.model, config.activation_checkpointing)
 
@@ -90,6 +93,35 @@ class MaskedAutoencoding(TrainStep):
         draws = model.draw(samples, batch.generator("drop path"), device, mask_ratio=self._mask_ratio)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return model(pixels, mask_ratio=self._mask_ratio, keep_mask=keep_mask, draws=draws).loss  # type: ignore[no-any-return]
+
+    def measure(self, batch: Batch) -> Mapping[str, float]:
+        """The reconstruction loss under the view's own fixed mask."""
+        model: MaskedAutoencoder = self.model  # type: ignore[assignment]
+        samples, device = len(batch.sample_ids), batch.frames.device
+        seeds = batch.sample_seeds("held-out mask")
+        keep_mask = random_keep_mask(samples, model.num_mask_units, self._mask_ratio, seeds=seeds, device=device)
+        generator = torch.Generator().manual_seed(batch.sample_seeds("held-out tokens")[0])
+        draws = model.draw(samples, generator, device, mask_ratio=self._mask_ratio)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            pixels = normalize_video(batch.frames)
+            return {"loss": float(model(pixels, mask_ratio=self._mask_ratio, keep_mask=keep_mask, draws=draws).loss)}
+
+    def multiply_adds(self) -> int | None:
+        """See `TrainStep`."""
+        return complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
+
+    def embed(self, batch: Batch) -> Tensor | None:
+        """The mean token of the encoder's last stage over the whole view, ``[B, C]``."""
+        model: MaskedAutoencoder = self.model  # type: ignore[assignment]
+        with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return model.encoder.encode(normalize_video(batch.frames))[-1].tokens.mean(dim=(1, 2))
+
+    def picture(self, frames: Tensor, path: Path) -> bool:
+        """Originals, masked inputs and reconstructions, under masks that are the same every time."""
+        shown = frames[: self._picture_clips]
+        if len(shown):
+            reconstruction_picture(self.model, shown, path, mask_ratio=self._mask_ratio)  # type: ignore[arg-type]
+        return len(shown) > 0
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.config import config_yaml, describe_keys, load_config, recipe_names
-from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
+from jobs.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.redaction import clean_tracebacks, public, without_secrets
-from pipeline import StorageError, is_local_relative, join, write_bytes
+from pipeline import StorageError, exists, is_local_relative, join, list_files, write_bytes
 
 ConfigT = TypeVar("ConfigT")
 Report = Mapping[str, Any]
@@ -69,7 +69,7 @@ def run_program(
     except StopRequestedError as stopped:
         console.print(f"[yellow]{name} stopped on request[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
         code = 3
-    except TrainingStoppedError as stopped:
+    except WorkStoppedError as stopped:
         console.print(f"[bold red]{name} stopped[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
         code = 1
     except KeyboardInterrupt:
@@ -91,13 +91,36 @@ def _run(program: Program[ConfigT], arguments: Sequence[str]) -> None:
     if "--print-config" in flags:
         print(config_yaml(config), end="")
     elif "--dry-run" in flags:
-        if program.dry_run is None:
-            raise UserError(f"--dry-run: {program.name} has none; --print-config shows what it would run with")
-        print_report(f"{program.name}, dry run", program.dry_run(config))
+        print(config_yaml(config))
+        print_report(f"{program.name}, dry run: nothing is written", (program.dry_run or what_is_there)(config))
     elif program.keep_report:
         finish(program.name, config, program.run(config))
     else:
         print_report(program.name, program.run(config))
+
+
+def what_is_there(config: Any) -> Report:
+    """Which of the places that a program would read and write exist: ``--dry-run``, unless it has one of its own.
+
+    Raises:
+        StorageError: a place cannot be reached.
+    """
+    places = {key: getattr(config, key, None) for key in ("source", "data", "init", "output")}
+    return {key: f"{place}: {_state(place)}" for key, place in places.items() if place}
+
+
+def _state(place: str) -> str:
+    if exists(join(place, "run.json")):
+        return "holds a run; the same configuration goes on with it, another is refused"
+    if exists(place):
+        return "a file"
+    try:
+        files = len(list_files(place, recursive=False))
+    except StorageError as error:
+        if not error.missing:
+            raise
+        return "nothing there"
+    return f"a folder, {files} files directly in it" if files else "empty, or folders only"
 
 
 def finish(name: str, config: Any, report: Report) -> None:

@@ -42,6 +42,7 @@ class Doing(IntEnum):
     BACKWARD = 3
     AGREEING = 4
     SAVING = 5
+    MEASURING = 6
 
 
 @dataclass(frozen=True)

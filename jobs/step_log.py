@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from jobs.batch import Batch
 from jobs.run_board import WorkerBoard
+from jobs.utilisation import utilisation
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ class StepLog:
 
     Args:
         board: where lines, figures and progress go.
+        multiply_adds: of one forward pass over one view; None when unknown.
+        peak: TFLOP/s of one rank's device; None when unknown.
         timed_out: (epoch, sample id) of views whose decoding took too long before a restart.
     """
 
@@ -36,11 +39,14 @@ class StepLog:
         every: int,
         trace: bool,
         board: WorkerBoard,
+        multiply_adds: int | None = None,
+        peak: float | None = None,
         timed_out: Iterable[tuple[int, str]] = (),
     ) -> None:
         self.step = start_step
         self._total_steps, self._global_batch, self._every, self._trace = total_steps, global_batch, every, trace
         self._board = board
+        self._multiply_adds, self._peak = multiply_adds, peak
         self._lines: list[str] = []
         self._step_started = time.perf_counter()
         self._waited_seconds = 0.0
@@ -59,9 +65,20 @@ class StepLog:
             raise RuntimeError(f"step {self.step}: the stream of batches ended before the last step")
         return batch
 
-    def record(self, loss: float, learning_rate: float, consumed: Sequence[Batch], *, failed_views: int) -> None:
-        """Close a step: journal line, printed line, metrics. All ranks call it with the same ``failed_views``."""
-        seconds = time.perf_counter() - self._step_started
+    def record(
+        self,
+        loss: float,
+        learning_rate: float,
+        consumed: Sequence[Batch],
+        *,
+        failed_views: int,
+        held_out: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Close a step: journal line, printed line, metrics. All ranks call it with the same ``failed_views``.
+
+        ``held_out`` are figures measured within the step; their ``seconds`` do not count as the step's.
+        """
+        seconds = time.perf_counter() - self._step_started - (held_out or {}).get("seconds", 0.0)
         self.step += 1
         figures: dict[str, Any] = {
             "step": self.step,
@@ -79,6 +96,11 @@ class StepLog:
             self.timed_out += [
                 (failure.epoch, failure.sample_id) for failure in failures if failure.reason == "timeout"
             ]
+        used = utilisation(figures["clips_per_second"], self._multiply_adds, dist.get_world_size(), self._peak)
+        if used is not None:
+            figures["model_flop_utilisation"] = used
+        if held_out:
+            figures["held_out"] = dict(held_out)
         if self._trace:
             figures["sample_ids"] = gather_in_stream_order([batch.sample_ids for batch in consumed])
         if dist.get_rank() == 0:
@@ -93,7 +115,7 @@ class StepLog:
     def _write(self, figures: dict[str, Any], seconds: float) -> None:
         self._lines.append(json.dumps(figures) + "\n")
         line = ""
-        if self.step % self._every == 0 or self.step == self._total_steps:
+        if "held_out" in figures or self.step % self._every == 0 or self.step == self._total_steps:
             line = self._line(figures, seconds)
         self._board.post(line, self.step, figures)
 
@@ -101,7 +123,9 @@ class StepLog:
         return (
             f"step {self.step}/{self._total_steps}  loss {figures['loss']:.4f}  "
             f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
-            f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  memory {_memory_gib():.2f} GiB"
+            f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  "
+            f"MFU {_percent(figures.get('model_flop_utilisation'))}  memory {_memory_gib():.2f} GiB"
+            f"{_told(figures.get('held_out', {}))}"
         )
 
 
@@ -111,6 +135,17 @@ def gather_in_stream_order(mine: Sequence[Sequence[T]]) -> list[T]:
     dist.all_gather_object(everyone, mine)
     dealt = zip(*everyone, strict=True)
     return list(chain.from_iterable(chain.from_iterable(dealt)))
+
+
+def _told(held_out: Mapping[str, Any]) -> str:
+    """The figures on held-out clips, for the printed line."""
+    figures = {key: value for key, value in held_out.items() if key != "seconds" and isinstance(value, float)}
+    told = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
+    return f"  held out: {told}" if told else ""
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.0%}"
 
 
 def _memory_gib() -> float:

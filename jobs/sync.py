@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -74,10 +72,12 @@ def _send(
     figures = {key: value for key, value in report.items() if type(value) in (int, float)}
     tracked.log_missing_metrics({"final_loss": report["final_loss"]} if lines and report else figures)
     for picture in list_files(output, suffixes=PICTURES, recursive=False)["uri"].to_pylist():
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / picture.rpartition("/")[2]
-            copy.write_bytes(read_bytes(picture))
-            tracked.log_artifact(copy)
+        tracked.log_stored_artifact(picture)
+    for line in lines:
+        if "picture" in line.get("held_out", {}):
+            tracked.log_stored_artifact(
+                join(output, "pictures", line["held_out"]["picture"].rpartition("/")[2]), "pictures"
+            )
 
 
 def _where_it_would_have_been(config: SyncConfig) -> TrackingConfig:

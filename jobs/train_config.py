@@ -8,8 +8,25 @@ from typing import Any, Literal
 
 from hiera_video import OptimizerConfig, ScheduleConfig
 from jobs.checkpoint_writer import CheckpointConfig
+from jobs.held_out import HeldOutConfig
 from jobs.tracking import TrackingConfig
 from pipeline import DecodeConfig, ViewConfig
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What `--dry-run` is asked; training does not look at it."""
+
+    hours: float = 24.0
+    """How long the run may take; says how many views a second it needs."""
+    step_seconds: float | None = None
+    """Measured seconds of an optimizer step (else from the journal under `output`); says how long the run takes."""
+
+    def __post_init__(self) -> None:
+        for key in ("hours", "step_seconds"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"{key}={value}: must be positive; leave it out for the default")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +69,13 @@ class TrainConfig:
     threads_per_worker: int = 1
     """CPU threads of one training worker; fixed, because it decides the order of floating-point sums."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     log_every_steps: int = 10
     """Steps between printed lines; the journal has every step."""
+    peak_tflops: float | None = None
+    """Peak of one worker's device in TFLOP/s at this precision, for model FLOP utilisation. Default: a known GPU's."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
     trace_samples: bool = False
     """Write the sample ids of every step to the journal."""
     max_failures: int = 3

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import deepspeed
@@ -30,12 +31,14 @@ from hiera_video import (
 from jobs.batch import Batch, batch_from_columns, digest, one_ahead
 from jobs.checkpoint import Checkpoint, read_checkpoint
 from jobs.checkpoint_writer import CheckpointWriter
+from jobs.held_out import HeldOut
 from jobs.lease import Lease
 from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
 from jobs.run_board import Doing, Ending, WorkerBoard
 from jobs.step_log import StepLog, gather_in_stream_order
 from jobs.train_config import TrainConfig
-from pipeline import iter_micro_batches
+from jobs.utilisation import peak_tflops
+from pipeline import iter_micro_batches, open_prepared
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,22 @@ class TrainStep(nn.Module):
         """The loss of a micro-batch: a scalar, the mean over its samples."""
         raise TypeError(f"{type(self).__name__} must say how its loss is computed")
 
+    def measure(self, batch: Batch) -> Mapping[str, float]:
+        """Figures of one held-out view, without any draw that depends on the step; none: nothing is measured."""
+        return {}
+
+    def multiply_adds(self) -> int | None:
+        """Of one forward pass over one view, as the model's shapes ask for; None: unknown."""
+        return None
+
+    def embed(self, batch: Batch) -> Tensor | None:
+        """Features ``[B, C]`` of the encoder, for a nearest-neighbour probe; None: no probe."""
+        return None
+
+    def picture(self, frames: Tensor, path: Path) -> bool:
+        """Draw what the model makes of ``[B, T, H, W, 3]`` into a PNG; False: there is nothing to draw."""
+        return False
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -82,6 +101,7 @@ class TrainingJob:
     program: str
     run_key: str
     data_version: int
+    steps_between_measurements: int
 
     @property
     def micro_batches(self) -> int:
@@ -110,9 +130,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     board = WorkerBoard(settings["board"], _rank(), lease.attempt)
     checkpoint = _checkpoint(config.output, settings["start_step"])
     engine = _engine(job, checkpoint)
-    log = _step_log(job, checkpoint, board)
+    log = _step_log(job, checkpoint, board, engine)
     writer = CheckpointWriter(config.checkpoint, lease)
     agreement = Agreement(board, writer)
+    held_out = _held_out(job, engine.device, log, board)
     batches = one_ahead(_batches(job, log.step, engine.device), engine.device)
     ending, consumed = Ending.NONE, list[Batch]()
 
@@ -136,9 +157,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         if ending is Ending.NOT_FINITE or failed_views == config.global_batch:
             ending = max(ending, Ending.UNDECODABLE)
             break
-        log.record(mean_loss, learning_rate, consumed, failed_views=failed_views)
-        if due or ending in (Ending.REQUESTED, Ending.RESIZED) or log.step == job.total_steps:
-            _save(job, engine, writer, log, board, settings.get("run_id"))
+        measured = held_out(log.step + 1, gather_weights(engine)) if held_out.due(log.step + 1) else {}
+        log.record(mean_loss, learning_rate, consumed, failed_views=failed_views, held_out=measured)
+        if due or measured or ending in (Ending.REQUESTED, Ending.RESIZED) or log.step == job.total_steps:
+            state = _state(job, engine, log, settings.get("run_id"), held_out.metric(measured))
+            if _rank() == 0:
+                board.mark(log.step, 0, Doing.SAVING)
+                writer.save(state, log.take_lines())
 
     board.mark(log.step, 0, Doing.SAVING)
     writer.finish()
@@ -212,7 +237,7 @@ def _learning_rate(job: TrainingJob, step: int) -> float:
     )
 
 
-def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoard) -> StepLog:
+def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoard, engine: Any) -> StepLog:
     config = job.config
     if _rank() == 0:
         logging.getLogger().addHandler(board)
@@ -223,6 +248,8 @@ def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoar
         every=config.log_every_steps,
         trace=config.trace_samples,
         board=board,
+        multiply_adds=engine.module.multiply_adds(),
+        peak=config.peak_tflops or peak_tflops(engine.device, config.precision),
         timed_out=known_failures(checkpoint.extra) if checkpoint else (),
     )
 
@@ -272,16 +299,29 @@ class Agreement:
         return notice is not None
 
 
-def _save(
-    job: TrainingJob, engine: Any, writer: CheckpointWriter, log: StepLog, board: WorkerBoard, run_id: str | None
-) -> None:
-    """All ranks gather, the first one writes in the background."""
+def _held_out(job: TrainingJob, device: torch.device, log: StepLog, board: WorkerBoard) -> HeldOut:
+    config = job.config
+    return HeldOut(
+        config.held_out,
+        open_prepared(config.data, job.data_version),
+        lambda: job.phase.build_step(load_init=False),
+        view=config.view,
+        decode=config.decode,
+        every_steps=job.steps_between_measurements,
+        last_step=job.total_steps,
+        device=device,
+        output=config.output,
+        labelled_only=job.phase.labelled_only,
+        seed=config.seed,
+        on_clip=lambda clip: board.mark(log.step, clip, Doing.MEASURING),
+    )
+
+
+def _state(job: TrainingJob, engine: Any, log: StepLog, run_id: str | None, metric: float | None) -> Checkpoint:
+    """All that the run needs to go on; all ranks must call it."""
     weights, optimizer = gather_weights(engine), gather_optimizer_state(engine)
-    if _rank() == 0:
-        board.mark(log.step, 0, Doing.SAVING)
-        extra = {"run_key": job.run_key, "mlflow_run_id": run_id, "timed_out": log.timed_out}
-        position = log.step * job.config.global_batch
-        writer.save(Checkpoint(log.step, position, weights, optimizer, extra), log.take_lines())
+    extra = {"run_key": job.run_key, "mlflow_run_id": run_id, "timed_out": log.timed_out}
+    return Checkpoint(log.step, log.step * job.config.global_batch, weights, optimizer, extra, metric)
 
 
 def _failure(ending: Ending, step: int, consumed: Sequence[Batch], writer: CheckpointWriter) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,19 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 
 from hiera_video import save_model
-from jobs.checkpoint import Cursor, discard_after, latest_checkpoint, newest_cursor, read_journal
+from jobs.checkpoint import (
+    Cursor,
+    discard_after,
+    latest_checkpoint,
+    measured_steps,
+    newest_cursor,
+    read_checkpoint,
+    read_journal,
+)
 from jobs.cluster import connect, has_gpus
 from jobs.config import config_dict, config_yaml
 from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
-from jobs.initial_weights import WEIGHTS
+from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS
 from jobs.lease import Lease, take_lease
 from jobs.node_metrics import node_metrics
 from jobs.output import claim_output
@@ -100,8 +109,9 @@ def run_training(
         lease = train(job, take_lease(config.output), run)
     lease.check()
     model = _trained_model(job)
-    _save_weights(config.output, model, {"program": program, "run_id": run.wait_for_id(5) or "", **metadata})
-    figures = _write_journal(job)
+    facts = {"program": program, "run_key": claim.run_key, "run_id": run.wait_for_id(5) or "", **metadata}
+    _save_weights(config.output, WEIGHTS, model, facts)
+    figures = _write_journal(job) | _save_best_weights(job, facts)
     run.log_params({"total_steps": job.total_steps})
     run.fill_gaps(journal_lines(config.output))
     return {"run_id": run.run_id, "steps": job.total_steps, **figures}, model, run
@@ -148,33 +158,6 @@ def close_run(config: TrainConfig, run: Run, figures: Mapping[str, Any], picture
     return {**figures, **places, "tracked": run.finish()}
 
 
-def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
-    """What the run would take, before any worker starts: steps, memory of the states a worker, checkpoint size."""
-    prepared = open_prepared(config.data)
-    job = plan_job(config, phase, "dry run", "", prepared)
-    parameters = sum(parameter.numel() for parameter in phase.build_step(load_init=False).model.parameters())
-    clips = prepared.num_clips("train", labelled_only=phase.labelled_only)
-    moments = 2 if config.optimizer.name == "adamw" else 1
-    states = {"weights": 4.0, "gradients": 4.0, "optimizer": 4.0 * (moments + 1)}  # bytes a parameter, float32
-    partitioned = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: tuple(states)}
-    memory = {
-        f"state GiB a worker, ZeRO {stage}": parameters
-        * sum(size / (config.worker_range[-1] if name in shared else 1) for name, size in states.items())
-        / 2**30
-        for stage, shared in partitioned.items()
-    }
-    return {
-        "clips": clips,
-        "parameters": parameters,
-        "steps": job.total_steps,
-        "warm-up steps": job.warmup_steps,
-        "effective epochs": job.total_steps * config.global_batch / clips,
-        "views": job.total_steps * config.global_batch,
-        **memory,
-        "checkpoint GiB": parameters * 4 * (1 + moments) / 2**30,
-    }
-
-
 def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prepared: PreparedSet) -> TrainingJob:
     """Turn effective epochs, of one view per clip each, into steps.
 
@@ -190,7 +173,8 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))
     # The driver alone speaks to MLflow: workers, and what Ray shows of a job, need not know where or as whom.
     told = replace(config, tracking=TrackingConfig("none"))
-    return TrainingJob(told, phase, total, warmup, program, run_key, prepared.version)
+    between = config.held_out.steps_between(steps_per_epoch)
+    return TrainingJob(told, phase, total, warmup, program, run_key, prepared.version, between)
 
 
 def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
@@ -214,7 +198,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
         job.total_steps,
         hang_minutes=config.hang_minutes,
         may_grow=room.may_grow,
-        on_steps=run.log_steps,
+        on_steps=partial(_track, run),
     )
     with watch.watching():
         while (cursor := newest_cursor(config.output)).step < job.total_steps:
@@ -231,6 +215,14 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
             lease = lease.renewed()
     return lease
+
+
+def _track(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Hand journal lines, and the pictures that belong to them, to MLflow's sender."""
+    run.log_steps(lines)
+    for line in lines:
+        if "picture" in line.get("held_out", {}):
+            run.log_stored_artifact(line["held_out"]["picture"], "pictures")
 
 
 def _run_group(
@@ -300,21 +292,36 @@ def _trained_model(job: TrainingJob) -> nn.Module:
     return model.eval()
 
 
-def _save_weights(output: str, model: nn.Module, metadata: Mapping[str, str]) -> None:
+def _save_weights(output: str, name: str, model: nn.Module, metadata: Mapping[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / WEIGHTS
+        path = Path(folder) / name
         save_model(path, model, metadata)
-        write_bytes(join(output, WEIGHTS), path.read_bytes())
+        write_bytes(join(output, name), path.read_bytes())
 
 
-def _write_journal(job: TrainingJob) -> dict[str, float]:
+def _save_best_weights(job: TrainingJob, facts: Mapping[str, str]) -> dict[str, Any]:
+    """The weights that were best on held-out clips, beside the last ones; which step they are of."""
+    measured = measured_steps(job.config.output) if job.config.checkpoint.keep_best else []
+    checkpoints = (read_checkpoint(job.config.output, step) for _, step in measured)
+    best = next((checkpoint for checkpoint in checkpoints if checkpoint is not None), None)
+    if best is None:
+        return {}
+    model = job.phase.build_step(load_init=False).model
+    model.load_state_dict(best.weights)
+    _save_weights(job.config.output, BEST_WEIGHTS, model, {**facts, "step": str(best.step)})
+    return {"best_step": best.step}
+
+
+def _write_journal(job: TrainingJob) -> dict[str, Any]:
     """Join the segments to ``metrics.jsonl``; figures of the run from them."""
     text = read_journal(job.config.output, job.total_steps)
     write_bytes(join(job.config.output, "metrics.jsonl"), text.encode())
     lines = [json.loads(line) for line in text.splitlines()]
     # The first steps include start-up; the median step is what a long run sees.
     rates = sorted(line["clips_per_second"] for line in lines)
+    measured: Mapping[str, Any] = next((line["held_out"] for line in reversed(lines) if "held_out" in line), {})
     return {
+        **{f"held_out_{key}": value for key, value in measured.items() if key not in ("seconds", "picture")},
         "first_loss": lines[0]["loss"],
         "final_loss": lines[-1]["loss"],
         "clips_per_second": rates[len(rates) // 2],

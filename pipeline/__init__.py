@@ -4,6 +4,7 @@ from pipeline.dataset import iter_micro_batches, stream_cpus, stream_execution_o
 from pipeline.decode import IsolatedDecoder
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
 from pipeline.evaluation_dataset import ViewProtocol, evaluation_views
+from pipeline.fixed_views import FixedView, fixed_views
 from pipeline.order import StreamPart
 from pipeline.sampling import CropBox, ViewConfig, center_crop
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, UNLABELLED, clip_id
@@ -46,6 +47,7 @@ __all__ = [
     "DecodeConfig",
     "DecodeError",
     "DecodeWindows",
+    "FixedView",
     "FrameView",
     "IsolatedDecoder",
     "PlannedVersion",
@@ -66,6 +68,7 @@ __all__ = [
     "evaluation_views",
     "exists",
     "filesystem",
+    "fixed_views",
     "is_local",
     "is_local_relative",
     "iter_micro_batches",

@@ -1,0 +1,162 @@
+"""Write a run's encoder, or its whole model, as one safetensors file that carries its resolved configuration.
+
+Usage: ``python -m jobs.export init=RUN_OUTPUT output=encoder.safetensors [part=model] [weights=best]``
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import yaml
+from torch import Tensor
+
+from hiera_video import build_model, read_metadata, save_model
+from jobs.architecture import OVERRIDES, architecture
+from jobs.checkpoint import Checkpoint, complete_steps, latest_checkpoint, measured_steps, read_checkpoint
+from jobs.errors import UserError
+from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, local_weights
+from jobs.program import run_program
+from pipeline import StorageError, exists, join, read_bytes, write_bytes
+
+DESCRIPTION = "Write a run's encoder, or its whole model, as safetensors with the resolved configuration."
+ENCODER = "encoder."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to export, and where to."""
+
+    init: str
+    """Output of a training run, finished or not; one of its checkpoints (`.../checkpoints/step-N`); or a
+    `.safetensors` file of this project."""
+    output: str
+    """The `.safetensors` file to write: path, file:// or s3://."""
+    part: Literal["encoder", "model"] = "encoder"
+    """The encoder alone, or the whole model (autoencoder or classifier)."""
+    weights: Literal["last", "best"] = "last"
+    """Of a run: the last weights, or those that were best on held-out clips."""
+
+    def __post_init__(self) -> None:
+        if not self.output.endswith(".safetensors"):
+            raise ValueError(f"output={self.output}: must end in .safetensors; give the file's whole name")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Tensors by name and what the file says of itself."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def run(config: ExportConfig) -> dict[str, Any]:
+    """Read, keep the wanted part, write.
+
+    Raises:
+        UserError: ``init`` holds no such weights.
+    """
+    found = _from_anywhere(config)
+    tensors = dict(found.tensors)
+    if config.part == "encoder":
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    metadata = {**found.metadata, "part": config.part}
+    data = safetensors.torch.save(tensors, metadata)
+    write_bytes(config.output, data)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return {
+        "part": config.part,
+        "step": metadata.get("step", "last"),
+        "parameters": parameters,
+        "megabytes": len(data) / 1e6,
+        "run_id": metadata.get("run_id", ""),
+    }
+
+
+def _from_anywhere(config: ExportConfig) -> Exported:
+    checkpoint = re.fullmatch(r"(.+)/checkpoints/step-(\d+)/?", config.init)
+    if checkpoint:
+        return _from_checkpoint(config.init, checkpoint[1], read_checkpoint(checkpoint[1], int(checkpoint[2])))
+    if config.init.endswith(".safetensors"):
+        return _from_file(config.init)
+    name = WEIGHTS if config.weights == "last" else BEST_WEIGHTS
+    if exists(join(config.init, name)):
+        return _with_recipe(_from_file(join(config.init, name)), config.init)
+    return _from_checkpoint(config.init, config.init, _checkpoint(config))
+
+
+def _checkpoint(config: ExportConfig) -> Checkpoint | None:
+    """The wanted checkpoint of a run that is not at its end."""
+    if config.weights == "last":
+        return latest_checkpoint(config.init)
+    measured = measured_steps(config.init)
+    if not measured:
+        raise UserError(
+            f"weights=best: no checkpoint of {config.init} was measured on held-out clips; use weights=last"
+        )
+    return read_checkpoint(config.init, measured[0][1])
+
+
+def _from_file(uri: str) -> Exported:
+    with local_weights(uri) as path:
+        try:
+            metadata = read_metadata(path)
+            if "config" not in metadata:
+                raise ValueError(f"{uri}: carries no configuration of this project")
+            return Exported(safetensors.torch.load_file(path), metadata)
+        except ValueError as error:
+            raise UserError(f"init={uri}: {error}; give the output of a run, or what `save_model` wrote") from error
+
+
+def _from_checkpoint(init: str, output: str, checkpoint: Checkpoint | None) -> Exported:
+    if checkpoint is None:
+        raise UserError(f"init={init}: no complete checkpoint there; {output} has the steps {complete_steps(output)}")
+    recipe = _recipe(output)
+    model = build_model(_architecture(recipe, checkpoint.weights))
+    model.load_state_dict(dict(checkpoint.weights))
+    claim = json.loads(read_bytes(join(output, "run.json")))
+    facts = {
+        "program": str(claim["pins"].get("program", "")),
+        "run_key": str(claim["run_key"]),
+        "run_id": str(checkpoint.extra.get("mlflow_run_id") or ""),
+        "step": str(checkpoint.step),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / WEIGHTS
+        save_model(path, model, facts)
+        return _with_recipe(Exported(safetensors.torch.load_file(path), read_metadata(path)), output)
+
+
+def _with_recipe(found: Exported, output: str) -> Exported:
+    return Exported(found.tensors, {**found.metadata, "recipe": yaml.safe_dump(_recipe(output), sort_keys=False)})
+
+
+def _recipe(output: str) -> dict[str, Any]:
+    """The run's resolved configuration."""
+    try:
+        recipe: dict[str, Any] = yaml.safe_load(read_bytes(join(output, "config.yaml")))
+    except StorageError as error:
+        raise UserError(f"init={output}: {error}; give the output of a training run") from error
+    return recipe
+
+
+def _architecture(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    if "head.weight" in weights:
+        overrides = {key: value for key, value in recipe[OVERRIDES].items() if key != "num_classes"}
+        return architecture(recipe["model"], overrides, num_classes=weights["head.weight"].shape[0])
+    return architecture(recipe["model"], recipe[OVERRIDES], mask_ratio=recipe["mask_ratio"])
+
+
+def main() -> None:
+    """Entry point of ``python -m jobs.export``."""
+    run_program("export", ExportConfig, run, description=DESCRIPTION, keep_report=False)
+
+
+if __name__ == "__main__":
+    main()
