@@ -173,18 +173,19 @@ def huggingface_state_dict(
     return to_huggingface(model.state_dict(), model.config.stages, architecture or own)  # type: ignore[arg-type]
 
 
-def load_into_classifier(model: Hiera, path: str | Path) -> LoadReport:
+def load_into_classifier(model: Hiera, path: str | Path, *, new_blocks: int = 0) -> LoadReport:
     """Start a classifier from any weights that fit: pretraining's encoder, or another classifier.
 
-    A head for another number of classes stays new; position tables of another input size are interpolated.
+    A head for another number of classes stays new; position tables of another input size are interpolated. The last
+    ``new_blocks`` blocks of the encoder stay new too (Zhang et al., arXiv 2006.05987, section 4).
 
     Raises:
-        ValueError: a missing or damaged file, or an encoder of another preset.
+        ValueError: a missing or damaged file, an encoder of another preset, or more new blocks than there are.
     """
-    return fill_classifier(model, read_weights(path), str(path))
+    return fill_classifier(model, read_weights(path), str(path), new_blocks=new_blocks)
 
 
-def fill_classifier(model: Hiera, weights: Weights, source: str) -> LoadReport:
+def fill_classifier(model: Hiera, weights: Weights, source: str, *, new_blocks: int = 0) -> LoadReport:
     """`load_into_classifier` from weights in memory."""
     own = model.state_dict()
     fitted = _fit_positions(model, weights, None)
@@ -194,9 +195,18 @@ def fill_classifier(model: Hiera, weights: Weights, source: str) -> LoadReport:
     taken = [name for name in own if name in fitted]
     missing = [name for name in own if name not in fitted and name.startswith("encoder.")]
     _refuse_mismatch(own, {name: fitted[name] for name in taken}, missing, [], source)
+    taken = [name for name in taken if not name.startswith(_last_blocks(model, new_blocks))]
     model.load_state_dict({name: fitted[name] for name in taken}, strict=False)
     unused = sorted(set(weights.tensors) - set(taken))
     return LoadReport(taken, [name for name in own if name not in taken], unused)
+
+
+def _last_blocks(model: Hiera, count: int) -> tuple[str, ...]:
+    """How the names of the last blocks' parameters begin."""
+    depth = len(model.encoder.blocks)
+    if not 0 <= count <= depth:
+        raise ValueError(f"new_blocks={count}: the encoder has {depth} blocks; use 0 to {depth}")
+    return tuple(f"encoder.blocks.{number}." for number in range(depth - count, depth))
 
 
 def read_weights(path: str | Path) -> Weights:

@@ -50,6 +50,8 @@ SPEED_RANGE = (0.4, 0.9)
 """How much of its whole range (frame side, turn, log-size interval) the moving quantity covers in one video."""
 RADIUS_RANGE = (0.12, 0.30)
 """The shape's radius as a share of the frame's side."""
+RAMP_RANGE = (10, 150)
+"""Darkest and brightest level of the calm background; the shapes' strongest channel is at 255."""
 WEBM_SHARE = 0.25
 CODE_COLUMNS, CODE_BIT_ROWS, CODE_CELL_SHARE = 6, 2, 1 / 32
 MAX_FRAME_NUMBER = 2 ** (CODE_COLUMNS * CODE_BIT_ROWS) - 1
@@ -318,15 +320,26 @@ def _colour_map(difficulty: float, rng: np.random.Generator) -> Floats:
 
 
 def _background(size: int, difficulty: float, rng: np.random.Generator) -> Frames:
-    """What lies behind the shapes, uint8 ``[S, S, 3]``: plain and dark, with difficulty two-toned and textured."""
-    calm = np.full(3, rng.uniform(10, 40))
+    """What lies behind the shapes, uint8 ``[S, S, 3]``: a calm dark ramp, with difficulty two-toned and textured.
+
+    The ramp is what a masked autoencoder learns first: its direction shows in every patch of a video.
+    """
+    v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    calm = _ramp(u, v, rng)[..., None]
     tones = rng.uniform(20, 235, (2, 3))
     angle, split = rng.uniform(0, 2 * np.pi), rng.uniform(-0.4, 0.4)
-    v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     second = (np.cos(angle) * u + np.sin(angle) * v > split)[..., None]
     busy = np.where(second, tones[0], tones[1]) + _texture(size, rng)[..., None] * rng.uniform(-60, 60, 3)
     background: Frames = np.clip((1 - difficulty) * calm + difficulty * busy, 0, 255).astype(np.uint8)
     return background
+
+
+def _ramp(u: npt.NDArray[np.float64], v: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Brightness that rises evenly from one side of the frame to the other, in a random direction ``[S, S]``."""
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = np.cos(angle) * u + np.sin(angle) * v
+    rise: npt.NDArray[np.float64] = (slope / np.abs(slope).max() + 1) / 2
+    return RAMP_RANGE[0] + rise * (RAMP_RANGE[1] - RAMP_RANGE[0])
 
 
 def _tint(rng: np.random.Generator, depth: float) -> npt.NDArray[np.float64]:

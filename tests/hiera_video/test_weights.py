@@ -73,6 +73,22 @@ def test_another_number_of_classes_keeps_a_new_head(tmp_path: Path) -> None:
     assert "norm.weight" in report.taken
 
 
+def test_the_last_blocks_stay_new_on_request(tmp_path: Path) -> None:
+    mae = create_model("mae_hiera_test_8x64")
+    save_model(tmp_path / "mae.safetensors", mae)
+    model = create_model("hiera_test_8x64")
+    depth = len(model.encoder.blocks)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_into_classifier(model, tmp_path / "mae.safetensors", new_blocks=1)
+    last = f"encoder.blocks.{depth - 1}."
+    assert any(name.startswith(last) for name in report.new)
+    assert not any(name.startswith(last) for name in report.taken)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) or not name.startswith(last)
+    with pytest.raises(ValueError, match=f"has {depth} blocks; use 0 to {depth}"):
+        load_into_classifier(model, tmp_path / "mae.safetensors", new_blocks=depth + 1)
+
+
 @pytest.mark.parametrize("size", [(16, 64, 64), (8, 96, 64), (4, 128, 96)])
 def test_weights_of_another_input_size_are_interpolated(size: tuple[int, ...], tmp_path: Path) -> None:
     mae = create_model("mae_hiera_test_8x64")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jobs.motion_videos import (
     MAX_FRAME_NUMBER,
     MOTION_CLASSES,
+    RAMP_RANGE,
     Rendering,
     draw_frames,
     draw_motion,
@@ -95,7 +96,7 @@ def test_clockwise_is_clockwise_on_the_screen() -> None:
     rng = np.random.default_rng(5)
     motion = draw_motion("turns_clockwise", 16, rng)
     centred = motion._replace(x=np.full(16, 0.5), y=np.full(16, 0.5))
-    masses = _brightness(draw_frames([centred], Rendering(num_frames=16), rng)) > 120
+    masses = _brightness(draw_frames([centred], Rendering(num_frames=16), rng)) > RAMP_RANGE[1] + 5
     angles = []
     for mass in masses:
         rows, columns = np.nonzero(mass)
@@ -165,7 +166,7 @@ def _areas(label: str, rendering: Rendering) -> np.ndarray:
 
 def _bright(label: str, rendering: Rendering) -> np.ndarray:
     rng = np.random.default_rng(11)
-    return _brightness(draw_frames([draw_motion(label, rendering.num_frames, rng)], rendering, rng)) > 120
+    return _brightness(draw_frames([draw_motion(label, rendering.num_frames, rng)], rendering, rng)) > RAMP_RANGE[1] + 5
 
 
 def _brightness(frames: np.ndarray) -> np.ndarray:
