@@ -28,6 +28,8 @@ class RoomForWorkers:
     def __init__(self, permitted: range, cpus_beside: float) -> None:
         self._permitted, self._cpus_beside = permitted, cpus_beside
         self._most = permitted[-1]
+        self.gpus = has_gpus()
+        """Whether workers take GPUs; decided once, because the last host with GPUs may be the one that is lost."""
         self._failed_at, self._failed_on = -math.inf, frozenset[str]()
 
     def wait(self, seconds: float, *, tell: Callable[[str], None] = lambda _: None) -> int:
@@ -38,7 +40,7 @@ class RoomForWorkers:
         """
         begun, told = time.monotonic(), False
         while True:
-            fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=has_gpus())
+            fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=self.gpus)
             waited = time.monotonic() - begun
             if fitting >= self._most or (fitting and waited > SECONDS_TO_SETTLE):
                 return min(fitting, self._most)
@@ -62,17 +64,24 @@ class RoomForWorkers:
         self._most = max(self._permitted[0], workers - 1)
         return self._most < workers
 
+    def has(self, workers: int) -> bool:
+        """Whether the hosts that are left could hold so many workers and their stream at all."""
+        exactly = range(workers, workers + 1)
+        return most_that_fit(exactly, ray.cluster_resources(), self._cpus_beside, gpus=self.gpus) > 0
+
     def may_grow(self, workers: int) -> bool:
         """Whether more workers than now have room beside those that run.
 
         After a group that could not be started: not before the hosts have changed, or some minutes have passed.
         """
+        if workers == self._permitted[-1]:
+            return False
         if self._failed_on == _hosts() and time.monotonic() - self._failed_at < SECONDS_AFTER_FAILURE:
             return False
         self._most = self._permitted[-1]
         free = ray.available_resources()
         more = range(1, self._permitted[-1] - workers + 1)
-        return most_that_fit(more, free, 0.0, gpus=has_gpus()) > 0
+        return most_that_fit(more, free, 0.0, gpus=self.gpus) > 0
 
 
 def _hosts() -> frozenset[str]:

@@ -17,13 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.lease import Lease
 from jobs.program import console
+from jobs.room import RoomForWorkers
 from jobs.run_board import Doing, Ending, RunBoard, SignOfLife, elapsed_minutes
 from jobs.stacks import stack_of, take_stacks_and_kill, waits_for_others
 from pipeline import StorageError, join, write_bytes
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LEASE_CHECKS = 15.0
-SECONDS_BETWEEN_SIZE_CHECKS = 30.0
+SECONDS_BETWEEN_SIZE_CHECKS = 5.0
+MINUTES_WITHOUT_ROOM = 0.5
 SECONDS_FOR_A_HOST = 30.0
 
 
@@ -32,7 +34,7 @@ class RunWatch:
 
     Args:
         hang_minutes: without a step for so long the workers are ended (the group then dies, and can be replaced).
-        may_grow: whether there is room for more workers than this.
+        room: tells whether the cluster has room for more workers, or no longer for these.
         on_steps: takes the journal lines of steps as they are done.
     """
 
@@ -42,26 +44,28 @@ class RunWatch:
         total_steps: int,
         *,
         hang_minutes: float,
-        may_grow: Callable[[int], bool],
+        room: RoomForWorkers,
         on_steps: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board = ray.remote(num_cpus=0)(RunBoard).options(scheduling_strategy=here).remote()
         self.lost = ""
         """Who took the output over, once that happened."""
-        self._hang_minutes, self._may_grow, self._on_steps = hang_minutes, may_grow, on_steps
+        self._hang_minutes, self.room, self._on_steps = hang_minutes, room, on_steps
         self._progress = _progress()
         self._task = self._progress.add_task(name, total=total_steps)
         self._stop_requested, self._ended = threading.Event(), threading.Event()
         self._lease: Lease | None = None
-        self._workers = 0
+        self._workers = self._first_step = self._steps = 0
+        self._too_small = False
         self._places: list[tuple[int, int, int]] = []
         self._moved_at = self._lease_checked_at = self._size_checked_at = time.monotonic()
 
     def begin(self, lease: Lease, workers: int, step: int) -> None:
         """A group of workers starts from a step."""
         ray.get(self.board.begin.remote(lease.attempt, step))
-        self._lease, self._workers = lease, workers
+        self._lease, self._workers, self._too_small = lease, workers, False
+        self._first_step = self._steps = step
         self._moved_at = self._lease_checked_at = self._size_checked_at = time.monotonic()
         self._progress.update(self._task, completed=step)
         self.say(f"attempt {lease.attempt}: {workers} worker{'s' * (workers > 1)} from step {step} on")
@@ -120,7 +124,7 @@ class RunWatch:
         places = [sign.place for _, sign in sorted(signs.items())]
         if places != self._places or any(sign.doing is Doing.SAVING for sign in signs.values()):
             self._moved_at = time.monotonic()  # saving has a limit of its own
-        self._places = places
+        self._places, self._steps = places, steps
         self._progress.update(self._task, completed=steps)
         return signs
 
@@ -139,18 +143,23 @@ class RunWatch:
         if time.monotonic() - self._size_checked_at < SECONDS_BETWEEN_SIZE_CHECKS:
             return
         self._size_checked_at = time.monotonic()
-        if self._may_grow(self._workers):
+        # Workers can wait for ever for data that nobody has the CPUs to decode, after a host was lost.
+        self._too_small = not self.room.has(self._workers)
+        runs = self._steps > self._first_step  # before, CPUs may be free that its stream is about to take
+        if self._too_small or (runs and self.room.may_grow(self._workers)):
             self.board.request.remote(Ending.RESIZED)
 
     def _check_for_hang(self, lease: Lease, signs: Mapping[int, SignOfLife]) -> None:
-        if elapsed_minutes(self._moved_at) < self._hang_minutes or not signs:
+        most_minutes = min(self._hang_minutes, MINUTES_WITHOUT_ROOM) if self._too_small else self._hang_minutes
+        if elapsed_minutes(self._moved_at) < most_minutes or not signs:
             return
         stacks = take_all_stacks(signs.values())
         slow = slow_ranks(signs, stacks)
         place = join(lease.output, "hangs", f"attempt-{lease.attempt:04d}.txt")
         parts = [f"{sign}\n\n{stacks[rank] or 'gave no stacks'}\n" for rank, sign in sorted(signs.items())]
         names = "; ".join(str(signs[rank]) + ("" if stacks[rank] else ", gave no stacks") for rank in slow)
-        self.say(f"warning: hang_minutes={self._hang_minutes:g}: no step for so long; slow: {names}; stacks: {place}")
+        reason = f"the cluster has no room for {self._workers} workers and their data" if self._too_small else "a hang"
+        self.say(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {names}; stacks: {place}")
         self._moved_at = time.monotonic()
         try:
             write_bytes(place, ("\n".join(parts)).encode())

@@ -34,7 +34,7 @@ from jobs.checkpoint import (
     read_checkpoint,
     read_journal,
 )
-from jobs.cluster import connect, has_gpus
+from jobs.cluster import connect
 from jobs.config import config_dict, config_yaml
 from jobs.errors import StopRequestedError, TrainingStoppedError, UserError
 from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS
@@ -197,7 +197,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
         job.program,
         job.total_steps,
         hang_minutes=config.hang_minutes,
-        may_grow=room.may_grow,
+        room=room,
         on_steps=partial(_track, run),
     )
     with watch.watching():
@@ -234,7 +234,7 @@ def _run_group(
         TorchTrainer(
             train_worker,
             train_loop_config=settings,
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=has_gpus()),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=watch.room.gpus),
             run_config=RunConfig(
                 storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),

@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 REPOSITORY = str(Path(__file__).resolve().parents[2])
 TOKEN = "0123456789abcdef0123456789abcdef"
-STEPS = 60
-KEYS = (f"steps={STEPS}", "decode_actors=1", "tracking.uri=none")
+STEPS = 40
+KEYS = (f"steps={STEPS}", "global_batch=12", "decode_actors=1", "tracking.uri=none")
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def data(storage: Gateway, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def cluster(hosts: tuple[Host, Host], storage: Gateway) -> Iterator[tuple[Host, Host]]:
-    """One Ray cluster over both: the head has room for a worker and decoding, the other host for a worker."""
+    """One Ray cluster over both, with room for three workers and decoding: no host holds all of them."""
     head, other = hosts
     start_ray(head, None, cpus=2)
-    start_ray(other, head, cpus=1)
+    start_ray(other, head, cpus=2)
     yield hosts
     other.plug_in()
     for host in hosts:
@@ -75,7 +75,7 @@ class Job:
         self.server = ["--address", f"http://{head.address}:8265"]
         # Nothing of the working tree is shared with the other host but by this package.
         entry = [sys.executable, "-m", "tests.jobs.mishaps", *keys]
-        environment = json.dumps({"env_vars": {"SECONDS_PER_MICRO_BATCH": "0.3"}})
+        environment = json.dumps({"env_vars": {"SECONDS_PER_MICRO_BATCH": "0.15"}})
         options = ["--working-dir", REPOSITORY, "--runtime-env-json", environment, "--submission-id", name, "--no-wait"]
         submitted = head.run(RAY, "job", "submit", *self.server, *options, "--", *entry)
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
@@ -124,7 +124,7 @@ def test_a_wrong_token_is_refused(cluster: tuple[Host, Host]) -> None:
 @pytest.mark.parametrize("fault", ["cable", "death"])
 def test_a_host_lost_in_mid_epoch(cluster: tuple[Host, Host], data: str, tmp_path: Path, fault: str) -> None:
     head, other = cluster
-    job = Job(head, fault, *pretrain_keys(data, f"s3://training/{fault}", *KEYS, "workers=[1,2]"))
+    job = Job(head, fault, *pretrain_keys(data, f"s3://training/{fault}", *KEYS, "workers=[1,3]"))
     job.wait_for_step(6)
     assert not exists(f"{job.output}/metrics.jsonl")
     if fault == "cable":
@@ -136,7 +136,7 @@ def test_a_host_lost_in_mid_epoch(cluster: tuple[Host, Host], data: str, tmp_pat
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert every_view_once_per_epoch(lines, data)
     told = job.log()
-    assert "attempt 1: 2 workers from step 0 on" in told
+    assert "attempt 1: 3 workers from step 0 on" in told
     assert "1 worker from step" in told
     assert TOKEN not in told
     alone = tmp_path / "alone"

@@ -61,6 +61,14 @@ def test_growing_waits_for_other_hosts_after_a_group_that_did_not_start(cluster:
     assert room.may_grow(1)
 
 
+def test_a_lost_host_leaves_too_little(cluster: Any) -> None:
+    room = RoomForWorkers(range(1, 3), 1.0)
+    assert room.has(2)
+    cluster.free = {"CPU": 2.0}
+    assert not room.has(2)
+    assert room.has(1)
+
+
 def test_no_room_is_told(cluster: Any) -> None:
     cluster.free = {"CPU": 1.0}
     told: list[str] = []
