@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,44 +12,20 @@ import pytest
 import torch
 
 from hiera_video import load_model, read_metadata
-from jobs import finetune, prepare, pretrain
+from jobs import finetune, pretrain
 from jobs.checkpoint import complete_steps
 from jobs.config import load_config
 from jobs.errors import TrainingStoppedError, UserError
-from jobs.motion_videos import render_motion_videos
 from jobs.tracking import TrackingConfig, tracking_client
 from pipeline import open_prepared
+from tests.jobs.golden_losses import GLOBAL_BATCH, GOLDEN, STEPS, TINY, pretrain_config, write_tiny_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
-
-STEPS, GLOBAL_BATCH = 6, 4
-TINY = [
-    "view.num_frames=8",
-    "view.size=64",
-    "view.frame_stride=1",
-    f"global_batch={GLOBAL_BATCH}",
-    "micro_batch=2",
-    f"steps={STEPS}",
-    "checkpoint.every_steps=2",
-    "checkpoint.keep=9",
-    "trace_samples=true",
-    "decode_actors=1",
-]
-PRETRAIN = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "model_overrides.drop_path_rate=0.2", "picture_clips=2"]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("training")
-    render_motion_videos(folder / "videos", 16, seed=1, size=64, num_frames=8)
-    arguments = [f"source={folder / 'videos'}", f"output={folder / 'set'}", "workers=0"]
-    prepare.run(load_config(prepare.PrepareConfig, "prepare", arguments))
-    return str(folder / "set")
-
-
-def pretrain_config(data: str, output: Path, *more: str) -> pretrain.PretrainConfig:
-    arguments = ["demo", f"data={data}", f"output={output}", *PRETRAIN, *TINY, *more]
-    return load_config(pretrain.PretrainConfig, "pretrain", arguments)
+    return write_tiny_set(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +56,15 @@ def cut_off_at(output: Path, step: int, copy: Path) -> Path:
 def test_every_view_once_per_epoch_and_no_tail_dropped(pretrained: Path, prepared: str) -> None:
     lines = journal(pretrained)
     samples = [sample for line in lines for sample in line["sample_ids"]]
-    per_epoch = open_prepared(prepared).num_clips("train") * 2  # view.repeats of the demo recipe
+    per_epoch = open_prepared(prepared).num_clips("train") * 2  # view.repeats
     assert [line["position"] for line in lines] == [GLOBAL_BATCH * (step + 1) for step in range(STEPS)]
     for first in range(0, len(samples), per_epoch):
         epoch = samples[first : first + per_epoch]
         assert len(set(epoch)) == len(epoch)
+
+
+def test_the_losses_are_the_golden_ones(pretrained: Path) -> None:
+    assert losses(pretrained) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
 def test_outputs_of_a_run(pretrained: Path) -> None:
@@ -143,6 +124,32 @@ def test_mistakes_are_told_before_any_worker_starts(prepared: str, tmp_path: Pat
         pretrain_config(prepared, tmp_path, "model=mae_hiera_bsae_16x224")
     with pytest.raises(UserError, match=r"view.size=32"):
         pretrain_config(prepared, tmp_path, "view.size=32")
-    (tmp_path / "planted.pth").write_bytes(b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
-    with pytest.raises(UserError, match="planted"):
-        pretrain.run(pretrain_config(prepared, tmp_path / "run", f"init={tmp_path / 'planted.pth'}"))
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("form", ["plain", "torch"])
+@pytest.mark.parametrize("name", ["weights.pth", "model.safetensors"])
+def test_a_pickle_planted_as_weights_is_refused_and_runs_nothing(
+    prepared: str, tmp_path: Path, name: str, form: str
+) -> None:
+    weights, mark = tmp_path / name, tmp_path / "mark"
+    content = {"model_state": {"w": torch.zeros(1)}, "planted": Planted(mark)}
+    if form == "plain":
+        weights.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, weights)
+    with pytest.raises(UserError, match=name):
+        pretrain.run(pretrain_config(prepared, tmp_path / "run", f"init={weights}"))
+    assert not mark.exists()
+    with weights.open("rb") as file:  # the planted pickle does work
+        torch.load(file, weights_only=False) if form == "torch" else pickle.load(file)  # noqa: S301 our own
+    assert mark.exists()
