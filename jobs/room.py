@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from jobs.cluster import has_gpus
 from jobs.errors import TrainingStoppedError, UserError
@@ -31,6 +33,19 @@ class RoomForWorkers:
         self.gpus = has_gpus()
         """Whether workers take GPUs; decided once, because the last host with GPUs may be the one that is lost."""
         self._failed_at, self._failed_on = -math.inf, frozenset[str]()
+
+    @contextmanager
+    def asked_for(self) -> Iterator[None]:
+        """Ask an autoscaler, where there is one, for the most workers and their stream while the context lasts.
+
+        Otherwise it would see no demand after a host was lost, and bring no other. One such request counts per cluster.
+        """
+        workers = [{"GPU" if self.gpus else "CPU": 1.0}] * self._permitted[-1]
+        request_resources(bundles=[*workers, *[{"CPU": 1.0}] * math.ceil(self._cpus_beside)])
+        try:
+            yield
+        finally:
+            request_resources(bundles=[])
 
     def wait(self, seconds: float, *, tell: Callable[[str], None] = lambda _: None) -> int:
         """The largest number of workers that has room, when the last group's resources are free again.

@@ -200,7 +200,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
         room=room,
         on_steps=partial(_track, run),
     )
-    with watch.watching():
+    with room.asked_for(), watch.watching():
         while (cursor := newest_cursor(config.output)).step < job.total_steps:
             discard_after(config.output, cursor.step)
             workers = room.wait(config.hang_minutes * 60, tell=watch.say)
