@@ -8,22 +8,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.exceptions import RayError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.cluster import connect
-from jobs.errors import UserError
-from jobs.output import FREE_KEYS, claim_output, release_output
+from jobs.config import config_dict
+from jobs.errors import UserError, WorkStoppedError
+from jobs.output import FREE_KEYS, Claim, claim_output, release_output
 from jobs.program import console, run_program
-from pipeline import DecodeConfig, StorageError, absolute, exists, join, read_bytes
+from jobs.stop_request import stopping_on_sigterm
+from jobs.tracking import TrackingConfig, data_tags, recorded, start_run
+from pipeline import DecodeConfig, StorageError, absolute, exists, join, open_prepared, read_bytes
 from pipeline.columns import ManifestError
-from pipeline.conventions import Convention, ManifestConfig
-from pipeline.prepare import Outcome, PrepareSettings, prepare
+from pipeline.conventions import ManifestConfig
+from pipeline.prepare import Outcome, PlannedVersion, PrepareSettings, finish_version, plan_version, preview
 from pipeline.shard_writer import StoreConfig
 from pipeline.transcode_config import TranscodeConfig
 
 
-@dataclass(frozen=True)
-class PrepareConfig:
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(ManifestConfig):
     """Configuration of the program."""
 
     source: str
@@ -36,33 +40,23 @@ class PrepareConfig:
     """Transcoding processes. Default: the cluster's CPUs but one. 0: this process alone, without Ray."""
     exclude: str | None = None
     """A video's URI or path below the source, or a .txt file with one a line: taken out as a new version."""
-    annotations: str | None = None
-    """Annotation file or folder. Default: `annotations.csv` or `.parquet` in the source when there is one."""
-    convention: Convention = "auto"
-    """What the annotations follow; `auto` looks at the names and the first line. `folder`: class folders."""
-    classes: str | None = None
-    """The full class list, in the order of the indices: a text file (a name a line), a JSON list, or a name that
-    ships with the project (kinetics400). Default: the list that the convention has, else all labels, sorted."""
-    split_number: int = 1
-    """Which of the official splits (UCF101, HMDB51: 1, 2, 3)."""
-    val_share: float = 0.1
-    """Share of each class's source videos held out as `val` where the annotations name no split."""
-    unlisted: bool | None = None
-    """Whether videos in the source that the annotations do not name are taken, without a label. Default: yes when
-    the annotations are the source's own `annotations.csv` or `.parquet`."""
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0))
     store: StoreConfig = field(default_factory=StoreConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is recorded."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: must not be negative; leave it out for the default")
-        self.manifest()
 
-    def manifest(self) -> ManifestConfig:
-        """The slice that says how annotations are read."""
+    @property
+    def settings(self) -> PrepareSettings:
+        """What the set is made of."""
         names = [field.name for field in dataclasses.fields(ManifestConfig)]
-        return ManifestConfig(**{name: getattr(self, name) for name in names})
+        manifest = ManifestConfig(**{name: getattr(self, name) for name in names})
+        return PrepareSettings(manifest, self.transcode, self.decode, self.store, self.seed)
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -70,29 +64,74 @@ def run(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
         UserError: annotations that do not follow their convention, an output of other settings.
+        StorageError: the source cannot be read or the output not be written, before anything was done.
+        WorkStoppedError: storage failed later; the same command goes on.
+        StopRequestedError: SIGTERM arrived; the same command goes on.
     """
     config = dataclasses.replace(config, source=absolute(config.source), output=absolute(config.output))
     claim = claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
+    planned = _planned(config, claim)
+    if isinstance(planned, Outcome):
+        return _report(planned)
     if config.workers != 0:
         connect()
-    settings = PrepareSettings(config.manifest(), config.transcode, config.decode, config.store, config.seed)
+    tracking = start_run(
+        config.tracking, program="prepare", run_key=claim.run_key, output=config.output, params=config_dict(config)
+    )
+    with recorded(tracking), stopping_on_sigterm("finished videos are kept; the same command goes on"):
+        outcome = _finished(planned, config)
+    report = _report(outcome)
+    figures = {key: value for key, value in report.items() if type(value) in (int, float)}
+    tracking.log_metrics(figures, step=report["version"])
+    tracking.set_tags(data_tags(open_prepared(config.output, report["version"])))
+    tracking.finish()
+    return {**report, "mlflow_run_id": tracking.run_id}
+
+
+def dry_run(config: PrepareConfig) -> dict[str, Any]:
+    """What a run would do, by listing the source and reading its annotations; nothing is written.
+
+    Raises:
+        UserError: annotations that do not follow their convention.
+    """
+    with _mistakes_told():
+        return preview(absolute(config.source), config.output, config.settings, _excluded(config.exclude))
+
+
+def _planned(config: PrepareConfig, claim: Claim) -> PlannedVersion | Outcome:
+    try:
+        with _mistakes_told():
+            return plan_version(config.source, config.output, config.settings, _excluded(config.exclude))
+    except (UserError, StorageError):
+        if not exists(join(config.output, "_prepare")):
+            release_output(config.output, claim)  # nothing was planned yet: the mended command is not refused
+        raise
+
+
+def _finished(planned: PlannedVersion, config: PrepareConfig) -> Outcome:
     with _progress_bar() as progress:
         try:
-            outcome = prepare(
-                config.source,
-                config.output,
-                settings,
-                exclude=_excluded(config.exclude),
-                workers=config.workers,
-                progress=progress,
-            )
-        except (ManifestError, StorageError) as error:
-            if not exists(join(config.output, "_prepare")):
-                release_output(config.output, claim)  # nothing was planned yet: the mended command is not refused
-            if isinstance(error, ManifestError):
-                raise UserError(str(error)) from error
-            raise
-    return _report(outcome)
+            return finish_version(planned, config.workers, progress)
+        except (StorageError, RayError) as error:
+            raise WorkStoppedError(f"{_cause(error)}; finished videos are kept, the same command goes on") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The storage's own error among those that Ray wrapped around it, else the first one."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if type(inner) is StorageError:
+            return inner
+        inner = inner.__cause__
+    return error
+
+
+@contextmanager
+def _mistakes_told() -> Iterator[None]:
+    try:
+        yield
+    except ManifestError as error:
+        raise UserError(str(error)) from error
 
 
 def _excluded(place: str | None) -> list[str]:
@@ -132,7 +171,7 @@ def _progress_bar() -> Iterator[Any]:
 
 def main() -> None:
     """Entry point of ``python -m jobs.prepare``."""
-    run_program("prepare", PrepareConfig, run, description=__doc__)
+    run_program("prepare", PrepareConfig, run, description=__doc__ or "", dry_run=dry_run)
 
 
 if __name__ == "__main__":

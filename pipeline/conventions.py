@@ -35,7 +35,7 @@ class ManifestConfig:
     annotations: str | None = None
     """Annotation file or folder. Default: `annotations.csv` or `.parquet` in the source when there is one."""
     convention: Convention = "auto"
-    """What the annotations follow; `auto` looks at the names and the first line."""
+    """What the annotations follow; `auto` looks at the names and the first line. `folder`: class folders."""
     classes: str | None = None
     """The full class list, in the order of the indices: a text file (a name a line), a JSON list, or a name that
     ships with the project (kinetics400). Default: the list that the convention has, else all labels, sorted."""

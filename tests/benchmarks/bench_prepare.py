@@ -47,12 +47,11 @@ VIEWS_A_CLIP = 4
 PLAN = """
 import resource, sys, time
 from jobs.prepare import PrepareConfig
-import pipeline.prepare as preparing
-config = PrepareConfig(sys.argv[1], sys.argv[2])
-slices = preparing.PrepareSettings(config.manifest(), config.transcode, config.decode, config.store, config.seed)
+from pipeline.prepare import plan_version
+config = PrepareConfig(source=sys.argv[1], output=sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF)
 started = time.perf_counter()
-preparing._plan(config.source, config.output, slices, None, ())
+plan_version(config.source, config.output, config.settings)
 after = resource.getrusage(resource.RUSAGE_SELF)
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 print(time.perf_counter() - started, cpu, after.ru_maxrss / 1024)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import os
 import shutil
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +17,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
 import pipeline.prepare as preparing
 from jobs import inspect, prepare
-from jobs.errors import UserError
+from jobs.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.inspect import InspectConfig
 from jobs.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
 from jobs.prepare import PrepareConfig
+from jobs.tracking import TrackingConfig
 from pipeline import CLIP_SCHEMA, REJECTED_SCHEMA, DecodeConfig, FrameView, IsolatedDecoder, StorageError
-from pipeline.prepare import PrepareSettings
 from pipeline.prepare_chunk import PrepareChunk
+from pipeline.prepare_plan import PlannedVersion, chunk_settings, plan_version
 from pipeline.prepare_versions import current_videos, publish
 from pipeline.shard_writer import StoreConfig
 from pipeline.transcode_config import TranscodeConfig
+from pipeline.transcode_process import IsolatedTranscoder
 
 VIDEOS = 24
+UNTRACKED = TrackingConfig(uri="none")
 SMALL = StoreConfig(videos_per_chunk=5, row_group_bytes=8_000)
 
 
@@ -50,7 +59,11 @@ def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(source: Path | str, output: Path | str, **changes: Any) -> dict[str, Any]:
-    return prepare.run(PrepareConfig(str(source), str(output), **({"store": SMALL, "workers": 0} | changes)))
+    return prepare.run(
+        PrepareConfig(
+            source=str(source), output=str(output), **({"store": SMALL, "workers": 0, "tracking": UNTRACKED} | changes)
+        )
+    )
 
 
 def clips(output: Path) -> pa.Table:
@@ -122,7 +135,7 @@ def test_other_settings_are_refused_with_the_difference(prepared: Path, source: 
 def test_equal_sources_give_equal_sets(prepared: Path, source: Path, tmp_path: Path) -> None:
     """Also when half of the chunks were done by an earlier, killed run: those are not done again."""
     output = tmp_path / "set"
-    settings = PrepareConfig(str(source), str(output), store=SMALL)
+    settings = PrepareConfig(source=str(source), output=str(output), store=SMALL)
     chunks = unfinished(settings)
     PrepareChunk(chunks).prepare(1)
     PrepareChunk(chunks).prepare(3)
@@ -134,16 +147,15 @@ def test_equal_sources_give_equal_sets(prepared: Path, source: Path, tmp_path: P
 
 def unfinished(config: PrepareConfig) -> Any:
     """The state that a killed run leaves: a plan, no commit."""
-    slices = PrepareSettings(config.manifest(), config.transcode, config.decode, config.store, config.seed)
-    plan = preparing._plan(config.source, config.output, slices, None, ())
-    assert plan is not None
-    return preparing._chunk_settings(config.output, slices, plan["version"], plan["videos"])
+    planned = plan_version(config.source, config.output, config.settings)
+    assert isinstance(planned, PlannedVersion)
+    return chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
 
 
 def test_a_second_writer_cannot_commit_something_else(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "set"
     (output / "versions").mkdir(parents=True)
-    unfinished(PrepareConfig(str(source), str(output), store=SMALL))
+    unfinished(PrepareConfig(source=str(source), output=str(output), store=SMALL))
     theirs = {"version": 1, "digest": "another", "classes": [], "shards": [], "rejected": [], "excluded": []}
     original = preparing._run_chunks
 
@@ -153,7 +165,7 @@ def test_a_second_writer_cannot_commit_something_else(source: Path, tmp_path: Pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.prepare._run_chunks", finished_meanwhile)
-        with pytest.raises(StorageError, match="another writer committed"):
+        with pytest.raises(WorkStoppedError, match="another writer committed"):
             run(source, output)
     assert json.loads((output / "versions" / "0001.json").read_text())["digest"] == "another"
 
@@ -283,6 +295,71 @@ def test_mistakes_are_one_error(source: Path, tmp_path: Path, monkeypatch: pytes
     assert "secret-value" not in str(caught.value)
 
 
+def test_a_dry_run_tells_and_writes_nothing(source: Path, prepared: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(source=str(source), output=str(tmp_path / "set"))
+    told = prepare.dry_run(config)
+    assert (told["version"], told["videos"], told["classes"]) == (1, VIDEOS + 3, len(MOTION_CLASSES))
+    assert sum(told["videos_by_split"].values()) == VIDEOS + 3
+    assert told["source_bytes"] == sum(path.stat().st_size for path in source.rglob("*.*") if path.suffix != ".txt")
+    assert not (tmp_path / "set").exists()
+    again = prepare.dry_run(dataclasses.replace(config, output=str(prepared), exclude="grows/empty.mp4"))
+    assert (again["version"], again["videos"], again["taken_out"]) == (2, 0, 1)
+    (tmp_path / "list.csv").write_text("name,label\na,b\n")
+    with pytest.raises(UserError, match="has no column"):
+        prepare.dry_run(dataclasses.replace(config, annotations=str(tmp_path / "list.csv"), convention="csv"))
+
+
+def test_sigterm_stops_and_the_same_command_goes_on(
+    prepared: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "set"
+    original = IsolatedTranscoder.process
+    calls = itertools.count()
+
+    def asked_to_stop(self: IsolatedTranscoder, path: Path) -> Iterator[Any]:
+        if next(calls) in (7, 9, 11):  # more often than a video may kill its worker
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield from original(self, path)
+
+    monkeypatch.setattr(IsolatedTranscoder, "process", asked_to_stop)
+    handler = signal.getsignal(signal.SIGTERM)
+    for _ in range(3):
+        with pytest.raises(StopRequestedError, match="goes on"):
+            run(source, output)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert run(source, output)["digest"] == json.loads((prepared / "dataset.json").read_text())["digest"]
+
+
+def test_storage_that_fails_on_the_way_is_no_mistake_of_the_user(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> int:
+        raise StorageError("s3://bucket/shard", "object storage answered 503", "check the network")
+
+    monkeypatch.setattr(PrepareChunk, "prepare", failing)
+    with pytest.raises(WorkStoppedError, match=r"answered 503.*goes on"):
+        run(source, tmp_path / "set")
+    monkeypatch.setattr("sys.argv", ["prepare", f"source={source}", f"output={tmp_path / 'set'}", "workers=0"])
+    with pytest.raises(SystemExit) as ended:
+        prepare.main()
+    assert ended.value.code == 2  # store.videos_per_chunk differs: that is one
+    monkeypatch.setattr("sys.argv", [*sys.argv[:2], f"output={tmp_path / 'b'}", "workers=0", "tracking.uri=none"])
+    with pytest.raises(SystemExit) as ended:
+        prepare.main()
+    assert ended.value.code == 1
+
+
+@pytest.mark.ray
+def test_the_run_is_recorded(source: Path, tmp_path: Path) -> None:
+    report = run(source / "grows", tmp_path / "set", tracking=TrackingConfig())
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    recorded_run = client.get_run(report["mlflow_run_id"])
+    assert recorded_run.info.status == "FINISHED"
+    assert recorded_run.data.metrics["clips"] == 3
+    assert recorded_run.data.tags["data_digest"] == report["digest"]
+    assert recorded_run.data.params["transcode.crf"] == "22"
+
+
 def test_limits_reject_with_the_limits_name(source: Path, tmp_path: Path) -> None:
     run(source / "grows", tmp_path / "set", decode=DecodeConfig(max_frames=10))
     assert sorted(rejected(tmp_path / "set").values()) == ["empty", *["max_frames"] * 3, "not_a_video"]
@@ -317,5 +394,5 @@ def test_ray_workers_write_the_same_set(prepared: Path, source: Path, tmp_path: 
 @pytest.mark.ray
 def test_all_real_clips_are_accounted_for(real_clips: Path, tmp_path: Path, ray_cluster: None) -> None:
     """On Ray, with the actors of a real run."""
-    report = prepare.run(PrepareConfig(str(real_clips), str(tmp_path / "set")))
+    report = prepare.run(PrepareConfig(source=str(real_clips), output=str(tmp_path / "set"), tracking=UNTRACKED))
     assert report["videos"] + sum(report["rejected"].values()) == 134

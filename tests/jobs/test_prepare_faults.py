@@ -25,11 +25,13 @@ from moto.server import ThreadedMotoServer
 from jobs import prepare
 from jobs.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
 from jobs.prepare import PrepareConfig
+from jobs.tracking import TrackingConfig
 from pipeline import DecodeConfig, join, list_files, read_bytes, write_bytes
 from pipeline.shard_writer import StoreConfig
 from pipeline.storage import s3_client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+UNTRACKED = TrackingConfig(uri="none")
 CHUNKS = StoreConfig(videos_per_chunk=4)
 
 
@@ -64,7 +66,7 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, tmp_path: Path) -> None
     """Killed three times, the set is the one of a run that was left in peace."""
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "jobs.prepare", f"source={source}", f"output={output}"]
-    command += ["workers=0", "store.videos_per_chunk=4"]
+    command += ["workers=0", "store.videos_per_chunk=4", "tracking.uri=none"]
     finished: dict[str, int] = {}
     for kill in range(3):
         process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -77,7 +79,9 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, tmp_path: Path) -> None
         assert not (output / "dataset.json").exists()
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     assert {name: _modified(output / "_prepare" / "v0001" / "videos")[name] for name in finished} == finished
-    prepare.run(PrepareConfig(str(source), str(tmp_path / "peace"), workers=0, store=CHUNKS))
+    prepare.run(
+        PrepareConfig(source=str(source), output=str(tmp_path / "peace"), workers=0, store=CHUNKS, tracking=UNTRACKED)
+    )
     digests = [json.loads((place / "dataset.json").read_text())["digest"] for place in (output, tmp_path / "peace")]
     assert digests[0] == digests[1]
 
@@ -109,7 +113,13 @@ def test_mutated_files_are_each_accounted_for_once(tmp_path: Path) -> None:
         (folder / f"{number:03d}{original.suffix}").write_bytes(kind(original.read_bytes(), draw))
     started = time.monotonic()
     report = prepare.run(
-        PrepareConfig(str(folder), str(tmp_path / "set"), workers=0, decode=DecodeConfig(deadline_seconds=10))
+        PrepareConfig(
+            source=str(folder),
+            output=str(tmp_path / "set"),
+            workers=0,
+            decode=DecodeConfig(deadline_seconds=10),
+            tracking=UNTRACKED,
+        )
     )
     assert time.monotonic() - started < 600
     stored = [uri for path in (tmp_path / "set" / "shards").iterdir() for uri in pq.read_table(path)["uri"].to_pylist()]
@@ -166,10 +176,12 @@ def test_source_and_output_on_object_storage(source: Path, object_storage: str, 
     for path in source.rglob("*.*"):
         write_bytes(join(object_storage, "in", path.relative_to(source).as_posix()), path.read_bytes())
     place = join(object_storage, "out")
-    config = PrepareConfig(join(object_storage, "in"), place, workers=0, store=CHUNKS)
+    config = PrepareConfig(source=join(object_storage, "in"), output=place, workers=0, store=CHUNKS, tracking=UNTRACKED)
     assert prepare.run(config)["status"] == "prepared"
     assert prepare.run(config)["status"] == "already up to date"
-    prepare.run(PrepareConfig(str(source), str(tmp_path / "local"), workers=0, store=CHUNKS))
+    prepare.run(
+        PrepareConfig(source=str(source), output=str(tmp_path / "local"), workers=0, store=CHUNKS, tracking=UNTRACKED)
+    )
     local = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "local" / "shards").iterdir()))
     shards = list_files(join(place, "shards"))["uri"].to_pylist()
     remote = pa.concat_tables(pq.read_table(pa.BufferReader(read_bytes(shard))) for shard in shards)
@@ -245,7 +257,9 @@ def test_storage_that_fails_every_fifth_time(
     proxy = _FlakyProxy(os.environ["AWS_ENDPOINT_URL"])
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
-    report = prepare.run(PrepareConfig(join(object_storage, "in"), place, workers=0, store=CHUNKS))
+    report = prepare.run(
+        PrepareConfig(source=join(object_storage, "in"), output=place, workers=0, store=CHUNKS, tracking=UNTRACKED)
+    )
     proxy.shutdown()
     assert proxy.faults > 20
     assert (report["clips"], report["rejected"]) == (48, {"not_a_video": 1})

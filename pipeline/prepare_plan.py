@@ -1,0 +1,224 @@
+"""What the next version of a prepared set is made of: what is new, changed or taken out since the last one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.conventions import ManifestConfig
+from pipeline.decode_config import DecodeConfig
+from pipeline.manifest import Manifest, plain_uri, read_manifest, shuffled_order
+from pipeline.patience import patiently
+from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings
+from pipeline.prepare_versions import current_videos, publish, read_versions
+from pipeline.schema import REJECTED_SCHEMA
+from pipeline.shard_writer import StoreConfig, table_bytes
+from pipeline.storage import absolute, exists, join, read_bytes, write_bytes, write_if_absent
+from pipeline.transcode_config import TranscodeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings:
+    """What a prepared set is made of; equal settings and sources give equal shards."""
+
+    manifest: ManifestConfig
+    transcode: TranscodeConfig
+    decode: DecodeConfig
+    store: StoreConfig
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a call of `prepare` did."""
+
+    version: Mapping[str, Any]
+    """The newest version's record, as in ``dataset.json``."""
+    is_new: bool
+    """False when there was nothing to add or to take out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedVersion:
+    """A version that is planned, and at most half done."""
+
+    output: str
+    settings: PrepareSettings
+    plan: Mapping[str, Any]
+    parent: Mapping[str, Any] | None
+
+
+def plan_version(
+    source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()
+) -> PlannedVersion | Outcome:
+    """Plan everything at first, later what is new or changed; the outcome when there is nothing to do.
+
+    A plan that an earlier call left unfinished is the plan.
+
+    Args:
+        exclude: URIs (or paths below the source) to take out, now and in all later versions.
+
+    Raises:
+        ManifestError: annotations that do not follow their convention.
+        StorageError: a place that cannot be read or written.
+    """
+    output = absolute(output)
+    versions = patiently(lambda: read_versions(output))
+    newest = versions[-1] if versions else None
+    if newest is not None:
+        patiently(lambda: publish(output, newest))
+    plan = patiently(lambda: _next_plan(source, output, settings, newest, exclude))
+    if plan is None:
+        assert newest is not None
+        return Outcome(newest, is_new=False)
+    return PlannedVersion(output, settings, plan, newest)
+
+
+def chunk_settings(output: str, settings: PrepareSettings, version: int, videos: int) -> ChunkSettings:
+    return ChunkSettings(
+        output,
+        version,
+        settings.seed,
+        settings.store.chunk_videos(videos),
+        settings.transcode,
+        settings.decode,
+        settings.store,
+    )
+
+
+def preview(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
+    """What `prepare` would do, in figures; nothing is written and no video opened.
+
+    Raises:
+        ManifestError, StorageError: as `plan_version`.
+    """
+    output = absolute(output)
+    versions = patiently(lambda: read_versions(output))
+    draft = _draft(source, output, settings, versions[-1] if versions else None, exclude)
+    splits = pc.value_counts(draft.rows["split"].combine_chunks()) if len(draft.rows) else []
+    sizes = pc.sum(draft.rows["size"]).as_py()
+    return {
+        "convention": draft.manifest.convention,
+        "version": draft.version,
+        "videos": len(draft.rows),
+        "videos_by_split": {entry["values"].as_py(): entry["counts"].as_py() for entry in splits},
+        "source_bytes": "not listed" if sizes is None else sizes,
+        "classes": len(draft.manifest.classes),
+        "taken_out": len(draft.taken_out),
+        "rejected": dict(Counter(draft.manifest.rejected["reason"].to_pylist())),
+        "skipped_files": draft.manifest.skipped_files,
+    }
+
+
+def _next_plan(
+    source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
+) -> dict[str, Any] | None:
+    """The plan that an earlier call left unfinished, else a new one; None when there is nothing to do."""
+    version = 1 if newest is None else newest["version"] + 1
+    place = join(output, "_prepare", f"v{version:04d}", "plan.json")
+    if exists(place):
+        plan: dict[str, Any] = json.loads(read_bytes(place))
+        return plan
+    draft = _draft(source, output, settings, newest, exclude)
+    if newest is not None and len(draft.rows) == 0 and not draft.taken_out:
+        return None
+    return _write_plan(output, settings, draft, newest)
+
+
+class _Draft(NamedTuple):
+    """A plan before it is written."""
+
+    manifest: Manifest
+    rows: pa.Table
+    """The manifest's rows that are new or changed."""
+    excluded: set[str]
+    taken_out: list[str]
+    """URIs whose clips of the parent version go."""
+    version: int
+
+
+def _draft(
+    source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
+) -> _Draft:
+    known = current_videos(output, newest["version"]) if newest else VIDEO_SCHEMA.empty_table()
+    splits = known.filter(pc.is_valid(known["split"]))
+    known_splits = dict(zip(splits["uri"].to_pylist(), splits["split"].to_pylist(), strict=True))
+    manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=known_splits)
+    excluded = {*(newest["excluded"] if newest else ()), *(_placed(source, uri) for uri in exclude)}
+    rows, changed = _new_or_changed(manifest.rows, known, excluded)
+    present = pc.is_in(known["uri"], pa.array(sorted(excluded), pa.string()))
+    taken_out = sorted({*changed, *known.filter(present)["uri"].to_pylist()} - set(_removed_before(newest)))
+    return _Draft(manifest, rows, excluded, taken_out, 1 if newest is None else newest["version"] + 1)
+
+
+def _write_plan(
+    output: str, settings: PrepareSettings, draft: _Draft, newest: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    manifest, rows = draft.manifest, draft.rows
+    chunks = chunk_settings(output, settings, draft.version, len(rows))
+    order = shuffled_order(rows, settings.seed)
+    step = chunks.plan_rows_a_file
+    for number, start in enumerate(range(0, len(rows), step)):
+        some = rows.take(pa.array(order[start : start + step]))
+        write_bytes(chunks.plan_file(number), table_bytes(some))
+    rejected = pa.concat_tables([manifest.rejected, _excluded_rows(draft.excluded)])
+    rejected_file = f"rejected/{chunks.name}-plan.parquet"
+    if len(rejected):
+        write_bytes(join(output, rejected_file), table_bytes(rejected))
+    earlier = list(newest["classes"]) if newest else []
+    plan = {
+        "version": draft.version,
+        "parent": None if newest is None else newest["digest"],
+        "videos": len(rows),
+        "chunks": -(-len(rows) // chunks.videos_per_chunk),
+        "convention": manifest.convention,
+        "skipped_files": manifest.skipped_files,
+        # Indices of earlier versions stay: new classes come behind.
+        "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
+        "excluded": sorted(draft.excluded),
+        "taken_out": draft.taken_out,
+        "rejected": [rejected_file] if len(rejected) else [],
+    }
+    place = join(output, "_prepare", chunks.name, "plan.json")
+    if not write_if_absent(place, json.dumps(plan).encode()):
+        plan = json.loads(read_bytes(place))
+    return plan
+
+
+def _new_or_changed(rows: pa.Table, known: pa.Table, excluded: set[str]) -> tuple[pa.Table, list[str]]:
+    """The manifest's rows to prepare, and the URIs among them that an earlier version holds differently."""
+    if excluded:
+        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
+    if len(known) == 0:
+        return rows, []
+    place = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())
+    same = pc.is_valid(place)
+    for name in ("content_version", "label"):
+        mine, theirs = pc.cast(rows[name], pa.large_string()), pc.cast(pc.take(known[name], place), pa.large_string())
+        equal = pc.fill_null(pc.equal(mine, theirs), False)
+        both_absent = pc.and_(pc.is_null(mine), pc.is_null(theirs))
+        # A manifest that lists no versions cannot say that a file changed.
+        unknown = pc.is_null(mine) if name == "content_version" else both_absent
+        same = pc.and_(same, pc.or_(equal, unknown))
+    fresh = pc.invert(same)
+    changed = rows.filter(pc.and_(fresh, pc.is_valid(place)))["uri"].to_pylist()
+    return rows.filter(fresh), changed
+
+
+def _placed(source: str, uri: str) -> str:
+    return plain_uri(uri if "://" in uri or uri.startswith("/") else join(absolute(source), uri))
+
+
+def _removed_before(newest: Mapping[str, Any] | None) -> Iterable[str]:
+    return newest["excluded"] if newest else ()
+
+
+def _excluded_rows(excluded: set[str]) -> pa.Table:
+    rows = [{"uri": uri, "reason": "excluded", "message": "taken out by exclude="} for uri in sorted(excluded)]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
