@@ -1,6 +1,13 @@
 """The Hiera model and everything that is only tensors: masked autoencoder, weights, augmentation, rules, metrics."""
 
-from hiera_video.augment import AugmentConfig, augment, denormalize_video, normalize_video
+from hiera_video.augment import (
+    AugmentConfig,
+    ClassifierAugmentConfig,
+    augment,
+    denormalize_video,
+    normalize_video,
+    random_erase,
+)
 from hiera_video.backbone import load_backbone
 from hiera_video.complexity import Complexity, complexity, complexity_of
 from hiera_video.config import EncoderConfig, HieraConfig, MaskedAutoencoderConfig
@@ -8,6 +15,7 @@ from hiera_video.hiera import Hiera, HieraEncoder
 from hiera_video.masked_autoencoder import MaeOutput, MaskedAutoencoder
 from hiera_video.memory import BF16_SHARE, activation_bytes
 from hiera_video.metrics import accuracy_per_class, confusion_matrix, topk_correct, view_average
+from hiera_video.mixing import MixConfig, draw_mix, mix_pixels, mix_targets, soft_cross_entropy, soft_targets
 from hiera_video.neighbours import nearest_neighbour_top1
 from hiera_video.optimization import (
     OptimizerConfig,
@@ -26,6 +34,7 @@ from hiera_video.presets import (
     model_names,
     set_activation_checkpointing,
 )
+from hiera_video.rand_augment import RandAugment, parse_rand_augment, rand_augment
 from hiera_video.reconstruct import Reconstruction, reconstruct, reconstruction_caption
 from hiera_video.stochastic import Draws, random_keep_mask, sample_uniforms, validate_keep_mask
 from hiera_video.weights import (
@@ -44,6 +53,7 @@ from hiera_video.weights import (
 __all__ = [
     "BF16_SHARE",
     "AugmentConfig",
+    "ClassifierAugmentConfig",
     "Complexity",
     "Draws",
     "EncoderConfig",
@@ -54,7 +64,9 @@ __all__ = [
     "MaeOutput",
     "MaskedAutoencoder",
     "MaskedAutoencoderConfig",
+    "MixConfig",
     "OptimizerConfig",
+    "RandAugment",
     "Reconstruction",
     "ScheduleConfig",
     "accuracy_per_class",
@@ -68,6 +80,7 @@ __all__ = [
     "create_backbone",
     "create_model",
     "denormalize_video",
+    "draw_mix",
     "huggingface_state_dict",
     "learning_rate_at",
     "load_backbone",
@@ -76,12 +89,17 @@ __all__ = [
     "load_model",
     "load_official",
     "load_weights",
+    "mix_pixels",
+    "mix_targets",
     "model_config",
     "model_names",
     "nearest_neighbour_top1",
     "normalize_video",
     "official_state_dict",
     "parameter_groups",
+    "parse_rand_augment",
+    "rand_augment",
+    "random_erase",
     "random_keep_mask",
     "read_metadata",
     "reconstruct",
@@ -91,6 +109,8 @@ __all__ = [
     "scaled_learning_rate",
     "set_activation_checkpointing",
     "set_learning_rate",
+    "soft_cross_entropy",
+    "soft_targets",
     "topk_correct",
     "validate_keep_mask",
     "view_average",

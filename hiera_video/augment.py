@@ -5,13 +5,22 @@ Shapes: B batch, T frames, H height, W width.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hiera_video.rand_augment import parse_rand_augment
+from hiera_video.stochastic import uniforms
+
 PIXEL_MEAN = 0.45
 PIXEL_STD = 0.225
+# Random erasing as SlowFast and timm have it: share of the area, and height to width.
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_ASPECT = (0.3, 1 / 0.3)
+ERASING_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,27 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.horizontal_flip <= 1.0:
             raise ValueError(f"horizontal_flip={self.horizontal_flip}: must lie in [0, 1]; use 0.5, or 0 for none")
+
+
+@dataclass(frozen=True)
+class ClassifierAugmentConfig(AugmentConfig):
+    """Random changes in fine-tuning; the random crop is drawn when the video is decoded (`view.crop_scale`)."""
+
+    rand_augment: str = ""
+    """RandAugment by timm's name, with `inc1`: `rand-m7-mstd0.5-inc1` on Kinetics and SSv2 (paper Tab. 11b); '' for
+    none."""
+    random_erasing: float = 0.0
+    """Probability that noise replaces one box, the same in all frames; not confirmed by the paper, 0.25 in SlowFast."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rand_augment:
+            try:
+                parse_rand_augment(self.rand_augment)
+            except ValueError as error:
+                raise ValueError(f"rand_augment={error}; use rand-m7-mstd0.5-inc1, or '' for none") from error
+        if not 0.0 <= self.random_erasing <= 1.0:
+            raise ValueError(f"random_erasing={self.random_erasing}: must lie in [0, 1]; use 0.25, or 0 for none")
 
 
 def normalize_video(frames: Tensor) -> Tensor:
@@ -61,3 +91,38 @@ def augment(pixels: Tensor, config: AugmentConfig, flip_noise: Tensor | None = N
         flip_noise = torch.rand(pixels.shape[0], device=pixels.device)
     flipped = (flip_noise.to(pixels.device) < config.horizontal_flip).view(-1, *[1] * (pixels.ndim - 1))
     return torch.where(flipped, pixels.flip(-1), pixels)
+
+
+def random_erase(pixels: Tensor, probability: float, seeds: Sequence[int]) -> Tensor:
+    """Put normal noise into one box of some samples (arXiv 1708.04896), at the same place in all frames.
+
+    Args:
+        pixels: normalised, ``[B, 3, (T), H, W]``; stays as it is.
+        seeds: one per sample.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    height, width = pixels.shape[-2:]
+    boxes = [_erased_box(height, width, probability, generator) for generator in generators]
+    if not any(boxes):
+        return pixels
+    erased = pixels.clone()
+    for sample, box, generator in zip(erased, boxes, generators, strict=True):
+        if box is not None:
+            hole = sample[..., box[0], box[1]]
+            hole.copy_(torch.randn(hole.shape, generator=generator))
+    return erased
+
+
+def _erased_box(height: int, width: int, probability: float, generator: torch.Generator) -> tuple[slice, slice] | None:
+    """Rows and columns of the box; None with the complementary probability, or when ten boxes were too large."""
+    if float(uniforms((1,), generator)) >= probability:
+        return None
+    for _ in range(ERASING_ATTEMPTS):
+        area, aspect, top, left = uniforms((4,), generator).tolist()
+        pixels = height * width * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
+        ratio = math.exp(math.log(ERASED_ASPECT[0]) + aspect * math.log(ERASED_ASPECT[1] / ERASED_ASPECT[0]))
+        rows, columns = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if rows < height and columns < width:
+            first_row, first_column = int(top * (height - rows + 1)), int(left * (width - columns + 1))
+            return slice(first_row, first_row + rows), slice(first_column, first_column + columns)
+    return None

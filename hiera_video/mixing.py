@@ -1,0 +1,126 @@
+"""Soft targets: label smoothing, mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) within a micro-batch.
+
+One draw for a micro-batch, as SlowFast and timm have it. Shapes: B samples, C classes, T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How samples of a micro-batch are mixed with each other."""
+
+    mixup: float = 0.0
+    """Mixup's alpha: shares come from Beta(alpha, alpha); 0 for none (paper Tab. 11b: 0.8)."""
+    cutmix: float = 0.0
+    """Cutmix's alpha; 0 for none (paper Tab. 11b: 1.0)."""
+    probability: float = 1.0
+    """Probability that a micro-batch is mixed at all; not confirmed by the paper, 1 as in SlowFast."""
+    cutmix_share: float = 0.5
+    """Probability of cutmix where both are on; not confirmed by the paper, 0.5 as in SlowFast."""
+
+    def __post_init__(self) -> None:
+        for key in ("mixup", "cutmix"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 for none")
+        for key in ("probability", "cutmix_share"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise ValueError(f"{key}={getattr(self, key)}: must lie in [0, 1]; leave it out for the default")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is ever mixed."""
+        return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+class Box(NamedTuple):
+    """A part of the picture, pixels; the ends are not part of it."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+class Mix(NamedTuple):
+    """How the samples of one micro-batch are mixed."""
+
+    partners: Tensor
+    """int64 ``[B]``: whom each sample is mixed with, never with itself."""
+    share: float
+    """What each sample keeps of itself."""
+    box: Box | None
+    """Where the partner's pixels are put in (cutmix); none: everywhere, in proportion (mixup)."""
+
+
+def draw_mix(config: MixConfig, batch: int, height: int, width: int, generator: torch.Generator) -> Mix | None:
+    """Draw how a micro-batch is mixed; None: not at all (also for a micro-batch of one)."""
+    draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    if batch < 2 or not config.on or draw.uniform() >= config.probability:
+        return None
+    order = torch.from_numpy(draw.permutation(batch))
+    partners = torch.empty_like(order).scatter_(0, order, order.roll(-1))
+    both = config.mixup > 0 and config.cutmix > 0
+    cuts = draw.uniform() < config.cutmix_share if both else config.cutmix > 0
+    if not cuts:
+        return Mix(partners, draw.beta(config.mixup, config.mixup), None)
+    box = _cutmix_box(height, width, draw.beta(config.cutmix, config.cutmix), draw)
+    covered = (box.bottom - box.top) * (box.right - box.left) / (height * width)
+    return Mix(partners, 1.0 - covered, box)
+
+
+def mix_pixels(pixels: Tensor, mix: Mix | None) -> Tensor:
+    """Mix ``[B, 3, (T), H, W]``; all frames alike."""
+    if mix is None:
+        return pixels
+    others = pixels[mix.partners.to(pixels.device)]
+    if mix.box is None:
+        return pixels * mix.share + others * (1.0 - mix.share)
+    rows, columns = slice(mix.box.top, mix.box.bottom), slice(mix.box.left, mix.box.right)
+    mixed = pixels.clone()
+    mixed[..., rows, columns] = others[..., rows, columns]
+    return mixed
+
+
+def mix_targets(targets: Tensor, mix: Mix | None) -> Tensor:
+    """Mix soft targets ``[B, C]`` in the pixels' proportion."""
+    if mix is None:
+        return targets
+    return targets * mix.share + targets[mix.partners.to(targets.device)] * (1.0 - mix.share)
+
+
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+    """Labels int64 ``[B]`` as distributions ``[B, C]``; a negative label (none) is a row of zeros.
+
+    ``smoothing`` is spread evenly over all classes, the right one included (arXiv 1512.00567).
+    """
+    certain = functional.one_hot(labels.clamp(min=0), num_classes).float()
+    return (certain * (1.0 - smoothing) + smoothing / num_classes) * (labels >= 0)[:, None]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over the samples that have a target, scalar; 0 when none has."""
+    labelled = (targets.sum(1) > 0).sum().clamp(min=1)
+    return functional.cross_entropy(logits.float(), targets, reduction="sum") / labelled
+
+
+def _cutmix_box(height: int, width: int, share: float, draw: np.random.Generator) -> Box:
+    """A box of 1 - ``share`` of the area around a random point, cut off at the picture's border."""
+    side = math.sqrt(1.0 - share)
+    rows, columns = int(height * side), int(width * side)
+    row, column = int(draw.integers(height)), int(draw.integers(width))
+    return Box(
+        max(0, row - rows // 2),
+        min(height, row + rows // 2),
+        max(0, column - columns // 2),
+        min(width, column + columns // 2),
+    )
