@@ -4,12 +4,12 @@ printed line now and then."""
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -149,7 +149,11 @@ def _percent(share: float | None) -> str:
 
 
 def _memory_gib() -> float:
-    """Peak memory: of the GPU where there is one, else of this process."""
+    """Peak memory of the GPU where there is one, else what this process holds for itself now.
+
+    Not its whole resident size: the pages of Ray's object store that it has read count as resident and only grow.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**30
