@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
@@ -213,6 +214,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
                 if failures > config.max_failures or watch.stop_requested or watch.lost:
                     raise TrainingStoppedError(watch.lost or _what_happened(error, failures)) from error
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
+            gc.collect()  # the error holds the dead group's controller in a circle, and so the CPUs of its stream
             lease = lease.renewed()
     return lease
 
