@@ -7,22 +7,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hiera_video import (
-    AugmentConfig,
+    ClassifierAugmentConfig,
     Hiera,
+    MixConfig,
     augment,
     complexity_of,
     create_model,
+    draw_mix,
     load_into_classifier,
+    mix_pixels,
+    mix_targets,
     normalize_video,
+    parse_rand_augment,
+    rand_augment,
+    random_erase,
     sample_uniforms,
     set_activation_checkpointing,
+    soft_cross_entropy,
+    soft_targets,
 )
 from jobs.architecture import architecture
 from jobs.batch import Batch
@@ -34,7 +43,7 @@ from jobs.program import run_program
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import close_run, loss_curves, run_training
-from pipeline import UNLABELLED, open_prepared
+from pipeline import open_prepared
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
 
@@ -50,9 +59,13 @@ class FinetuneConfig(TrainConfig):
     new_blocks: int = 0
     """How many of the encoder's last blocks start anew instead of from `init`: after a short pretraining the last ones
     can be worse than new ones (arXiv 2006.05987, section 4)."""
+    learn: Literal["all", "norm_and_head", "head"] = "all"
+    """What learns: everything; what comes after the encoder, which stays as `init` has it (frozen encoder); or the
+    linear head alone, on features that stay the same (linear probe)."""
     label_smoothing: float = 0.1
     """Label smoothing (paper Tab. 11b: 0.1)."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: ClassifierAugmentConfig = field(default_factory=ClassifierAugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     held_out: HeldOutConfig = field(default_factory=lambda: HeldOutConfig(knn_clips=0, best_by="top1"))
 
     def __post_init__(self) -> None:
@@ -67,32 +80,67 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(f"new_blocks={self.new_blocks}: the encoder has {depth} blocks; use 0 to {depth}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}: must lie in [0, 1); the paper uses 0.1")
+        if self.mix.on and self.micro_batch < 2:
+            raise ValueError(
+                f"micro_batch={self.micro_batch}: mixup and cutmix mix the views of a micro-batch with each other; use "
+                "2 or more, or mix.mixup=0 mix.cutmix=0"
+            )
+        if self.learn != "all" and (self.init is None or self.new_blocks):
+            raise ValueError(
+                f"learn={self.learn}: leaves the encoder as init has it (init={self.init}, "
+                f"new_blocks={self.new_blocks}); give init and no new blocks, or use learn=all"
+            )
 
 
 class Classification(TrainStep):
-    """Augment, classify, compare with the labels."""
+    """Augment, mix, classify, compare with the labels."""
 
     def __init__(self, config: FinetuneConfig, num_classes: int) -> None:
         super().__init__(create_model(config.model, **{"num_classes": num_classes, **config.model_overrides}))
-        self._augment, self._smoothing, self._precision = config.augment, config.label_smoothing, config.precision
+        self._config = config
+        self._policy = parse_rand_augment(config.augment.rand_augment) if config.augment.rand_augment else None
         set_activation_checkpointing(self.model, config.activation_checkpointing)
+        learning: dict[str, tuple[str, ...]] = {"all": ("",), "norm_and_head": ("norm.", "head."), "head": ("head.",)}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(learning[config.learn]))
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """An encoder that does not learn drops no path: its features stay the same."""
+        super().train(mode)
+        model: Hiera = self.model  # type: ignore[assignment]
+        model.encoder.train(mode and self._config.learn == "all")
+        return self
 
     def forward(self, batch: Batch) -> Tensor:
-        """Cross entropy, the mean over the labelled views: scalar."""
+        """Cross entropy with soft targets, the mean over the labelled views: scalar."""
         model: Hiera = self.model  # type: ignore[assignment]
-        flips = sample_uniforms(batch.sample_seeds("flip"), 1)[:, 0]
-        pixels = augment(normalize_video(batch.frames), self._augment, flips)
+        pixels = self._augmented(batch)
+        # Without a label: no view of the micro-batch could be decoded.
+        targets = soft_targets(batch.labels, model.config.num_classes, self._config.label_smoothing)
+        height, width = pixels.shape[-2:]
+        mix = draw_mix(self._config.mix, len(pixels), height, width, batch.generator("mix"))
         draws = model.draw(len(batch.sample_ids), batch.generator("drop path"), pixels.device)
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            logits = model(pixels, draws=draws)
-        total = functional.cross_entropy(
-            logits.float(), batch.labels, label_smoothing=self._smoothing, ignore_index=UNLABELLED, reduction="sum"
-        )
-        return total / (batch.labels != UNLABELLED).sum().clamp(min=1)  # unlabelled: no view of it could be decoded
+        with self._autocast(batch):
+            logits = model(mix_pixels(pixels, mix), draws=draws)
+        return soft_cross_entropy(logits, mix_targets(targets, mix))
+
+    def _augmented(self, batch: Batch) -> Tensor:
+        """Normalised pixels ``[B, 3, T, H, W]``, changed by each sample's own draws."""
+        frames, config = batch.frames, self._config.augment
+        if self._policy is not None:
+            noise = sample_uniforms(batch.sample_seeds("rand augment"), self._policy.draws)
+            frames = rand_augment(frames, self._policy, noise)
+        flips = sample_uniforms(batch.sample_seeds("flip"), 1)[:, 0]
+        pixels = augment(normalize_video(frames), config, flips)
+        return random_erase(pixels, config.random_erasing, batch.sample_seeds("erasing"))
+
+    def _autocast(self, batch: Batch) -> torch.autocast:
+        return torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
     def measure(self, batch: Batch) -> Mapping[str, float]:
         """Cross entropy and whether the highest logit is the label's."""
-        with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        with self._autocast(batch):
             logits = self.model(normalize_video(batch.frames)).float()
         loss = functional.cross_entropy(logits, batch.labels)
         return {"loss": float(loss), "top1": float((logits.argmax(1) == batch.labels).float().mean())}
@@ -104,7 +152,7 @@ class Classification(TrainStep):
     def embed(self, batch: Batch) -> Tensor | None:
         """The features before the head, ``[B, C]``."""
         model: Hiera = self.model  # type: ignore[assignment]
-        with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        with self._autocast(batch):
             return model.embed(normalize_video(batch.frames))
 
 
