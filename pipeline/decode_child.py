@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.child_process import LIBRARY_ERRORS, arm, confine, openable, rejection
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView
-from pipeline.video_file import MISSING_FRAMES_TOLERATED, Picture, Video, scaled
+from pipeline.video_file import MISSING_FRAMES_TOLERATED, Complaints, Picture, Video, scaled
 
 try:
     import decord
@@ -152,12 +152,16 @@ def validate(video: Video, progress: Callable[[int], None]) -> dict[str, Any]:
     """
     info = video.info()
     count = 0
-    for frame in video.frames():
-        if frame.is_corrupt:
-            raise DecodeError("damaged", f"frame {count} is corrupt")
-        count += 1
-        if count % PROGRESS_FRAMES == 0:
-            progress(count)
+    with Complaints(video) as complaints:
+        for frame in video.frames():
+            complaint = complaints.new()
+            if frame.is_corrupt or complaint:
+                raise DecodeError.quoting("damaged", f"frame {count} is corrupt {complaint}".strip())
+            count += 1
+            if count % PROGRESS_FRAMES == 0:
+                progress(count)
+        if complaint := complaints.new():
+            raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
     promised = max(info["num_frames"], video.stream.frames - video.discarded)
     if count < promised - MISSING_FRAMES_TOLERATED or count == 0:
         raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")

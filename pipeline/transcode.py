@@ -23,7 +23,7 @@ from pipeline.decode_config import DecodeError, VideoInfo
 from pipeline.encode import ClipEncoder, scaled_frame
 from pipeline.key_frame_cut import cut_at_key_frames
 from pipeline.transcode_config import Damage, Emit, Output, StoredClip, TranscodeConfig
-from pipeline.video_file import MISSING_FRAMES_TOLERATED, Video
+from pipeline.video_file import MISSING_FRAMES_TOLERATED, Complaints, Video
 
 MISSING_SECONDS_TOLERATED = 0.1
 
@@ -64,12 +64,15 @@ def _checked_frames(video: Video, times: npt.NDArray[np.float64], progress: Call
     base = float(video.stream.time_base)
     first_time = video.times()[0]
     count = 0
-    for frame in video.frames():
-        by_stamp = frame.pts is not None and not video.counts_only
-        time = (frame.pts - first_time) * base if by_stamp else times[min(count, len(times) - 1)]
-        yield float(time), frame, bool(frame.is_corrupt)
-        count += 1
-        progress()
+    with Complaints(video) as complaints:
+        for frame in video.frames():
+            by_stamp = frame.pts is not None and not video.counts_only
+            time = (frame.pts - first_time) * base if by_stamp else times[min(count, len(times) - 1)]
+            yield float(time), frame, bool(frame.is_corrupt or complaints.new())
+            count += 1
+            progress()
+        if complaint := complaints.new():
+            raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
     promised = max(len(times), video.stream.frames - video.discarded)
     if count == 0 or count < promised - MISSING_FRAMES_TOLERATED:
         raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")

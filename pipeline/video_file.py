@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import av
 import av.error
@@ -319,6 +319,33 @@ class Video:
             durations.append(self.container.duration / av.time_base)
         if max(durations) > self.config.max_seconds:
             raise DecodeError.over("max_seconds", max(durations), self.config.max_seconds)
+
+
+class Complaints:
+    """What a decoder says is wrong while it gives frames all the same; of changed H.264 files this tells some more.
+
+    Use around decoding, in one thread; the encoder's and the scaler's words do not count.
+    """
+
+    def __init__(self, video: Video) -> None:
+        self.decoder_name: str = video.codec.name
+        self._heard = 0
+
+    def __enter__(self) -> Self:
+        av.logging.set_level(av.logging.ERROR)
+        self._capture = av.logging.Capture()
+        self._log = self._capture.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._capture.__exit__(None, None, None)
+        av.logging.set_level(av.logging.PANIC)
+
+    def new(self) -> str:
+        """The first one since the last call; '' when there is none."""
+        fresh = self._log[self._heard :]
+        self._heard = len(self._log)
+        return next((text.strip() for _, name, text in fresh if name == self.decoder_name), "")
 
 
 def scaled(side: int, scale: float) -> int:

@@ -53,7 +53,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 VIEW = ViewConfig()
 TICKS = os.sysconf("SC_CLK_TCK")
 MICRO_BATCH = 8
-BACKENDS: tuple[Backend, ...] = ("decord", "pyav")
+BACKENDS: tuple[Backend, ...] = ("auto", "decord")
 
 
 def run(quick: bool) -> dict[str, Any]:
