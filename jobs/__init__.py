@@ -1,0 +1,6 @@
+"""The programs that people run."""
+
+import logging
+
+# DeepSpeed says at import that this machine has no GPU, to standard output; a person on a CPU knows it.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

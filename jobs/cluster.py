@@ -31,6 +31,8 @@ def connect() -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **JOB_ENVIRONMENT}
     # Restart limits of Ray Data's actors have no other door yet.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+    # Only says that a token is used because there is one.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if not ray.is_initialized():
         _start(os.environ.get("RAY_ADDRESS"))
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -40,6 +40,7 @@ from jobs.errors import UserError
 from jobs.held_out import HeldOutConfig
 from jobs.initial_weights import link_to_initial_run, local_weights
 from jobs.program import run_program
+from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import close_run, loss_curves, run_training
@@ -163,6 +164,9 @@ class FinetunePhase:
     config: FinetuneConfig
     num_classes: int
     labelled_only: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", unrecorded(self.config))
 
     def build_step(self, *, load_init: bool) -> Classification:
         """See `jobs.trainer.Phase`."""

@@ -30,6 +30,7 @@ from jobs.dry_run import dry_run_figures
 from jobs.initial_weights import link_to_initial_run, local_weights
 from jobs.pictures import reconstruction_picture
 from jobs.program import run_program
+from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import close_run, loss_curves, run_training, sample_views
@@ -130,6 +131,9 @@ class PretrainPhase:
 
     config: PretrainConfig
     labelled_only: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", unrecorded(self.config))
 
     def build_step(self, *, load_init: bool) -> MaskedAutoencoding:
         """See `jobs.trainer.Phase`."""

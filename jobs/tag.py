@@ -23,7 +23,7 @@ from jobs.errors import UserError
 from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, run_program
 from jobs.tag_chain import ScoringPlan, probe_videos, scored_windows
-from jobs.tracking import TrackingConfig, start_run
+from jobs.tracking import TrackingConfig, recorded, start_run
 from pipeline import (
     DecodeConfig,
     PlannedVersion,
@@ -54,7 +54,7 @@ class TagConfig(ScoringConfig):
     source: str
     """Folder or `s3://` prefix of videos, or a manifest (`.csv`, `.parquet`) with a column `uri` or `path`."""
     init: str
-    """Classifier: the output of a fine-tuning run, or its `.safetensors` file."""
+    """Classifier: the output of a fine-tuning run, its `.safetensors` file, or an official or Hugging Face file."""
     output: str
     """Where tags, plan and commits go. Another model or window setting needs another output."""
     window_seconds: float = 2.0
@@ -84,7 +84,7 @@ class TagConfig(ScoringConfig):
 
 def run(config: TagConfig) -> dict[str, Any]:
     """Tag everything that is new or changed, one version of the output after another."""
-    weights = find_classifier(config.init)
+    weights = find_classifier(config.init, config.public_weights)
     output = absolute(config.output)
     settings = tag_settings(config, weights)
     refuse_other_settings(output, settings)
@@ -101,11 +101,12 @@ def run(config: TagConfig) -> dict[str, Any]:
     )
     facts = {"source": absolute(config.source), "run_id": tracking.wait_for_id(MLFLOW_WAIT_SECONDS)}
     plan = ScoringPlan(weights, config.grid, config.top_k, config, config.decode)
-    figures = [
-        tag_version(planned, plan, claim.run_key, facts)
-        for planned in versions_to_tag(config, output, settings, listing)
-    ]
-    report = summary(output, listing, figures)
+    with recorded(tracking):
+        figures = [
+            tag_version(planned, plan, claim.run_key, facts)
+            for planned in versions_to_tag(config, output, settings, listing)
+        ]
+        report = summary(output, listing, figures)
     if figures:
         numbers = {key: value for key, value in report.items() if type(value) in (int, float)}
         tracking.log_metrics(numbers, step=report["version"])

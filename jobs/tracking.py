@@ -21,6 +21,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from jobs.errors import StopRequestedError, UserError
 from jobs.mlflow_run import FAILURES, tracking_client_for
 from jobs.mlflow_run import Run as Run
+from jobs.program import ConfigT, replace
 from jobs.redaction import without_secrets
 from pipeline import PreparedSet, absolute, is_local
 
@@ -52,6 +53,11 @@ class TrackingConfig:
                 f"uri={shown}: a relative SQLite path means another file in every worker's directory; "
                 "write sqlite:////absolute/path.db"
             )
+
+
+def unrecorded(config: ConfigT) -> ConfigT:
+    """The configuration for those who need not know where runs are recorded, or as whom: workers, job metadata."""
+    return replace(config, tracking=TrackingConfig("none"))
 
 
 def tracking_uri(config: TrackingConfig, output: str | None) -> str | None:

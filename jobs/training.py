@@ -46,7 +46,7 @@ from jobs.pictures import curve_picture
 from jobs.program import replace
 from jobs.room import RoomForWorkers, refuse_to_wait_for_ever
 from jobs.run_watch import RunWatch
-from jobs.tracking import Run, TrackingConfig, data_tags, recorded, start_run, tracking_uri
+from jobs.tracking import Run, data_tags, recorded, start_run, tracking_uri, unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob, WorkerResult, known_failures, train_worker
 from pipeline import (
@@ -173,7 +173,7 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))
     # The driver alone speaks to MLflow: workers, and what Ray shows of a job, need not know where or as whom.
-    told = replace(config, tracking=TrackingConfig("none"))
+    told = unrecorded(config)
     between = config.held_out.steps_between(steps_per_epoch)
     return TrainingJob(told, phase, total, warmup, program, run_key, prepared.version, between)
 

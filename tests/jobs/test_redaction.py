@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs.config import config_dict, config_yaml
+from jobs.config import config_dict, config_yaml, load_config
+from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.redaction import without_secrets
 from jobs.tracking import TrackingConfig
+from jobs.training import plan_job
 from tests.jobs.run_output import SmallConfig
+from tests.pipeline.small_set import small_prepared_set
 
 PASSWORD, SECRET = "hunter2-in-a-uri", "wJalrXUtnFEMI/K7MDENG/planted"
 URI = f"http://someone:{PASSWORD}@127.0.0.1:9"
@@ -60,6 +64,17 @@ def test_no_secret_is_printed(arguments: list[str], tmp_path: Path) -> None:
     assert printed
     assert PASSWORD not in printed
     assert SECRET not in printed
+
+
+def test_workers_and_the_jobs_metadata_know_none(tmp_path: Path) -> None:
+    prepared = small_prepared_set(tmp_path)
+    keys = ["model=mae_hiera_test_8x64", "view.num_frames=8", "view.size=64", "mask_ratio=0.75", "steps=3"]
+    places = [f"data={prepared.uri}", f"output={tmp_path / 'out'}", f"tracking.uri={URI}"]
+    config = load_config(PretrainConfig, "pretrain", [*keys, *places])
+    job = plan_job(config, PretrainPhase(config), "pretrain", "key", prepared)
+    assert config.tracking.uri == URI
+    assert PASSWORD not in repr(job)
+    assert PASSWORD.encode() not in pickle.dumps(job)
 
 
 def test_a_traceback_shows_none() -> None:
