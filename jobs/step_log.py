@@ -48,7 +48,8 @@ class StepLog:
         self._board = board
         self._multiply_adds, self._peak = multiply_adds, peak
         self._lines: list[str] = []
-        self._step_started = time.perf_counter()
+        self._step_started = self._began = time.perf_counter()
+        self._first_step = start_step
         self._waited_seconds = 0.0
         self.timed_out: list[tuple[int, str]] = list(timed_out)
 
@@ -125,8 +126,14 @@ class StepLog:
             f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
             f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  "
             f"MFU {_percent(figures.get('model_flop_utilisation'))}  memory {_memory_gib():.2f} GiB"
-            f"{_told(figures.get('held_out', {}))}"
+            f"{self._left()}{_told(figures.get('held_out', {}))}"
         )
+
+    def _left(self) -> str:
+        """How long the rest takes at the speed since the workers started."""
+        seconds = (time.perf_counter() - self._began) / (self.step - self._first_step)
+        minutes = (self._total_steps - self.step) * seconds / 60
+        return f"  {minutes / 60:.1f} h left" if minutes > 90 else f"  {minutes:.0f} min left"
 
 
 def gather_in_stream_order(mine: Sequence[Sequence[T]]) -> list[T]:
