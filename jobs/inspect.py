@@ -24,6 +24,7 @@ from pipeline import (
     DecodeError,
     FrameView,
     IsolatedDecoder,
+    StorageError,
     absolute,
     exists,
     filesystem,
@@ -75,7 +76,8 @@ def run(config: InspectConfig) -> dict[str, Any]:
     data = absolute(config.data)
     version = _version(data, config.version)
     videos = current_videos(data, version["version"])
-    stored = videos.filter(pc.greater(videos["clips"], 0))
+    taken_out = pc.is_in(videos["uri"], pa.array(version["excluded"], pa.string()))
+    stored = videos.filter(pc.and_not(pc.greater(videos["clips"], 0), taken_out))
     rejected = current_rejected(data, version)
     console = Console()
     console.print(_class_table(stored))
@@ -203,6 +205,10 @@ def _middle_frame(decoder: IsolatedDecoder, clip: Mapping[str, Any]) -> npt.NDAr
             with local_copy(clip["uri"]) as path:
                 frame = decoder.decode(path, [view])[0][0]
     except DecodeError:
+        return None
+    except StorageError as error:
+        if not error.missing:
+            raise
         return None
     cell = np.full((CELL_PIXELS, CELL_PIXELS, 3), 255, np.uint8)
     top, left = (CELL_PIXELS - size[0]) // 2, (CELL_PIXELS - size[1]) // 2

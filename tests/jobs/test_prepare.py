@@ -378,6 +378,24 @@ def test_inspect_counts_and_draws(prepared: Path, tmp_path: Path, capsys: pytest
     assert "empty.mp4" in capsys.readouterr().out
 
 
+def test_inspect_of_references_and_of_an_older_version(source: Path, tmp_path: Path) -> None:
+    """Pictures come from the originals; one that is gone has none. The older version has its own counts."""
+    folder, output = tmp_path / "source", tmp_path / "set"
+    shutil.copytree(source / "grows", folder)
+    run(folder, output, transcode=TranscodeConfig(mode="reference"))
+    gone = sorted(folder.glob("*_0*"))[0]
+    run(folder, output, transcode=TranscodeConfig(mode="reference"), exclude=gone.name)
+    gone.unlink()
+    now = inspect.run(InspectConfig(str(output), picture=str(tmp_path / "now.png")))
+    before = inspect.run(InspectConfig(str(output), version=1, picture=str(tmp_path / "before.png")))
+    assert (now["clips"], before["clips"]) == (2, 3)
+    assert (sum(now["codecs"].values()), sum(before["codecs"].values())) == (2, 3)
+    assert now["rejected"] == before["rejected"] | {"excluded": 1}
+    assert now["classes"] == 0
+    assert (tmp_path / "before.png").read_bytes().startswith(b"\x89PNG")
+    assert "contact_sheet" not in inspect.run(InspectConfig(str(output), pictures=0))
+
+
 def test_inspect_wants_a_prepared_set(tmp_path: Path, prepared: Path) -> None:
     with pytest.raises(UserError, match="no prepared set"):
         inspect.run(InspectConfig(str(tmp_path)))

@@ -1,0 +1,80 @@
+"""Stored clips wherever their bytes are: in the row, or at the original's place (prepare's `reference`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import DecodeConfig, FrameView, PreparedSet, StorageError, ViewConfig, open_prepared
+from pipeline.clip_decoder import ClipDecoder
+from pipeline.conventions import ManifestConfig
+from pipeline.dataset import DecodeMicroBatches, ReadMicroBatches
+from pipeline.order import StreamOrder
+from pipeline.prepare import PrepareSettings, prepare
+from pipeline.shard_writer import StoreConfig
+from pipeline.transcode_config import Mode, TranscodeConfig
+from tests.pipeline.numbered import read_numbers, write_numbered
+
+SIZE = (64, 96)
+VIEW = ViewConfig(num_frames=4, size=32)
+
+
+def prepared_set(folder: Path, mode: Mode) -> PreparedSet:
+    """Four videos with their numbers painted in, stored in one of the modes."""
+    source = folder / "source"
+    source.mkdir(exist_ok=True)
+    for name in "abcd":
+        write_numbered(source / f"{name}.mp4", 24)
+    output = str(folder / mode)
+    settings = PrepareSettings(
+        ManifestConfig(val_share=0), TranscodeConfig(mode=mode), DecodeConfig(), StoreConfig(), seed=0
+    )
+    prepare(str(source), output, settings, workers=0)
+    return open_prepared(output)
+
+
+def micro_batch(prepared: PreparedSet) -> pa.Table:
+    selection = prepared.selection("train")
+    order = StreamOrder(selection.clips_per_group, seed=0, digest="same", repeats=1, window_groups=4)
+    read = ReadMicroBatches(selection, order, 4, prepared.classes)
+    (row,) = read({"start": np.array([0]), "stop": np.array([4])})
+    return DecodeMicroBatches(VIEW, DecodeConfig(), 0, frozenset())(row)
+
+
+def test_a_reference_trains_like_the_bytes_themselves(tmp_path: Path) -> None:
+    batches = [micro_batch(prepared_set(tmp_path, mode)) for mode in ("reference", "passthrough")]
+    assert batches[0].equals(batches[1])
+    assert batches[0]["failure"].to_pylist() == [["", "", "", ""]]
+
+
+def test_an_original_that_is_gone_is_replaced_and_told(tmp_path: Path) -> None:
+    prepared = prepared_set(tmp_path, "reference")
+    (tmp_path / "source" / "b.mp4").unlink()
+    failures = micro_batch(prepared)["failure"].to_pylist()[0]
+    assert sorted(failures) == ["", "", "", "missing"]
+
+
+def test_frames_of_a_reference_are_the_originals(tmp_path: Path) -> None:
+    path = write_numbered(tmp_path / "video.mp4", 24)
+    clip = {"uri": str(path), "start_seconds": 0.0, "fps": 24.0}
+    output = np.zeros((3, *SIZE, 3), np.uint8)
+    nothing = pa.scalar(None, pa.large_binary())
+    decoder = ClipDecoder(DecodeConfig())
+    assert decoder.decode(clip, nothing, [FrameView(np.array([2, 9, 20]), None, SIZE)], [output]) == ""
+    assert read_numbers(output) == [2, 9, 20]
+
+
+def test_storage_that_is_down_is_no_bad_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "reference")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr("pipeline.object_storage.REQUEST_ATTEMPTS", 1)
+    output = np.zeros((1, *SIZE, 3), np.uint8)
+    clip = {"uri": "s3://bucket/video.mp4", "start_seconds": 0.0, "fps": 24.0}
+    with pytest.raises(StorageError, match="EndpointConnectionError"):
+        ClipDecoder(DecodeConfig()).decode(
+            clip, pa.scalar(None, pa.large_binary()), [FrameView(np.array([0]), None, SIZE)], [output]
+        )
