@@ -14,7 +14,15 @@ from hiera_video.config import EncoderConfig, HieraConfig, MaskedAutoencoderConf
 from hiera_video.hiera import Hiera, HieraEncoder
 from hiera_video.masked_autoencoder import MaeOutput, MaskedAutoencoder
 from hiera_video.memory import BF16_SHARE, activation_bytes
-from hiera_video.metrics import accuracy_per_class, confusion_matrix, topk_correct, view_average
+from hiera_video.metrics import (
+    accuracy_per_class,
+    average_precision,
+    confused_pairs,
+    confusion_matrix,
+    expected_calibration_error,
+    topk_correct,
+    view_average,
+)
 from hiera_video.mixing import MixConfig, draw_mix, mix_pixels, mix_targets, soft_cross_entropy, soft_targets
 from hiera_video.neighbours import nearest_neighbour_top1
 from hiera_video.optimization import (
@@ -35,6 +43,7 @@ from hiera_video.presets import (
     set_activation_checkpointing,
 )
 from hiera_video.rand_augment import RandAugment, parse_rand_augment, rand_augment
+from hiera_video.recognition import recognize_classifier
 from hiera_video.reconstruct import Reconstruction, reconstruct, reconstruction_caption
 from hiera_video.stochastic import Draws, random_keep_mask, sample_uniforms, validate_keep_mask
 from hiera_video.weights import (
@@ -72,15 +81,18 @@ __all__ = [
     "accuracy_per_class",
     "activation_bytes",
     "augment",
+    "average_precision",
     "build_model",
     "build_optimizer",
     "complexity",
     "complexity_of",
+    "confused_pairs",
     "confusion_matrix",
     "create_backbone",
     "create_model",
     "denormalize_video",
     "draw_mix",
+    "expected_calibration_error",
     "huggingface_state_dict",
     "learning_rate_at",
     "load_backbone",
@@ -102,6 +114,7 @@ __all__ = [
     "random_erase",
     "random_keep_mask",
     "read_metadata",
+    "recognize_classifier",
     "reconstruct",
     "reconstruction_caption",
     "sample_uniforms",
