@@ -73,9 +73,10 @@ def test_elastic_workers_follow_the_hosts(cluster: Cluster, data: Path, tmp_path
 def test_a_preemption_notice_ends_with_a_checkpoint_and_exit_code_3(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
-    output, second_host = tmp_path / "preempted", cluster.add_node(num_cpus=1)
-    keys = pretrain_keys(data, output, "steps=1000", "decode_actors=1", "workers=2", "checkpoint.every_steps=10")
-    process = start(cluster, *keys, seconds_per_micro_batch=0.2)
+    output, second_host = tmp_path / "preempted", cluster.add_node(num_cpus=2)
+    three = ["global_batch=12", "workers=3"]  # no host has room for all of them
+    keys = pretrain_keys(data, output, "steps=1000", "decode_actors=1", *three, "checkpoint.every_steps=10")
+    process = start(cluster, *keys, seconds_per_micro_batch=0.1)
     wait_for_checkpoint(output, 10, process)
     notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"]
     host = ["--node-id", second_host.node_id, "--deadline-remaining-seconds", "120"]
