@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,15 +15,16 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset
 
-from hiera_video import Hiera, load_model, normalize_video
+from hiera_video import Hiera, HieraConfig, build_model, load_model, load_weights, normalize_video, recognize_classifier
 from jobs.cluster import has_gpus
 from jobs.errors import UserError
 from jobs.initial_weights import initial_metadata, local_weights
-from pipeline import absolute
+from pipeline import ManifestError, absolute, read_class_list
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIGEST_CHARACTERS = 16
+SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
 # A worker that dies takes its rows along to one more attempt; by default Ray Data repeats such a task for ever.
 ACTOR_RETRIES = {"max_restarts": 4, "max_task_retries": 1}
 
@@ -42,39 +43,92 @@ class ClassifierWeights:
     """Class names in the order of the logits."""
     links: Mapping[str, str]
     """MLflow runs that made them: `pretrain_run_id`, `finetune_run_id`, as far as known."""
+    architecture: HieraConfig | None = None
+    """Of public weights, which do not say it themselves; None for those of this project."""
+    has_class_names: bool = True
+    """Whether the names are known; otherwise they are `class 0`, `class 1`, ..."""
 
 
-def find_classifier(init: str) -> ClassifierWeights:
-    """Describe the weights of ``init``: the output of a fine-tuning run, or a `.safetensors` file.
+@dataclass(frozen=True, kw_only=True)
+class PublicWeightsConfig:
+    """What public weights do not say of themselves; those of this project need none of it."""
+
+    model: str | None = None
+    """Preset of public weights (`.pth`, Hugging Face). Default: the preset whose shapes they have."""
+    model_overrides: dict[str, Any] = field(default_factory=dict)
+    """How their architecture differs from the preset: `input_size`, `embed_dim`, ..."""
+    classes: str | None = None
+    """Their class list: a shipped one's name, or a text file (a name a line) or JSON list. Default: `kinetics400` for
+    400 classes, else unnamed."""
+
+
+def find_classifier(init: str, public: PublicWeightsConfig | None = None) -> ClassifierWeights:
+    """Describe the weights of ``init``: the output of a fine-tuning run, its `.safetensors`, or a public file.
 
     Raises:
-        UserError: nothing is there, or it is no video classifier of this project.
+        UserError: nothing is there, or it is no video classifier.
     """
+    public = public or PublicWeightsConfig()
     metadata = initial_metadata(init)
-    with local_weights(init) as path, path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARACTERS]
+    with local_weights(init) as path:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARACTERS]
+        if "config_class" not in metadata:
+            return _public_classifier(init, str(path), digest, public)
     architecture = json.loads(metadata.get("config", "{}"))
-    if metadata.get("config_class") != "HieraConfig" or len(architecture["input_size"]) != 3:
+    if metadata["config_class"] != "HieraConfig" or len(architecture["input_size"]) != 3:
         raise UserError(
-            f"init={init}: holds {metadata.get('config_class', 'foreign weights')}, not a video classifier; "
+            f"init={init}: holds {metadata['config_class']}, not a video classifier; "
             "fine-tune it first: `python -m jobs.finetune init=...`"
         )
+    if public != PublicWeightsConfig():
+        raise UserError(f"model, model_overrides, classes: are for public weights; init={init} says its own; drop them")
     frames, height, width = architecture["input_size"]
     classes = _class_names(init, metadata, architecture["num_classes"])
     return ClassifierWeights(absolute(init), digest, (frames, height, width), classes, _links(metadata))
 
 
+def _public_classifier(init: str, path: str, digest: str, public: PublicWeightsConfig) -> ClassifierWeights:
+    """Official or Hugging Face weights; a pickle is read as tensors only."""
+    try:
+        architecture = recognize_classifier(path, public.model, **public.model_overrides)
+    except ValueError as error:
+        raise UserError(f"init={init}: {str(error).replace(path, 'the file')}") from error
+    if len(architecture.input_size) != 3:
+        raise UserError(f"init={init}: is a classifier of images; give one of videos (`..._16x224`)")
+    frames, height, width = architecture.input_size
+    listed = public.classes or SHIPPED_CLASSES.get(architecture.num_classes)
+    names = tuple(f"class {number}" for number in range(architecture.num_classes))
+    if listed:
+        try:
+            names = read_class_list(listed)
+        except ManifestError as error:
+            raise UserError(str(error)) from error
+    if len(names) != architecture.num_classes:
+        raise UserError(
+            f"classes={listed}: names {len(names)} classes, init={init} has {architecture.num_classes}; give its own "
+            "class list"
+        )
+    return ClassifierWeights(
+        absolute(init), digest, (frames, height, width), names, {}, architecture, has_class_names=listed is not None
+    )
+
+
 class Classifier:
     """A classifier loaded in this process."""
 
-    def __init__(self, uri: str, precision: Precision, use_gpu: bool) -> None:
+    def __init__(self, uri: str, precision: Precision, use_gpu: bool, architecture: HieraConfig | None = None) -> None:
         if not use_gpu:
             # Actors share the machine's cores with decoders: one thread each, and the same sums on every machine.
             torch.set_num_threads(1)
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self.precision = precision
         with local_weights(uri) as path:
-            model = load_model(path)
+            if architecture is None:
+                model = load_model(path)
+            else:
+                model = build_model(architecture)
+                load_weights(model, path)
         assert isinstance(model, Hiera)  # checked by `find_classifier`
         self.model = model.to(self.device).eval()
 
@@ -91,8 +145,10 @@ class Classifier:
 class ScoreVideos:
     """A Ray Data stage: clips → class numbers and scores; the model stays loaded in the actor."""
 
-    def __init__(self, uri: str, precision: Precision, use_gpu: bool, keep: tuple[str, ...], top_k: int) -> None:
-        self.classifier = Classifier(uri, precision, use_gpu)
+    def __init__(
+        self, weights: ClassifierWeights, precision: Precision, use_gpu: bool, keep: tuple[str, ...], top_k: int
+    ) -> None:
+        self.classifier = Classifier(weights.uri, precision, use_gpu, weights.architecture)
         self.keep = keep
         self.top_k = top_k
 
@@ -106,7 +162,7 @@ class ScoreVideos:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
+class ScoringConfig(PublicWeightsConfig):
     """How many actors score, and how."""
 
     batch_size: int = 16
@@ -117,6 +173,11 @@ class ScoringConfig:
     """Decoding actors, one CPU each. Default: the CPUs that the models leave."""
     precision: Precision = "fp32"
     """Arithmetic of the model."""
+
+    @property
+    def public_weights(self) -> PublicWeightsConfig:
+        """What is told of public weights."""
+        return PublicWeightsConfig(model=self.model, model_overrides=self.model_overrides, classes=self.classes)
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "workers", "decode_workers"):
@@ -167,7 +228,7 @@ def score_videos(
     use_gpu = has_gpus()
     return clips.map_batches(
         ScoreVideos,
-        fn_constructor_args=(weights.uri, scoring.precision, use_gpu, keep, top_k),
+        fn_constructor_args=(weights, scoring.precision, use_gpu, keep, top_k),
         batch_size=scoring.batch_size,
         batch_format="numpy",
         compute=ActorPoolStrategy(size=actors),

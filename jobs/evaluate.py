@@ -28,10 +28,17 @@ from jobs.classifier import (
 from jobs.cluster import connect
 from jobs.config import config_dict
 from jobs.errors import UserError
-from jobs.evaluation import PREDICTION_SCHEMA, confusion, confusion_picture, figures, predictions
+from jobs.evaluation import (
+    PREDICTION_SCHEMA,
+    confused_pairs_picture,
+    confusion,
+    confusion_picture,
+    figures,
+    predictions,
+)
 from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, replace, run_program
-from jobs.tracking import TrackingConfig, start_run
+from jobs.tracking import Run, TrackingConfig, recorded, start_run
 from pipeline import (
     UNLABELLED,
     DecodeConfig,
@@ -45,7 +52,7 @@ from pipeline import (
     write_bytes,
 )
 
-VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "status")
+VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class EvaluateConfig(ScoringConfig):
     """Which classifier to score on which videos, and how."""
 
     init: str
-    """Classifier: the output of a fine-tuning run, or its `.safetensors` file."""
+    """Classifier: the output of a fine-tuning run, its `.safetensors` file, or an official or Hugging Face file."""
     data: str
     """Prepared set (the `output` of prepare)."""
     output: str
@@ -62,6 +69,8 @@ class EvaluateConfig(ScoringConfig):
     """Split of the set to score."""
     frame_stride: int = 4
     """Frames from one sampled frame to the next, as in training."""
+    label_separator: str = ""
+    """For sets of several labels a video: what stands between them in `label`, for instance `|`; '' for one label."""
     sampling: Literal["uniform", "stride", "segments"] = "uniform"
     """How frames are chosen, as in training (see the `view` of fine-tuning)."""
     views: ViewProtocol = field(default_factory=ViewProtocol)
@@ -79,15 +88,15 @@ class EvaluateConfig(ScoringConfig):
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Score the split and write predictions, pictures and figures."""
-    weights = find_classifier(config.init)
     prepared = open_prepared(config.data)
-    logits_of_labels = match_classes(weights, prepared)
+    weights = named_by_the_set(find_classifier(config.init, config.public_weights), prepared)
+    logits_of_labels = match_classes(weights, prepared, config.label_separator)
     output = absolute(config.output)
     if prepared.num_clips(config.split) == 0:
         raise UserError(f"split={config.split}: {config.data} has no such clips; it has {prepared.splits()}")
-    places = {"data": absolute(config.data), "init": absolute(config.init)}
-    claim = claim_output(output, replace(config, **places), free_keys=(*FREE_KEYS, "decode_workers"))
-    links = {"weights_digest": weights.digest, "data_digest": prepared.digest, **weights.links}
+    sources = {"data": absolute(config.data), "init": absolute(config.init)}
+    claim = claim_output(output, replace(config, **sources), free_keys=(*FREE_KEYS, "decode_workers"))
+    links = {"weights_digest": weights.digest, **weights.links}
     tracking = start_run(
         config.tracking,
         program="evaluate",
@@ -95,7 +104,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         output=output,
         params=config_dict(config),
         tags=links,
+        prepared=prepared,
     )
+    with recorded(tracking):
+        return score(config, weights, prepared, logits_of_labels, output, tracking)
+
+
+def score(
+    config: EvaluateConfig,
+    weights: ClassifierWeights,
+    prepared: PreparedSet,
+    logits_of_labels: Mapping[int, tuple[int, ...]],
+    output: str,
+    tracking: Run,
+) -> dict[str, Any]:
+    """Score every clip, write what came of it, and end the run in MLflow."""
     connect()
     started = time.monotonic()
     rows = sorted(
@@ -113,27 +136,49 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             path.write_bytes(picture)
             tracking.log_artifact(path)
         tracking.finish()
-    return {**report, "confusion": join(output, "confusion.png"), "mlflow_run_id": tracking.run_id}
+    places = {name.removesuffix(".png"): join(output, name) for name in pictures}
+    return {**report, **places, "mlflow_run_id": tracking.run_id}
 
 
-def match_classes(weights: ClassifierWeights, prepared: PreparedSet) -> dict[int, int]:
-    """Class number in the set → number of the logit with the same name.
+def named_by_the_set(weights: ClassifierWeights, prepared: PreparedSet) -> ClassifierWeights:
+    """Public weights without a class list take the set's, in its order, when it has as many names as they have logits.
+
+    Raises:
+        UserError: it has not.
+    """
+    if weights.has_class_names:
+        return weights
+    if len(prepared.classes) != len(weights.classes):
+        raise UserError(
+            f"init={weights.uri}: has {len(weights.classes)} classes without names, data={prepared.uri} has "
+            f"{len(prepared.classes)}; give the weights' own list by classes="
+        )
+    return replace(weights, classes=prepared.classes)
+
+
+def match_classes(weights: ClassifierWeights, prepared: PreparedSet, separator: str = "") -> dict[int, tuple[int, ...]]:
+    """Class number in the set → numbers of the logits with the same names; several for a label of several parts.
 
     Raises:
         UserError: the set has classes that the classifier does not know.
     """
     place = {name: number for number, name in enumerate(weights.classes)}
-    unknown = [name for name in prepared.classes if name not in place]
+    parts = [name.split(separator) if separator else [name] for name in prepared.classes]
+    unknown = sorted({part for names in parts for part in names} - place.keys())
     if unknown:
         raise UserError(
             f"data={prepared.uri}: has {len(unknown)} classes that the classifier was not trained on "
             f"({', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}); give the set of its own class list"
         )
-    return {number: place[name] for number, name in enumerate(prepared.classes)} | {UNLABELLED: UNLABELLED}
+    logits = {number: tuple(place[name] for name in names) for number, names in enumerate(parts)}
+    return logits | {UNLABELLED: ()}
 
 
 def view_scores(
-    config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet, logits_of_labels: Mapping[int, int]
+    config: EvaluateConfig,
+    weights: ClassifierWeights,
+    prepared: PreparedSet,
+    logits_of_labels: Mapping[int, tuple[int, ...]],
 ) -> Iterator[dict[str, Any]]:
     """Every view of the split with its scores, in no particular order."""
     chain = evaluation_chain(config, weights, prepared)
@@ -141,7 +186,7 @@ def view_scores(
     views = prepared.num_clips(config.split) * config.views.views
     all_rows = (row for batch in batches for row in batch.to_pylist())
     for row in track(all_rows, "scoring views", total=views, console=console):
-        yield row | {"label": logits_of_labels[row["label"]]}
+        yield row | {"truth": logits_of_labels[row["label"]]}
 
 
 def evaluation_chain(config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet) -> Dataset:
@@ -164,7 +209,11 @@ def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWe
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(join(output, "predictions.parquet"), buffer.getvalue())
-    pictures = {"confusion.png": confusion_picture(confusion(rows, weights.classes), weights.classes)}
+    counts = confusion(rows, weights.classes)
+    pictures = {
+        "confusion.png": confusion_picture(counts, weights.classes),
+        "confused_pairs.png": confused_pairs_picture(counts, weights.classes),
+    }
     for name, picture in pictures.items():
         write_bytes(join(output, name), picture)
     return pictures

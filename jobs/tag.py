@@ -54,7 +54,7 @@ class TagConfig(ScoringConfig):
     source: str
     """Folder or `s3://` prefix of videos, or a manifest (`.csv`, `.parquet`) with a column `uri` or `path`."""
     init: str
-    """Classifier: the output of a fine-tuning run, or its `.safetensors` file."""
+    """Classifier: the output of a fine-tuning run, its `.safetensors` file, or an official or Hugging Face file."""
     output: str
     """Where tags, plan and commits go. Another model or window setting needs another output."""
     window_seconds: float = 2.0
@@ -84,7 +84,7 @@ class TagConfig(ScoringConfig):
 
 def run(config: TagConfig) -> dict[str, Any]:
     """Tag everything that is new or changed, one version of the output after another."""
-    weights = find_classifier(config.init)
+    weights = find_classifier(config.init, config.public_weights)
     output = absolute(config.output)
     settings = tag_settings(config, weights)
     refuse_other_settings(output, settings)

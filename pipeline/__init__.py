@@ -1,5 +1,7 @@
 """From annotations and video objects to Arrow batches of decoded clips, in a known order, whatever is broken."""
 
+from pipeline.columns import ManifestError
+from pipeline.conventions import read_class_list
 from pipeline.dataset import iter_micro_batches, stream_cpus, stream_execution_options, training_stream
 from pipeline.decode import IsolatedDecoder
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
@@ -50,6 +52,7 @@ __all__ = [
     "FixedView",
     "FrameView",
     "IsolatedDecoder",
+    "ManifestError",
     "PlannedVersion",
     "PreparedSet",
     "ProbeVideos",
@@ -82,6 +85,7 @@ __all__ = [
     "open_prepared",
     "plan_units",
     "read_bytes",
+    "read_class_list",
     "read_tags",
     "read_videos",
     "stream_cpus",

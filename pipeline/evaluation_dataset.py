@@ -58,8 +58,9 @@ def evaluation_views(
 ) -> ray.data.Dataset:
     """Every view of every clip of a split, one a row, those of a clip together.
 
-    Columns: ``clip_id`` int64, ``uri``, ``label`` int64 (-1: none), ``view`` int64 (clip * crops + crop), ``status``
-    ("ok", or why the clip cannot be decoded; its pictures are black then), ``video`` uint8 [T, H, W, 3].
+    Columns: ``clip_id`` int64, ``uri``, ``label`` int64 (-1: none), ``view`` int64 (clip * crops + crop),
+    ``repeats_frames`` (a frame comes more than once, because the video has too few), ``status`` ("ok", or why the clip
+    cannot be decoded; its pictures are black then), ``video`` uint8 [T, H, W, 3].
 
     Raises:
         ValueError: the split holds no such clip.
@@ -115,7 +116,8 @@ class DecodeEvaluationViews:
         clip = row.drop_columns("video").to_pylist()[0]
         count, size = self.protocol.views, self.view.size
         video = np.zeros((count, self.view.num_frames, size, size, 3), np.uint8)
-        failure = self.decoder.decode(clip, row["video"][0], self._protocol_views(clip), list(video))
+        views = self._protocol_views(clip)
+        failure = self.decoder.decode(clip, row["video"][0], views, list(video))
         if failure:
             video[:] = 0
         return pa.table(
@@ -124,6 +126,9 @@ class DecodeEvaluationViews:
                 "uri": pa.array([clip["uri"]] * count, pa.string()),
                 "label": np.repeat(label_indices(row["label"], self.classes), count),
                 "view": np.arange(count, dtype=np.int64),
+                "repeats_frames": pa.array(
+                    [len(np.unique(view.frame_indices)) < len(view.frame_indices) for view in views]
+                ),
                 "status": pa.array([failure or OK] * count, pa.string()),
                 "video": ArrowTensorArray.from_numpy(video),
             }

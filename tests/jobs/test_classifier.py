@@ -1,0 +1,109 @@
+"""Which classifiers the scoring programs take, and in which arithmetic. No Ray."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hiera_video import create_model, huggingface_state_dict, model_config, official_state_dict, save_model
+from jobs.classifier import Classifier, PublicWeightsConfig, find_classifier
+from jobs.errors import UserError
+from jobs.evaluate import match_classes, named_by_the_set
+from pipeline import UNLABELLED, PreparedSet
+
+
+def official(path: Path, classes: int = 400) -> Path:
+    torch.manual_seed(0)
+    model = create_model("hiera_test_8x64", num_classes=classes, head_init_scale=10.0)
+    torch.save({"model_state": official_state_dict(model)}, path)
+    return path
+
+
+def prepared(*classes: str) -> PreparedSet:
+    return PreparedSet("set", 1, "digest", classes, (), {})
+
+
+def test_official_weights_of_400_classes_are_kinetics(tmp_path: Path) -> None:
+    found = find_classifier(str(official(tmp_path / "hiera.pth")))
+    assert (found.input_size, len(found.classes)) == ((8, 64, 64), 400)
+    assert (found.classes[0], found.classes[399]) == ("abseiling", "zumba")
+    assert found.architecture == model_config("hiera_test_8x64", num_classes=400)
+    assert match_classes(found, prepared("zumba", "abseiling")) == {0: (399,), 1: (0,), UNLABELLED: ()}
+
+
+def test_scores_are_those_of_the_model_that_was_saved(tmp_path: Path) -> None:
+    path = official(tmp_path / "hiera.pth")
+    architecture = find_classifier(str(path)).architecture
+    video = np.random.default_rng(0).integers(0, 256, (2, 8, 64, 64, 3), np.uint8)
+    exact = Classifier(str(path), "fp32", False, architecture).probabilities(video)
+    assert exact.max() > 0.01  # not flat, so that a difference shows
+    np.testing.assert_allclose(exact.sum(1), 1, rtol=1e-5)
+    for precision in ("bf16", "fp16"):
+        scores = Classifier(str(path), precision, False, architecture).probabilities(video)  # type: ignore[arg-type]
+        assert 0 < np.abs(scores - exact).max() < 0.05 * exact.max()
+        assert (scores.argmax(1) == exact.argmax(1)).all()
+
+
+def test_weights_on_a_hub_carry_official_names_in_safetensors(tmp_path: Path) -> None:
+    model = create_model("hiera_test_8x64", num_classes=3)
+    save_file(official_state_dict(model), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "names.json").write_text(json.dumps(["a", "b", "c"]))
+    public = PublicWeightsConfig(classes=str(tmp_path / "names.json"))
+    assert find_classifier(str(tmp_path), public).classes == ("a", "b", "c")
+    with pytest.raises(UserError, match=r"classes=kinetics400: names 400 classes, .* has 3"):
+        find_classifier(str(tmp_path), PublicWeightsConfig(classes="kinetics400"))
+
+
+def test_nameless_weights_take_the_sets_names_where_there_are_as_many(tmp_path: Path) -> None:
+    found = find_classifier(str(official(tmp_path / "w.pth", classes=3)))
+    assert not found.has_class_names
+    assert named_by_the_set(found, prepared("up", "down", "still")).classes == ("up", "down", "still")
+    with pytest.raises(UserError, match=r"has 3 classes without names, .* has 2"):
+        named_by_the_set(found, prepared("up", "down"))
+
+
+def test_labels_of_several_parts(tmp_path: Path) -> None:
+    save_model(
+        tmp_path / "w.safetensors",
+        create_model("hiera_test_8x64", num_classes=3),
+        {"classes": json.dumps(["jump", "run", "swim"])},
+    )
+    weights = find_classifier(str(tmp_path / "w.safetensors"))
+    several = match_classes(weights, prepared("jump|swim", "run"), "|")
+    assert several == {0: (0, 2), 1: (1,), UNLABELLED: ()}
+    with pytest.raises(UserError, match=r"has 1 classes that the classifier was not trained on \(jump\|swim\)"):
+        match_classes(weights, prepared("jump|swim", "run"))
+
+
+def test_what_is_no_video_classifier_is_refused(tmp_path: Path) -> None:
+    images = create_model("hiera_tiny_224", num_classes=4)
+    save_file(huggingface_state_dict(images), tmp_path / "images.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="is a classifier of images; give one of videos"):
+        find_classifier(str(tmp_path / "images.safetensors"))
+    torch.save(official_state_dict(create_model("mae_hiera_test_8x64")), tmp_path / "mae.pth")
+    with pytest.raises(UserError, match="holds no classification head"):
+        find_classifier(str(tmp_path / "mae.pth"))
+    with pytest.raises(UserError, match="hiera_base_16x224 with these options does not have the shapes"):
+        find_classifier(str(official(tmp_path / "w.pth")), PublicWeightsConfig(model="hiera_base_16x224"))
+    save_model(tmp_path / "own.safetensors", create_model("hiera_test_8x64"))
+    with pytest.raises(UserError, match="are for public weights"):
+        find_classifier(str(tmp_path / "own.safetensors"), PublicWeightsConfig(model="hiera_test_8x64"))
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("harm"),))  # type: ignore[return-value]
+
+
+def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"model_state": Harmful()}))
+    with pytest.raises(UserError, match="weights cannot be read"):
+        find_classifier(str(tmp_path / "w.pth"))
+    assert not (tmp_path / "harm").exists()
