@@ -73,7 +73,7 @@ def training_stream(
         ValueError: no clip is there to train on, or the positions are none, or no whole number of micro-batches.
         StorageError: the set's shards cannot be read.
     """
-    selection = prepared.selection(split, labelled_only)
+    selection = prepared.selection(split, labelled_only, view.balance_classes)
     order = StreamOrder(
         selection.clips_per_group,
         seed=seed,
@@ -166,10 +166,14 @@ class ReadMicroBatches:
     def _row(self, runs: list[Run]) -> pa.Table:
         self.reader.prefetch(run.clip for run in runs)
         clips = pa.concat_tables([self.reader.clip(run.clip) for run in runs]).combine_chunks()
+        copies = self.reader.selection.copies
         fields = {
             "position": pa.array([run.position for run in runs], pa.int64()),
             "epoch": pa.array([run.epoch for run in runs], pa.int64()),
-            "first_repeat": pa.array([run.first_repeat for run in runs], pa.int64()),
+            # Every copy of a clip (balanced classes) has repeats of its own, so that its views are drawn anew.
+            "first_repeat": pa.array(
+                [run.first_repeat + self.order.repeats * int(copies[run.clip]) for run in runs], pa.int64()
+            ),
             "views": pa.array([run.views for run in runs], pa.int64()),
             "class_index": pa.array(label_indices(clips["label"], self.classes)),
             **{name: clips[name].combine_chunks() for name in CLIP_SCHEMA.names},

@@ -48,6 +48,10 @@ class ViewConfig:
     repeats: int = 1
     """Views of each clip per epoch, from one decode (recipes: 4 in pretraining, 2 in fine-tuning)."""
 
+    balance_classes: bool = False
+    """Clips of small classes several times per epoch, each time with draws of its own, so that every class comes as
+    often as the largest; for small labelled sets."""
+
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Share of the picture's area that the random crop takes, lowest and highest."""
 

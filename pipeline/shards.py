@@ -55,9 +55,13 @@ class PreparedSet:
         """Clips of a split, optionally only those with a label."""
         return int(self.selection(split, labelled_only).clips_per_group.sum())
 
-    def selection(self, split: Split, labelled_only: bool = False) -> Selection:
-        """The clips to use, by a pass over the small columns of all shards (no video is read)."""
-        return _select(self, split, labelled_only)
+    def selection(self, split: Split, labelled_only: bool = False, balance_classes: bool = False) -> Selection:
+        """The clips to use, by a pass over the small columns of all shards (no video is read).
+
+        Args:
+            balance_classes: clips of small classes several times, so that every class has as many as the largest.
+        """
+        return _select(self, split, labelled_only, balance_classes)
 
     def splits(self) -> dict[str, int]:
         """Clips by split name."""
@@ -75,6 +79,8 @@ class Selection:
     """Wanted clips of each row group. [groups]"""
     rows: npt.NDArray[np.int32]
     """Row within its row group of each wanted clip. [clips]"""
+    copies: npt.NDArray[np.int32]
+    """How often each of these clips came before: 0 everywhere, unless classes are balanced. [clips]"""
 
 
 def open_prepared(uri: str, version: int | None = None) -> PreparedSet:
@@ -221,7 +227,7 @@ def _unreadable(uri: str, error: OSError) -> StorageError:
 
 
 @functools.lru_cache(maxsize=8)
-def _select(prepared: PreparedSet, split: str, labelled_only: bool) -> Selection:
+def _select(prepared: PreparedSet, split: str, labelled_only: bool, balance_classes: bool) -> Selection:
     index = clip_index(prepared)
     wanted = np.ones(len(index), bool)
     if split != "all":
@@ -232,8 +238,30 @@ def _select(prepared: PreparedSet, split: str, labelled_only: bool) -> Selection
     groups = tuple((shard.uri, number) for shard in prepared.shards for number in range(len(shard.row_groups)))
     of_group = np.repeat(np.arange(len(sizes)), sizes)
     row_in_group = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    per_group = np.bincount(of_group[wanted], minlength=len(sizes)).astype(np.int64)
-    return Selection(groups, per_group, row_in_group[wanted].astype(np.int32))
+    times = np.ones(int(wanted.sum()), np.int64)
+    if balance_classes:
+        times = times_to_balance(label_indices(index["label"], prepared.classes)[wanted])
+    per_group = np.bincount(np.repeat(of_group[wanted], times), minlength=len(sizes)).astype(np.int64)
+    copies = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+    rows = np.repeat(row_in_group[wanted], times)
+    return Selection(groups, per_group, rows.astype(np.int32), copies.astype(np.int32))
+
+
+def times_to_balance(labels: Ints) -> Ints:
+    """How often each clip must come so that every class that occurs comes as often as the largest: int64 [clips].
+
+    Where that is no whole number of times, the first clips of the class come once more. Clips without a label (-1)
+    come once.
+    """
+    times = np.ones(len(labels), np.int64)
+    labelled = labels != UNLABELLED
+    counts = np.bincount(labels[labelled])
+    for number in np.flatnonzero(counts):
+        members = np.flatnonzero(labels == number)
+        whole, rest = divmod(int(counts.max()), len(members))
+        times[members] = whole
+        times[members[:rest]] += 1
+    return times
 
 
 def label_indices(labels: pa.ChunkedArray | pa.Array, classes: Sequence[str]) -> Ints:
