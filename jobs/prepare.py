@@ -113,17 +113,7 @@ def _finished(planned: PlannedVersion, config: PrepareConfig) -> Outcome:
         try:
             return finish_version(planned, config.workers, progress)
         except (StorageError, RayError) as error:
-            raise WorkStoppedError(f"{_cause(error)}; finished videos are kept, the same command goes on") from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The storage's own error among those that Ray wrapped around it, else the first one."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if type(inner) is StorageError:
-            return inner
-        inner = inner.__cause__
-    return error
+            raise WorkStoppedError(f"{error}; finished videos are kept, the same command goes on") from error
 
 
 @contextmanager

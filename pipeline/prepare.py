@@ -84,6 +84,8 @@ def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int |
     videos = min(len(done) * settings.videos_per_chunk, plan["videos"])
     progress(videos, plan["videos"])
     for summary in _chunks_done(settings, todo, workers):
+        if summary.get("failure"):
+            raise StorageError(*json.loads(summary["failure"]))
         videos += int(summary["videos"])
         progress(min(videos, plan["videos"]), plan["videos"])
 

@@ -96,9 +96,15 @@ class PrepareChunk:
         self.settings = settings
         self.transcoder = IsolatedTranscoder(settings.transcode, settings.decode)
 
-    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[np.int64]]:
-        videos = [self.prepare(int(chunk)) for chunk in batch["id"]]
-        return {"chunk": batch["id"], "videos": np.array(videos, np.int64)}
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """One chunk; storage that fails is told in the row, because Ray would wrap the error in pages of its own."""
+        (chunk,) = batch["id"].tolist()
+        videos, failure = 0, ""
+        try:
+            videos = self.prepare(chunk)
+        except StorageError as error:
+            failure = json.dumps([error.uri, error.happened, error.remedy])
+        return {"chunk": batch["id"], "videos": np.array([videos]), "failure": np.array([failure], object)}
 
     def prepare(self, chunk: int) -> int:
         """Do one chunk unless its record exists; returns its number of videos."""

@@ -409,6 +409,21 @@ def test_ray_workers_write_the_same_set(prepared: Path, source: Path, tmp_path: 
     assert report["digest"] == json.loads((prepared / "dataset.json").read_text())["digest"]
 
 
+def test_a_worker_tells_of_failing_storage_in_its_row(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> int:
+        raise StorageError("s3://bucket/shard", "object storage answered 503", "check the network")
+
+    chunks = unfinished(PrepareConfig(source=str(source), output=str(tmp_path / "set"), store=SMALL))
+    monkeypatch.setattr(PrepareChunk, "_prepare", failing)
+    monkeypatch.setattr("pipeline.prepare_chunk.CHUNK_ATTEMPTS", 1)
+    row = PrepareChunk(chunks)({"id": np.array([2])})
+    monkeypatch.setattr("pipeline.prepare._chunks_done", lambda *_: [{name: row[name][0] for name in row}])
+    with pytest.raises(WorkStoppedError, match=r"^s3://bucket/shard: object storage answered 503; check the network"):
+        run(source, tmp_path / "set")
+
+
 @pytest.mark.ray
 def test_all_real_clips_are_accounted_for(real_clips: Path, tmp_path: Path, ray_cluster: None) -> None:
     """On Ray, with the actors of a real run."""
