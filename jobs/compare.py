@@ -1,4 +1,4 @@
-"""Runs side by side in the terminal: what differed, what came of it, and which run went into which.
+"""Runs side by side, in the terminal and as a page: what differed, what came of it, and which run went into which.
 
 Usage: ``python -m jobs.compare tracking.uri=sqlite:////path/mlflow.db [experiment=NAME] [runs=[...]] [query=...]``
 """
@@ -16,14 +16,16 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from jobs.compare_page import curves_picture, loss_curve, page
 from jobs.errors import UserError
 from jobs.program import run_program
 from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingConfig, tracking_client
+from pipeline import join, write_bytes
 
 PAGE = 500
 PROGRAM_ORDER = ("prepare", "pretrain", "finetune", "evaluate", "tag")
@@ -57,6 +59,8 @@ class CompareConfig:
     """MLflow search filter, for example `metrics.top1 > 0.5 and tags.program = 'finetune'`."""
     best_by: str = ""
     """Metric that decides the best run of a program. Default: top1, else loss, else clips or windows a second."""
+    output: str | None = None
+    """Where `compare.html` (tables and loss curves, without network access) and `curves.png` go. Default: nowhere."""
     columns: int = 6
     """Most runs of one program that are shown, the newest first."""
     tracking: TrackingPlace = field(default_factory=TrackingPlace)
@@ -70,16 +74,41 @@ class CompareConfig:
 def run(config: CompareConfig) -> dict[str, Any]:
     """Print the comparison; the report counts runs and names the best of each program."""
     found = with_evaluations(find_runs(config))
-    console = Console()
+    programs = by_program(found)
     report: dict[str, Any] = {"experiment": config.experiment, "runs": len(found)}
-    for program, runs in by_program(found).items():
-        shown = runs[: config.columns]
-        console.print(program_table(program, shown, len(runs), config.best_by))
+    shown: list[RenderableType] = []
+    for program, runs in programs.items():
+        shown.append(program_table(program, runs[: config.columns], len(runs), config.best_by))
         best = best_run(runs, config.best_by)
         if best is not None:
             report[f"best {program}"] = f"{short_id(best.run)} ({best.metric} {best.value:.4g})"
-    console.print(link_tree(found))
-    return report
+    shown.append(link_tree(found))
+    Console().print(*shown, sep="\n")
+    return report | (write_page(config, programs, shown) if config.output else {})
+
+
+def write_page(
+    config: CompareConfig, programs: Mapping[str, Sequence[Run]], shown: Sequence[RenderableType]
+) -> dict[str, str]:
+    """Write the page and the picture under ``output``; returns their places."""
+    assert config.output is not None
+    client = tracking_client(TrackingConfig(uri=config.tracking.uri), output=None)
+    curves = {
+        program: [
+            curve
+            for run in runs[: config.columns]
+            if (curve := loss_curve(client, run, f"{short_id(run)} {run.info.run_name or ''}"))
+        ]
+        for program, runs in programs.items()
+    }
+    drawn = {program: some for program, some in curves.items() if some}
+    picture = curves_picture(drawn) if drawn else None
+    files = {"compare.html": page(f"{config.experiment}: runs compared", shown, picture)}
+    if picture is not None:
+        files["curves.png"] = picture
+    for name, content in files.items():
+        write_bytes(join(config.output, name), content)
+    return {name: join(config.output, name) for name in files}
 
 
 def find_runs(config: CompareConfig) -> list[Run]:
