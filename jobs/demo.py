@@ -13,16 +13,18 @@ import ray
 
 from jobs import compare, evaluate, finetune, prepare, pretrain, tag
 from jobs.config import config_yaml, load_config
+from jobs.errors import UserError
 from jobs.motion_videos import render_motion_videos
 from jobs.process_memory import watch_memory
 from jobs.program import console, finish, replace, run_program
-from pipeline import absolute, exists, join
+from pipeline import absolute, exists, join, list_source, open_prepared
 
 DESCRIPTION = (
     "Run every program once, on videos that the demo renders itself or on a folder of your own: "
     "prepare, pretrain, finetune, evaluate, tag, compare."
 )
 CLASS_HINT = "annotations.csv"
+NEED_LABELS = ("finetune", "evaluate", "tag")
 STAGES = ("set", "pretrain", "finetune", "evaluate", "tag")
 
 
@@ -69,11 +71,17 @@ def run(config: DemoConfig) -> dict[str, Any]:
     """Render if needed, run every stage, return the figures worth reading."""
     started = time.monotonic()
     figures: dict[str, Any] = {}
+    if config.source:
+        _refuse_no_videos(config.source)
     _start_afresh_if_changed(config)
     with watch_memory() as memory:
         source = absolute(config.source) if config.source else _rendered(config)
         for stage in _stages(config, source):
-            figures |= _run_stage(stage)
+            missing = _missing_labels(stage, config)
+            if missing:
+                console.print(f"[yellow]{stage.name} is left out[/]: {missing}", highlight=False)
+            else:
+                figures |= _run_stage(stage)
     ray.shutdown()
     return {
         **figures,
@@ -81,6 +89,24 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "minutes": (time.monotonic() - started) / 60,
         "peak memory of all processes, GiB": memory.gib,
     }
+
+
+def _refuse_no_videos(source: str) -> None:
+    """Before a finished demo makes room for another."""
+    if not list_source(source).content_versions:
+        raise UserError(f"source={source}: holds no video; give a folder or prefix of videos")
+
+
+def _missing_labels(stage: Stage, config: DemoConfig) -> str | None:
+    """Why a stage that needs labels cannot run on this set; None: it can."""
+    if stage.name not in NEED_LABELS:
+        return None
+    prepared = open_prepared(join(absolute(config.output), "set"))
+    if not prepared.num_clips("train", labelled_only=True):
+        return f"no labelled video; put them in class folders, or a {CLASS_HINT} (path,label) beside them"
+    if stage.name == "evaluate" and not prepared.num_clips("val", labelled_only=True):
+        return "no labelled video fell into the held-out split; label more of them"
+    return None
 
 
 def _start_afresh_if_changed(config: DemoConfig) -> None:

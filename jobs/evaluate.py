@@ -38,6 +38,7 @@ from jobs.evaluation import (
 )
 from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, replace, run_program
+from jobs.stop_request import keeping_finished_work
 from jobs.tracking import Run, TrackingConfig, recorded, start_run
 from pipeline import (
     UNLABELLED,
@@ -106,7 +107,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         tags=links,
         prepared=prepared,
     )
-    with recorded(tracking):
+    with recorded(tracking), keeping_finished_work("nothing of this attempt is kept, the same command starts anew"):
         return score(config, weights, prepared, logits_of_labels, output, tracking)
 
 

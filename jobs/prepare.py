@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.exceptions import RayError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.cluster import connect
 from jobs.config import config_dict
-from jobs.errors import UserError, WorkStoppedError
+from jobs.errors import UserError
 from jobs.output import FREE_KEYS, Claim, claim_output, release_output
 from jobs.program import console, run_program
-from jobs.stop_request import stopping_on_sigterm
+from jobs.stop_request import keeping_finished_work
 from jobs.tracking import TrackingConfig, data_tags, recorded, start_run
 from pipeline import DecodeConfig, StorageError, absolute, exists, join, open_prepared, read_bytes
 from pipeline.columns import ManifestError
@@ -78,7 +77,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     tracking = start_run(
         config.tracking, program="prepare", run_key=claim.run_key, output=config.output, params=config_dict(config)
     )
-    with recorded(tracking), stopping_on_sigterm("finished videos are kept; the same command goes on"):
+    with recorded(tracking), keeping_finished_work("finished videos are kept, the same command goes on"):
         outcome = _finished(planned, config)
     report = _report(outcome)
     figures = {key: value for key, value in report.items() if type(value) in (int, float)}
@@ -110,10 +109,7 @@ def _planned(config: PrepareConfig, claim: Claim) -> PlannedVersion | Outcome:
 
 def _finished(planned: PlannedVersion, config: PrepareConfig) -> Outcome:
     with _progress_bar() as progress:
-        try:
-            return finish_version(planned, config.workers, progress)
-        except (StorageError, RayError) as error:
-            raise WorkStoppedError(f"{error}; finished videos are kept, the same command goes on") from error
+        return finish_version(planned, config.workers, progress)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM in programs whose finished work is on storage already: stop at once, say so, exit 3."""
+"""Programs whose finished work is on storage already: what ends them on the way, said in a line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from jobs.errors import StopRequestedError
+from ray.exceptions import RayError
+
+from jobs.errors import StopRequestedError, WorkStoppedError
+from pipeline import StorageError
+
+
+@contextmanager
+def keeping_finished_work(what_is_kept: str) -> Iterator[None]:
+    """Within, SIGTERM ends the program with 3; storage or a cluster that fails on the way is nobody's mistake: 1.
+
+    Args:
+        what_is_kept: said in either case, and what to do.
+
+    Raises:
+        StopRequestedError: SIGTERM.
+        WorkStoppedError: storage or Ray failed.
+    """
+    try:
+        with stopping_on_sigterm(what_is_kept):
+            yield
+    except (StorageError, RayError) as error:
+        raise WorkStoppedError(f"{error}; {what_is_kept}") from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from jobs.config import config_dict
 from jobs.errors import UserError
 from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, run_program
+from jobs.stop_request import keeping_finished_work
 from jobs.tag_chain import ScoringPlan, probe_videos, scored_windows
 from jobs.tracking import TrackingConfig, recorded, start_run
 from pipeline import (
@@ -101,7 +102,7 @@ def run(config: TagConfig) -> dict[str, Any]:
     )
     facts = {"source": absolute(config.source), "run_id": tracking.wait_for_id(MLFLOW_WAIT_SECONDS)}
     plan = ScoringPlan(weights, config.grid, config.top_k, config, config.decode)
-    with recorded(tracking):
+    with recorded(tracking), keeping_finished_work("finished chunks are kept, the same command goes on"):
         figures = [
             tag_version(planned, plan, claim.run_key, facts)
             for planned in versions_to_tag(config, output, settings, listing)

@@ -1,0 +1,46 @@
+"""What ends a program on the way, and that nothing else is changed by it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+from ray.exceptions import RayError
+
+from jobs.errors import StopRequestedError, WorkStoppedError
+from jobs.stop_request import keeping_finished_work
+from pipeline import StorageError
+
+
+def test_sigterm_ends_the_work_and_the_handler_comes_back() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StopRequestedError, match="chunks are kept"), keeping_finished_work("chunks are kept"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize("error", [StorageError("s3://bucket/x", "answered 503", "try again"), RayError("a node died")])
+def test_what_fails_on_the_way_is_no_mistake_of_the_user(error: Exception) -> None:
+    told = r"(answered 503|a node died).*chunks are kept"
+    with pytest.raises(WorkStoppedError, match=told), keeping_finished_work("chunks are kept"):
+        raise error
+
+
+def test_mistakes_go_through_unchanged() -> None:
+    with pytest.raises(ValueError, match="seed=x"), keeping_finished_work("chunks are kept"):
+        raise ValueError("seed=x")
+
+
+def test_a_thread_cannot_handle_signals_and_works_all_the_same() -> None:
+    done = []
+
+    def work() -> None:
+        with keeping_finished_work("chunks are kept"):
+            done.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [True]
