@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import math
+import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,7 +216,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
                 if failures > config.max_failures or watch.stop_requested or watch.lost:
                     raise TrainingStoppedError(watch.lost or _what_happened(error, failures)) from error
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
-            gc.collect()  # the error holds the dead group's controller in a circle, and so the CPUs of its stream
+            gc.collect()  # the error holds the dead group's controller, too, in a circle
             lease = lease.renewed()
     return lease
 
@@ -232,7 +234,7 @@ def _run_group(
 ) -> None:
     """One group of workers from the cursor to its end."""
     settings = {"job": job, "board": watch.board, "lease": lease, "start_step": cursor.step, "run_id": run_id}
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _own_interrupt():
         TorchTrainer(
             train_worker,
             train_loop_config=settings,
@@ -254,6 +256,16 @@ def _run_group(
         raise StopRequestedError(
             f"saved at step {ended.step} of {job.total_steps}; the same command goes on from there"
         )
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Take Ctrl-C back from Ray Train, whose handler would hold the controller, and so the CPUs of its stream."""
+    former = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _what_happened(error: Exception, failures: int) -> str:
