@@ -33,7 +33,7 @@ def numbered(batch: int = 4, height: int = 20, width: int = 30) -> Tensor:
     return torch.arange(batch).float().view(-1, 1, 1, 1, 1).expand(batch, 3, 2, height, width).contiguous()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.integers(2, 9))
 def test_targets_hold_the_share_of_the_pixels(seed: int, batch: int) -> None:
     """Every sample is told apart by its number, so the pixels themselves say who is in them, and how much."""
@@ -61,11 +61,11 @@ def test_shares_come_from_the_beta_distribution() -> None:
 def test_cutmix_covers_the_drawn_area_where_the_border_does_not_cut() -> None:
     inside = [
         mix
-        for seed in range(3000)
+        for seed in range(1200)
         if (mix := draw_mix(MixConfig(cutmix=1.0), 2, 224, 224, generator(seed))) and mix.box
         if mix.box.top > 0 and mix.box.left > 0 and mix.box.bottom < 224 and mix.box.right < 224
     ]
-    assert len(inside) > 300
+    assert len(inside) > 100
     for mix in inside:
         assert mix.box is not None
         assert mix.box.bottom - mix.box.top == mix.box.right - mix.box.left
