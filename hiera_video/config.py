@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-from hiera_video.stochastic import num_visible_units
+from hiera_video.hog import HOG_CELL_PIXELS
+from hiera_video.stochastic import num_visible_units, require_hidden_units
 
 TARGETS = ("normalized_pixels", "pixels", "hog")
 DECODERS = ("full", "subset", "cross")
@@ -54,6 +55,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         self._check_axes()
+        self._check_positive()
         self._check_size()
         self._check_stages()
         _check(0.0 <= self.drop_path_rate < 1.0, "drop_path_rate", self.drop_path_rate, "must lie in [0, 1)", "use 0.1")
@@ -100,6 +102,14 @@ class EncoderConfig:
         _check(
             not self.sep_pos_embed or axes == 3, "sep_pos_embed", self.sep_pos_embed, "is for video only", "use false"
         )
+
+    def _check_positive(self) -> None:
+        counts = ("in_chans", "embed_dim", "num_heads", "stages", "q_stride", "patch_kernel", "patch_stride")
+        for name in (*counts, "dim_mul", "head_mul", "mlp_ratio"):
+            _check_positive(name, getattr(self, name))
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            _check(heads > 0, "head_mul", self.head_mul, "leaves a stage without heads", "use 2")
+            _check(width > 0, "dim_mul", self.dim_mul, "leaves a stage without channels", "use 2")
 
     def _check_size(self) -> None:
         unit = self.unit_pixels
@@ -172,12 +182,17 @@ class MaskedAutoencoderConfig(EncoderConfig):
         _check(self.target in TARGETS, "target", self.target, f"must be one of {TARGETS}", "use normalized_pixels")
         _check(self.decoder in DECODERS, "decoder", self.decoder, f"must be one of {DECODERS}", "use full")
         _check(0.0 < self.decoder_share <= 1.0, "decoder_share", self.decoder_share, "must lie in (0, 1]", "use 0.5")
+        for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads"):
+            _check_positive(name, getattr(self, name))
         _check(self.decoder_embed_dim % self.decoder_num_heads == 0, "decoder_embed_dim", self.decoder_embed_dim,
                f"must be divisible by decoder_num_heads={self.decoder_num_heads}", "change one of them")  # fmt: skip
         _check(self.pooled_unit[0] == self.mask_unit_size[0] or len(self.input_size) == 2, "q_stride", self.q_stride,
                "must not pool time: a prediction covers one token in time", "use 1,2,2")  # fmt: skip
-
-        num_visible_units(math.prod(self.unit_grid), self.mask_ratio)
+        _check(self.target != "hog" or self.prediction_pixels % HOG_CELL_PIXELS == 0, "q_pool", self.q_pool,
+               f"a prediction covers {self.prediction_pixels} pixels, with target=hog it must be a multiple of the "
+               f"{HOG_CELL_PIXELS} of a cell", "use q_pool=2 or target=normalized_pixels")  # fmt: skip
+        units = math.prod(self.unit_grid)
+        require_hidden_units(num_visible_units(units, self.mask_ratio), units, f"mask_ratio={self.mask_ratio}")
 
     @property
     def pooled_unit(self) -> tuple[int, ...]:
@@ -215,6 +230,11 @@ def replace(config: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_positive(key: str, value: float | tuple[float, ...]) -> None:
+    numbers = value if isinstance(value, tuple) else (value,)
+    _check(len(numbers) > 0 and min(numbers) > 0, key, value, "must be positive", "use at least 1")
 
 
 def _check(holds: bool, key: str, value: object, rule: str, remedy: str) -> None:

@@ -22,6 +22,7 @@ from hiera_video.stochastic import (
     Draws,
     keep_smallest,
     num_visible_units,
+    require_hidden_units,
     uniforms,
     validate_keep_mask,
     visible_unit_index,
@@ -85,11 +86,13 @@ class MaskedAutoencoder(nn.Module):
             keep_mask: bool ``[B, U]``, True = visible; drawn when missing. How many units it keeps must be known
                 without reading it, so that nothing waits for the device: it is the count that ``mask_ratio`` gives.
                 In plain execution on a CPU, where reading costs nothing, the mask is validated, and without a
-                ``mask_ratio`` it may keep any number; elsewhere call `validate_keep_mask` on foreign masks.
+                ``mask_ratio`` it may keep any number; elsewhere call `validate_keep_mask` with
+                ``some_hidden=True`` on foreign masks.
             draws: random numbers of this pass (`draw`); drawn when missing.
 
         Raises:
-            ValueError: an input or mask of the wrong shape or type, or a ratio that keeps too few units.
+            ValueError: an input or mask of the wrong shape or type, or a ratio or mask that keeps too few units
+                or hides none.
         """
         self.encoder.check_input(pixels)
         keep_mask, visible = self._mask(pixels, mask_ratio, keep_mask)
@@ -124,7 +127,10 @@ class MaskedAutoencoder(nn.Module):
         return Draws(drop_path=drop_path, decoder_tokens=uniforms((batch, hidden), generator, device))
 
     def _visible_units(self, mask_ratio: float | None) -> int:
-        return num_visible_units(self.num_mask_units, self.config.mask_ratio if mask_ratio is None else mask_ratio)
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        return require_hidden_units(
+            num_visible_units(self.num_mask_units, ratio), self.num_mask_units, f"mask_ratio={ratio}"
+        )
 
     def _mask(self, pixels: Tensor, mask_ratio: float | None, keep_mask: Tensor | None) -> tuple[Tensor, int]:
         """The mask and its number of visible units."""
@@ -135,7 +141,7 @@ class MaskedAutoencoder(nn.Module):
             ), visible
         if torch.compiler.is_compiling() or keep_mask.device.type != "cpu":
             return keep_mask, self._visible_units(mask_ratio)
-        count = validate_keep_mask(keep_mask, self.num_mask_units, pixels.shape[0])
+        count = validate_keep_mask(keep_mask, self.num_mask_units, pixels.shape[0], some_hidden=True)
         due = count if mask_ratio is None else self._visible_units(mask_ratio)
         if count != due:
             raise ValueError(

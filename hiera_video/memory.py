@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hiera_video.blocks import Block
 from hiera_video.config import ModelConfig
+from hiera_video.decoder import CrossBlock
 from hiera_video.presets import build_model
 
 # Per view, bfloat16 autocast keeps 0.56 of what float32 keeps with fused attention (Base, one view more, counted the
@@ -32,14 +33,14 @@ def activation_bytes(config: ModelConfig, *, recompute: bool = False) -> int:
         }
         ledger = _Ledger(own.values())
         for module in model.modules():
-            if isinstance(module, Block):
+            if isinstance(module, Block | CrossBlock):
                 module.register_forward_pre_hook(ledger.enter)
                 module.register_forward_hook(ledger.leave)
         with torch.autograd.graph.saved_tensors_hooks(ledger.keep, lambda tensor: tensor):
             torch.func.functional_call(model, own, (torch.empty(1, config.in_chans, *config.input_size),))
     if not recompute:
         return ledger.bytes
-    return ledger.bytes - sum(ledger.of_blocks) + sum(ledger.block_inputs) + max(ledger.of_blocks)
+    return ledger.bytes - sum(ledger.of_blocks) + ledger.bytes_of_inputs + max(ledger.of_blocks)
 
 
 class _Ledger:
@@ -48,9 +49,14 @@ class _Ledger:
     def __init__(self, own: Any) -> None:
         self.bytes = 0
         self.of_blocks: list[int] = []
-        self.block_inputs: list[int] = []
+        self._inputs: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {tensor.untyped_storage()._cdata: tensor for tensor in own}
         self._before = 0
+
+    @property
+    def bytes_of_inputs(self) -> int:
+        """What blocks read; a storage that several read (the memory of a `cross` decoder) counts once."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._inputs.values())
 
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -61,7 +67,7 @@ class _Ledger:
 
     def enter(self, _block: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._before = self.bytes
-        self.block_inputs.append(inputs[0].untyped_storage().nbytes())
+        self._inputs |= {value.untyped_storage()._cdata: value for value in inputs if isinstance(value, Tensor)}
 
     def leave(self, _block: nn.Module, _inputs: Any, _output: Any) -> None:
         self.of_blocks.append(self.bytes - self._before)

@@ -68,6 +68,20 @@ def num_visible_units(num_units: int, mask_ratio: float) -> int:
     return visible
 
 
+def require_hidden_units(visible: int, num_units: int, key: str) -> int:
+    """``visible``, for a masked autoencoder: the mean over no hidden token would be NaN.
+
+    Raises:
+        ValueError: nothing is hidden; ``key`` names what asked for that.
+    """
+    if visible >= num_units:
+        raise ValueError(
+            f"{key}: hides none of {num_units} mask units, and the loss is over hidden ones: at least one must be "
+            f"hidden; use a mask_ratio of at least {1 / num_units:.4g}, in the paper 0.9 for video, 0.6 for images"
+        )
+    return visible
+
+
 def random_keep_mask(
     batch: int,
     num_units: int,
@@ -106,14 +120,20 @@ def keep_smallest(noise: Tensor, visible: int) -> Tensor:
     return torch.zeros_like(noise, dtype=torch.bool).scatter(1, chosen, True)
 
 
-def validate_keep_mask(keep_mask: Tensor, num_units: int, batch: int | None = None) -> int:
+def validate_keep_mask(
+    keep_mask: Tensor, num_units: int, batch: int | None = None, *, some_hidden: bool = False
+) -> int:
     """Check a mask that comes from a user and count its visible units; reads the mask, so it waits for the device.
+
+    Args:
+        some_hidden: refuse a mask that hides nothing, as the masked autoencoder must; features may be of everything.
 
     Returns:
         The number of visible units of every sample.
 
     Raises:
-        ValueError: not bool, not ``[B, U]``, counts that differ between samples, or fewer than three visible.
+        ValueError: not bool, not ``[B, U]``, counts that differ between samples, fewer than three visible, or none
+            hidden against ``some_hidden``.
     """
     if keep_mask.dtype != torch.bool:
         raise ValueError(f"keep_mask is {keep_mask.dtype}: must be torch.bool, True = visible; use mask.bool()")
@@ -134,7 +154,7 @@ def validate_keep_mask(keep_mask: Tensor, num_units: int, batch: int | None = No
         raise ValueError(
             f"keep_mask keeps {lowest} of {num_units} units: at least {MINIMUM_VISIBLE_UNITS} must stay visible"
         )
-    return lowest
+    return require_hidden_units(lowest, num_units, "keep_mask") if some_hidden else lowest
 
 
 def visible_unit_index(keep_mask: Tensor, visible: int) -> Tensor:

@@ -37,7 +37,9 @@ from hiera_video.weight_names import (
 
 logger = logging.getLogger(__name__)
 
-LICENSE_NOTE = "These are Meta's published weights or derived from them: CC-BY-NC 4.0, no commercial use."
+LICENSE_NOTE = (
+    "If these are Meta's published weights, or derived from them, their license is CC-BY-NC 4.0: no commercial use."
+)
 _CONFIG_CLASSES = {"HieraConfig": HieraConfig, "MaskedAutoencoderConfig": MaskedAutoencoderConfig}
 _FORMAT = "hiera_video"
 StateDict = dict[str, Tensor]
@@ -154,6 +156,7 @@ def load_huggingface(model: Hiera | MaskedAutoencoder, state_dict: Mapping[str, 
         ValueError: anything missing, left over or of another shape (another preset).
     """
     _load_strictly(model, Weights(from_huggingface(state_dict), None), "state_dict")
+    logger.warning(LICENSE_NOTE)
 
 
 def huggingface_state_dict(
@@ -264,9 +267,11 @@ def _config_of(path: str | Path, metadata: Mapping[str, str]) -> ModelConfig:
     try:
         config_class = _CONFIG_CLASSES[metadata["config_class"]]
         values = json.loads(metadata["config"])
-    except (KeyError, json.JSONDecodeError) as error:
+        if not isinstance(values, dict):
+            raise ValueError(f"config={values}: must be a JSON object")
+        return replace(config_class(), values)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: its configuration is damaged ({error}); save it again with save_model") from error
-    return replace(config_class(), values)
 
 
 def _load_strictly(

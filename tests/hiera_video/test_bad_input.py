@@ -108,6 +108,36 @@ def test_wrong_ratio(autoencoder: Any, ratio: float, message: str) -> None:
         create_model("mae_hiera_test_8x64", mask_ratio=ratio)
 
 
+@pytest.mark.parametrize("decoder", ["full", "subset", "cross"])
+def test_a_mask_that_hides_nothing_leaves_no_loss(decoder: str) -> None:
+    message = "hides none of 16 mask units.*at least one must be hidden; use a mask_ratio of at least 0.0625"
+    mae, everything = create_model("mae_hiera_test_8x64", decoder=decoder), torch.ones(2, 16, dtype=torch.bool)
+    calls: list[Callable[[], Any]] = [
+        lambda: mae(torch.zeros(CLIP), mask_ratio=0.0),
+        lambda: mae(torch.zeros(CLIP), keep_mask=everything),
+        lambda: mae(torch.zeros(CLIP), mask_ratio=0.0, keep_mask=everything),
+        lambda: create_model("mae_hiera_test_8x64", mask_ratio=0.0),
+        lambda: validate_keep_mask(everything, 16, some_hidden=True),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert mae(torch.randn(CLIP), mask_ratio=0.0625).loss.isfinite()
+
+
+def test_a_mask_on_another_device_is_refused_by_its_ratio_unread() -> None:
+    mae = create_model("mae_hiera_test_8x64").to("meta")
+    pixels, everything = torch.zeros(CLIP, device="meta"), torch.ones(2, 16, dtype=torch.bool, device="meta")
+    with pytest.raises(ValueError, match=r"mask_ratio=0\.0: hides none of 16"):
+        mae(pixels, mask_ratio=0.0, keep_mask=everything)
+    assert mae(pixels, mask_ratio=0.5, keep_mask=everything).loss.shape == ()
+
+
+def test_features_may_see_everything(classifier: Any) -> None:
+    everything = torch.ones(2, 16, dtype=torch.bool)
+    assert classifier.features(torch.zeros(CLIP), everything)[-1].shape[1] == 16
+
+
 def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"model=hiera_bse_16x224.*did you mean hiera_base_16x224.*model_names"):
         create_model("hiera_bse_16x224")
@@ -133,6 +163,14 @@ def test_unknown_preset_names_the_nearest() -> None:
         ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0: must lie in \[0, 1\)"),
         ({"head_dropout": 1.0}, r"head_dropout=1.0: must lie in \[0, 1\)"),
         ({"num_classes": 0}, "num_classes=0: must be positive"),
+        ({"num_heads": 0}, "num_heads=0: must be positive; use at least 1"),
+        ({"embed_dim": 0}, "embed_dim=0: must be positive"),
+        ({"in_chans": 0}, "in_chans=0: must be positive"),
+        ({"stages": (1, 1, 0, 1)}, r"stages=\(1, 1, 0, 1\): must be positive"),
+        ({"stages": ()}, r"stages=\(\): must be positive"),
+        ({"patch_stride": (2, 0, 4)}, r"patch_stride=\(2, 0, 4\): must be positive"),
+        ({"head_mul": 0.5}, "head_mul=0.5: leaves a stage without heads"),
+        ({"dim_mul": 0.1}, "dim_mul=0.1: leaves a stage without channels"),
     ],
 )
 def test_wrong_override(overrides: dict[str, Any], message: str) -> None:
@@ -146,6 +184,9 @@ def test_wrong_override(overrides: dict[str, Any], message: str) -> None:
         ({"target": "edges"}, "target=edges: must be one of"),
         ({"decoder": "half"}, "decoder=half: must be one of"),
         ({"decoder_share": 0.0}, r"decoder_share=0.0: must lie in \(0, 1\]"),
+        ({"decoder_num_heads": 0}, "decoder_num_heads=0: must be positive; use at least 1"),
+        ({"decoder_depth": 0}, "decoder_depth=0: must be positive; use at least 1"),
+        ({"target": "hog", "q_pool": 0}, "q_pool=0: a prediction covers 4 pixels, with target=hog.*use q_pool=2"),
         ({"decoder_num_heads": 3}, "must be divisible by decoder_num_heads=3"),
         ({"q_stride": (2, 2, 2), "mask_unit_size": (8, 8, 8), "input_size": (16, 64, 64)}, "must not pool time"),
     ],
@@ -222,12 +263,30 @@ def test_files_without_a_sound_configuration(tmp_path: Path) -> None:
     torch.save(official_state_dict(model), tmp_path / "official.pth")
     with pytest.raises(ValueError, match="carries no configuration"):
         load_model(tmp_path / "official.pth")
-    metadata = {"format": "hiera_video", "config_class": "HieraConfig", "config": "{"}
-    save_file(official_state_dict(model), tmp_path / "damaged.safetensors", metadata=metadata)
-    with pytest.raises(ValueError, match="its configuration is damaged"):
-        load_model(tmp_path / "damaged.safetensors")
     with pytest.raises(ValueError, match="Linear cannot be saved"):
         save_model(tmp_path / "linear.safetensors", torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("{", "line 1 column 2"),
+        ("[1, 2]", r"config=\[1, 2\]: must be a JSON object"),
+        ("7", "must be a JSON object"),
+        ('{"colour": 1}', "colour: HieraConfig has no such key"),
+        ('{"num_heads": 0}', "num_heads=0: must be positive"),
+        ('{"embed_dim": "wide"}', "'str'"),
+        ('{"input_size": 64}', "'int'"),
+        ('{"dim_mul": Infinity}', "infinity"),
+    ],
+)
+def test_a_damaged_configuration_names_its_file(config: str, reason: str, tmp_path: Path) -> None:
+    metadata = {"format": "hiera_video", "config_class": "HieraConfig", "config": config}
+    save_file({"head.bias": torch.zeros(8)}, tmp_path / "damaged.safetensors", metadata=metadata)
+    with pytest.raises(
+        ValueError, match=rf"damaged\.safetensors: its configuration is damaged \(.*{reason}.*save it again"
+    ):
+        load_model(tmp_path / "damaged.safetensors")
 
 
 def test_frames_that_are_no_frames() -> None:

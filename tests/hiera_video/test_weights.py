@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from hiera_video import (
     create_model,
+    huggingface_state_dict,
+    load_huggingface,
     load_into_classifier,
     load_model,
     load_official,
@@ -41,9 +43,18 @@ def test_official_file_loads_strictly_with_a_note_on_its_license(
     torch.save({"model_state": official_state_dict(model)}, tmp_path / "official.pth")
     with caplog.at_level(logging.WARNING):
         load_weights(other, tmp_path / "official.pth")
+    assert "If these are Meta's published weights" in caplog.text
     assert "CC-BY-NC 4.0" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+    caplog.clear()
     load_official(other, {"model_state": official_state_dict(model)})
+    assert "If these are Meta's published weights" in caplog.text
+
+
+def test_weights_of_the_hub_come_with_a_note_on_their_license(caplog: pytest.LogCaptureFixture) -> None:
+    model = create_model("hiera_tiny_224", input_size=(64, 64), stages=(1, 1, 1, 1))
+    load_huggingface(model, huggingface_state_dict(model))
+    assert "If these are Meta's published weights" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
