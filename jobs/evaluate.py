@@ -6,6 +6,7 @@ Usage: ``python -m jobs.evaluate [RECIPE] init=FINETUNE_OUTPUT data=PREPARED_SET
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -48,11 +49,14 @@ from pipeline import (
     ViewProtocol,
     absolute,
     evaluation_views,
+    exists,
     join,
     open_prepared,
+    read_bytes,
     write_bytes,
 )
 
+REPORT = "report.json"
 VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")
 
 
@@ -88,7 +92,7 @@ class EvaluateConfig(ScoringConfig):
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Score the split and write predictions, pictures and figures."""
+    """Score the split and write predictions, pictures and figures; of a finished output, its figures."""
     prepared = open_prepared(config.data)
     weights = named_by_the_set(find_classifier(config.init, config.public_weights), prepared)
     logits_of_labels = match_classes(weights, prepared, config.label_separator)
@@ -96,7 +100,13 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if prepared.num_clips(config.split) == 0:
         raise UserError(f"split={config.split}: {config.data} has no such clips; it has {prepared.splits()}")
     sources = {"data": absolute(config.data), "init": absolute(config.init)}
-    claim = claim_output(output, replace(config, **sources), free_keys=(*FREE_KEYS, "decode_workers"))
+    pins = {"weights_digest": weights.digest, "data_version": prepared.version}
+    free = (*FREE_KEYS, "decode_workers")
+    claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins)
+    refuse_what_changed(output, claim.pins, pins)
+    if exists(join(output, REPORT)):
+        console.print(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
+        return dict(json.loads(read_bytes(join(output, REPORT))))
     links = {"weights_digest": weights.digest, **weights.links}
     tracking = start_run(
         config.tracking,
@@ -109,6 +119,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     )
     with recorded(tracking), keeping_finished_work("nothing of this attempt is kept, the same command starts anew"):
         return score(config, weights, prepared, logits_of_labels, output, tracking)
+
+
+def refuse_what_changed(output: str, scored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """One output holds the scores of one set of weights on one version of the data.
+
+    Raises:
+        UserError: weights or data changed since the output was begun.
+    """
+    changed = [
+        f"{key}: {scored.get(key)} there, {value} now" for key, value in found.items() if scored.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"output={output}: holds scores of something else ({'; '.join(changed)}); choose another output"
+        )
 
 
 def score(
@@ -138,7 +163,9 @@ def score(
             tracking.log_artifact(path)
         tracking.finish()
     places = {name.removesuffix(".png"): join(output, name) for name in pictures}
-    return {**report, **places, "mlflow_run_id": tracking.run_id}
+    whole = {**report, **places, "mlflow_run_id": tracking.run_id}
+    write_bytes(join(output, REPORT), json.dumps(whole, indent=2).encode())
+    return whole
 
 
 def named_by_the_set(weights: ClassifierWeights, prepared: PreparedSet) -> ClassifierWeights:

@@ -97,6 +97,8 @@ def run_training(
     prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
     write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
     job = plan_job(config, phase, program, claim.run_key, prepared)
+    connect()
+    refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
     run = start_run(
         config.tracking,
         program=program,
@@ -106,8 +108,6 @@ def run_training(
         tags=links,
         prepared=prepared,
     )
-    connect()
-    refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
     with recorded(run), node_metrics(run):
         lease = train(job, take_lease(config.output), run)
     lease.check()

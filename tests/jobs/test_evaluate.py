@@ -105,6 +105,23 @@ def test_predictions_are_those_of_a_plain_loop(evaluated: tuple[EvaluateConfig, 
     assert (Path(config.output) / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_finished_output_is_not_scored_again(
+    evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
+) -> None:
+    config, report, _ = evaluated
+    predictions = Path(config.output) / "predictions.parquet"
+    written = predictions.stat().st_mtime_ns
+    assert json.dumps(run(config)) == json.dumps(report)
+    assert predictions.stat().st_mtime_ns == written
+    save_model(tmp_path / "model.safetensors", create_model("hiera_test_8x64"), {"classes": json.dumps(CLASSES)})
+    weights = Path(config.init) / "model.safetensors"
+    former = weights.read_bytes()
+    weights.write_bytes((tmp_path / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"holds the scores of weights_digest .*choose another output"):
+        run(config)
+    weights.write_bytes(former)
+
+
 def test_what_cannot_be_scored_is_refused(
     evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
 ) -> None:
