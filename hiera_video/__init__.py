@@ -20,8 +20,6 @@ from hiera_video.metrics import (
     confused_pairs,
     confusion_matrix,
     expected_calibration_error,
-    topk_correct,
-    view_average,
 )
 from hiera_video.mixing import MixConfig, draw_mix, mix_pixels, mix_targets, soft_cross_entropy, soft_targets
 from hiera_video.neighbours import nearest_neighbour_top1
@@ -124,7 +122,5 @@ __all__ = [
     "set_learning_rate",
     "soft_cross_entropy",
     "soft_targets",
-    "topk_correct",
     "validate_keep_mask",
-    "view_average",
 ]

@@ -23,11 +23,13 @@ from rich.tree import Tree
 
 from jobs.compare_page import curves_picture, loss_curve, page
 from jobs.errors import UserError
+from jobs.mlflow_run import FAILURES
 from jobs.program import run_program
 from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingConfig, tracking_client
 from pipeline import join, write_bytes
 
 PAGE = 500
+ANSWER_LENGTH = 300
 PROGRAM_ORDER = ("prepare", "pretrain", "finetune", "evaluate", "tag")
 # The nearest link wins: a tagging run knows its pretraining run too, but came from the fine-tuning run.
 PARENT_TAGS = ("finetune_run_id", "pretrain_run_id")
@@ -45,6 +47,10 @@ class TrackingPlace:
 
     uri: str | None = None
     """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI."""
+
+    def client(self) -> MlflowClient:
+        """A client for reading runs."""
+        return tracking_client(TrackingConfig(uri=self.uri), output=None)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ def run(config: CompareConfig) -> dict[str, Any]:
     """Print the comparison; the report counts runs and names the best of each program."""
     found = with_evaluations(find_runs(config))
     programs = by_program(found)
-    report: dict[str, Any] = {"experiment": config.experiment, "runs": len(found)}
+    place = config.tracking.client().tracking_uri
+    report: dict[str, Any] = {"tracking.uri": place, "experiment": config.experiment, "runs": len(found)}
     shown: list[RenderableType] = []
     for program, runs in programs.items():
         shown.append(program_table(program, runs[: config.columns], len(runs), config.best_by))
@@ -92,7 +99,7 @@ def write_page(
 ) -> dict[str, str]:
     """Write the page and the picture under ``output``; returns their places."""
     assert config.output is not None
-    client = tracking_client(TrackingConfig(uri=config.tracking.uri), output=None)
+    client = config.tracking.client()
     curves = {
         program: [
             curve
@@ -115,24 +122,16 @@ def find_runs(config: CompareConfig) -> list[Run]:
     """The wanted runs, newest first.
 
     Raises:
-        UserError: no such experiment, a query that MLflow does not understand, a run that is not there, no run at all.
+        UserError: MLflow does not answer, no such experiment, a query that it does not understand, a run that is not
+            there, no run at all.
     """
-    client = tracking_client(TrackingConfig(uri=config.tracking.uri), output=None)
-    try:
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is None:
-            raise UserError(_unknown_experiment(client, config.experiment))
-        runs = list(_search(client, experiment.experiment_id, config.query))
-    except MlflowException as error:
-        raise UserError(
-            f"query={config.query!r}, tracking.uri={config.tracking.uri}: MLflow answers: {str(error)[:300]}; "
-            "see mlflow.org for the search syntax"
-        ) from error
+    client = config.tracking.client()
+    runs = _matching(client, _experiment_id(client, config.experiment), config.query)
     chosen = [_choose(runs, wanted) for wanted in config.runs] if config.runs else runs
     if not chosen:
         raise UserError(
-            f"experiment={config.experiment}, query={config.query!r}: no run matches; widen the query or check "
-            "tracking.uri"
+            f"experiment={config.experiment}, query={config.query!r}: no run at {client.tracking_uri} matches; widen "
+            "the query"
         )
     return chosen
 
@@ -274,6 +273,35 @@ def _keys(dictionaries: Iterator[Mapping[str, Any]]) -> list[str]:
     return sorted({key for dictionary in dictionaries for key in dictionary})
 
 
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    try:
+        experiment = client.get_experiment_by_name(name)
+        known = [] if experiment else [other.name for other in client.search_experiments()]
+    except FAILURES as error:
+        raise UserError(
+            f"tracking.uri={client.tracking_uri}: does not answer: {_answer(error)}; check the server"
+        ) from error
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+    raise UserError(f"experiment={name}: no such experiment at {client.tracking_uri}; {hint}")
+
+
+def _matching(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
+    try:
+        return list(_search(client, experiment_id, query))
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":
+            raise UserError(
+                f"query={query!r}: MLflow does not understand it: {_answer(error)}; write for example "
+                "\"metrics.top1 > 0.5 and tags.program = 'finetune'\""
+            ) from error
+        raise UserError(
+            f"tracking.uri={client.tracking_uri}: does not answer: {_answer(error)}; check the server"
+        ) from error
+
+
 def _search(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
     token = None
     while True:
@@ -284,6 +312,10 @@ def _search(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Ru
             return
 
 
+def _answer(error: Exception) -> str:
+    return str(error).splitlines()[0][:ANSWER_LENGTH]
+
+
 def _choose(runs: Sequence[Run], wanted: str) -> Run:
     matches = [run for run in runs if run.info.run_id.startswith(wanted) or run.info.run_name == wanted]
     if len(matches) == 1:
@@ -291,13 +323,6 @@ def _choose(runs: Sequence[Run], wanted: str) -> Run:
     names = [short_id(run) for run in (matches or runs)][:12]
     rule = "names more than one run" if matches else "no such run"
     raise UserError(f"runs={wanted}: {rule}; give the id of one of: {', '.join(names) or 'none'}")
-
-
-def _unknown_experiment(client: MlflowClient, name: str) -> str:
-    known = [experiment.name for experiment in client.search_experiments()]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
-    return f"experiment={name}: no such experiment; {hint}"
 
 
 def _started(run: Run) -> str:

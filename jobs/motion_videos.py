@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -365,10 +365,3 @@ def _cell_edges(cells: int, length: int) -> npt.NDArray[np.int64]:
 
 def _cell_centres(cells: int, length: int) -> npt.NDArray[np.int64]:
     return ((np.arange(cells) + 0.5) * length * CODE_CELL_SHARE).astype(np.int64)
-
-
-def iter_frame_numbers(path: str | Path) -> Iterator[int | None]:
-    """The painted number of every frame of a video file, in order of presentation."""
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            yield read_frame_number(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False))

@@ -27,7 +27,7 @@ from pipeline import StorageError, exists, is_local_relative, join, list_files, 
 ConfigT = TypeVar("ConfigT")
 Report = Mapping[str, Any]
 
-VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "boto3")
+VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "boto3", "numpy")
 console = Console(stderr=True)
 
 

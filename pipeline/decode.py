@@ -49,11 +49,6 @@ class IsolatedDecoder:
         """Decode every frame with PyAV and refuse damage; the deadline holds for every few frames, not for all."""
         return VideoInfo(**self._ask("validate", path))
 
-    def frame_times(self, path: str | os.PathLike[str]) -> npt.NDArray[np.float64]:
-        """Presentation time of every frame in seconds after the first. float64 [frames]"""
-        times: npt.NDArray[np.float64] = self._ask("times", path)
-        return times
-
     def decode(
         self,
         path: str | os.PathLike[str],
@@ -79,10 +74,6 @@ class IsolatedDecoder:
     ) -> list[Clip]:
         """Like ``decode``, for a video in memory; the child reads it from an anonymous memory file."""
         return self.decode(self._input.store(video), views, outputs)
-
-    def probe_bytes(self, video: Bytes) -> VideoInfo:
-        """Like ``probe``, for a video in memory."""
-        return self.probe(self._input.store(video))
 
     def close(self) -> None:
         """End the child and give the shared memory back."""

@@ -207,8 +207,6 @@ class Service:
         try:
             if kind == "probe":
                 return video.info()
-            if kind == "times":
-                return video.times_seconds()
             if kind == "validate":
                 return validate(video, self._progress)
             return self._decode(video, details)

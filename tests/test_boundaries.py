@@ -27,7 +27,7 @@ class Doors:
 
 
 DOORS = {
-    "hiera_video": Doors(frozenset(), frozenset({"torch", "kornia", "safetensors", "numpy"})),
+    "hiera_video": Doors(frozenset(), frozenset({"torch", "safetensors", "numpy"})),
     "pipeline": Doors(
         frozenset(),
         frozenset({"ray.data", "ray.util.metrics", "pyarrow", "boto3", "botocore", "decord", "av", "cv2", "numpy"}),

@@ -15,17 +15,17 @@ import platform
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from jobs.program import versions
+
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "build" / "bench.json"
 PREFIX = "bench_"
-VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "numpy", "kornia")
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 console = Console()
@@ -56,17 +56,6 @@ def _processor() -> tuple[str, set[str]]:
     fields = {key.strip(): value.strip() for key, _, value in pairs}
     model = fields.get("model name", platform.processor())
     return model, set(fields.get("flags", fields.get("Features", "")).split())
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the result."""
-    found = {"python": platform.python_version()}
-    for package in VERSIONED:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def run_benchmark(name: str, quick: bool) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -21,8 +19,6 @@ from hiera_video import (
     parameter_groups,
     scaled_learning_rate,
     set_learning_rate,
-    topk_correct,
-    view_average,
 )
 
 
@@ -81,18 +77,6 @@ def test_optimizer_steps_at_the_set_rate(name: str, kind: type) -> None:
     assert isinstance(optimizer, kind)
     set_learning_rate(optimizer, 0.125)
     assert {group["lr"] for group in optimizer.param_groups} == {0.125 * 0.5**n for n in range(7)}
-
-
-def test_topk() -> None:
-    scores = torch.tensor([[0.1, 0.5, 0.4], [0.9, 0.05, 0.05], [0.2, 0.3, 0.5]])
-    assert topk_correct(scores, torch.tensor([2, 0, 0]), ks=(1, 2, 5)) == {1: 1, 2: 2, 5: 3}
-
-
-def test_views_are_averaged_as_probabilities() -> None:
-    logits = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0], [0.0, 0.0]])
-    averaged = view_average(logits, torch.tensor([1, 1, 0]), 3)
-    torch.testing.assert_close(averaged[:2], torch.full((2, 2), 0.5))
-    assert averaged[2].isnan().all()
 
 
 def test_confusion() -> None:

@@ -19,9 +19,11 @@ from jobs.compare import (
     find_runs,
     link_tree,
     program_table,
+    run,
     with_evaluations,
 )
 from jobs.errors import UserError
+from jobs.program import print_report
 
 pytestmark = pytest.mark.ray
 
@@ -100,10 +102,10 @@ def test_query_and_run_names_choose(store: CompareConfig) -> None:
     (chosen,) = find_runs(config(runs=("pretrain run",)))
     assert find_runs(config(runs=(chosen.info.run_id[:10],)))[0].info.run_id == chosen.info.run_id
     for broken, message in (
-        (config("metrics.top1 >"), "query="),
-        (config("metrics.top1 > 2"), "no run matches"),
+        (config("metrics.top1 >"), "^query='metrics.top1 >': MLflow does not understand it"),
+        (config("metrics.top1 > 2"), r"no run at sqlite:/\S+ matches"),
         (config(runs=("finetune run",)), "more than one"),
-        (CompareConfig(experiment="motoin", tracking=store.tracking), "did you mean motion"),
+        (CompareConfig(experiment="motoin", tracking=store.tracking), "^experiment=motoin: .* did you mean motion"),
     ):
         with pytest.raises(UserError, match=message):
             find_runs(broken)
@@ -121,3 +123,16 @@ def test_query_and_run_names_choose(store: CompareConfig) -> None:
 )
 def test_best_has_a_direction(metric: str, values: Sequence[float | None], best: int | None) -> None:
     assert best_index(metric, values) == best
+
+
+def test_a_server_that_is_not_there_is_no_mistake_in_the_query() -> None:
+    place = TrackingPlace("http://me:hunter2@127.0.0.1:9")
+    with pytest.raises(UserError, match=r"^tracking.uri=http://\S+127.0.0.1:9: does not answer"):
+        find_runs(CompareConfig(query="metrics.top1 > 0", tracking=place))
+
+
+def test_the_report_says_where_it_looked(store: CompareConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(store)
+    assert report["tracking.uri"] == store.tracking.uri
+    print_report("compare", {"tracking.uri": "http://me:hunter2@127.0.0.1:9"})
+    assert "http://127.0.0.1:9" in capsys.readouterr().out

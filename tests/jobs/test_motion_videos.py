@@ -21,7 +21,6 @@ from jobs.motion_videos import (
     draw_frames,
     draw_motion,
     encode,
-    iter_frame_numbers,
     paint_frame_numbers,
     read_frame_number,
     render_motion_videos,
@@ -111,7 +110,7 @@ def test_files_are_real_numbered_and_repeatable(tmp_path: Path) -> None:
     assert {video.path.suffix for video in first} == {".mp4", ".webm"}
     assert [_digest(video.path) for video in first] == [_digest(video.path) for video in second]
     for video in first:
-        assert list(iter_frame_numbers(video.path)) == list(range(8))
+        assert _frame_numbers(video.path) == list(range(8))
         with av.open(str(video.path)) as container:
             expected = "h264" if video.path.suffix == ".mp4" else "vp9"
             assert container.streams.video[0].codec_context.name == expected
@@ -182,3 +181,9 @@ def _uniform_distance(sample: np.ndarray) -> float:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _frame_numbers(path: Path) -> list[int | None]:
+    """The painted number of every frame of a video file, in order of presentation."""
+    with av.open(str(path)) as container:
+        return [read_frame_number(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]

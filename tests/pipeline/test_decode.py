@@ -74,7 +74,6 @@ def test_a_video_in_memory_and_outputs_that_are_given(decoder: IsolatedDecoder, 
     decoder.decode_bytes(content, [whole(range(4)), whole(range(30, 34))], list(batch))
     assert read_numbers(batch[0]) == [0, 1, 2, 3]
     assert read_numbers(batch[1]) == [30, 31, 32, 33]
-    assert decoder.probe_bytes((videos / "old.avi").read_bytes()).num_frames == 40
 
 
 def test_times_pick_the_frame_on_screen(decoder: IsolatedDecoder, tmp_path: Path) -> None:
@@ -83,7 +82,6 @@ def test_times_pick_the_frame_on_screen(decoder: IsolatedDecoder, tmp_path: Path
     path = write_numbered(tmp_path / "variable.mkv", 20, times=times, b_frames=0)
     (clip,) = decoder.decode(path, [TimeView(np.array([0.0, 0.05, 0.35, 1.2, 1.55, 5.4, 5.52]), None, SIZE)])
     assert read_numbers(clip) == [0, 0, 3, 10, 11, 18, 19]
-    np.testing.assert_allclose(decoder.frame_times(path), times, atol=2e-3)
     assert decoder.probe(path).duration_seconds == pytest.approx(5.5, abs=0.6)
 
 
