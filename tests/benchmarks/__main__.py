@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ RESULTS = HERE.parents[1] / "build" / "bench.json"
 PREFIX = "bench_"
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def benchmark_names() -> list[str]:
