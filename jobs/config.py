@@ -164,14 +164,14 @@ def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
     try:
-        OmegaConf.update(tree, key, _parse(_field_type(config_class, key), raw), merge=False)
+        OmegaConf.update(tree, key, _parse(field_type(config_class, key), raw), merge=False)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={raw}: {_first_line(error)}; --help lists every key") from error
     except yaml.YAMLError as error:
         raise UserError(f"{key}={raw}: is not valid YAML; quote the value") from error
 
 
-def _field_type(config_class: Any, key: str) -> Any:
+def field_type(config_class: Any, key: str) -> Any:
     """The annotated type at a dotted key; None when the key does not exist or lies in a free dictionary."""
     for name in key.split("."):
         if not dataclasses.is_dataclass(config_class):

@@ -43,7 +43,7 @@ def claim_output(
         UserError: the output belongs to a run with another configuration; the message lists the difference.
     """
     place = join(output, "run.json")
-    settings = {key: value for key, value in flatten(config_dict(config)).items() if not _free(key, free_keys)}
+    settings = {key: value for key, value in flatten(config_dict(config)).items() if not is_free(key, free_keys)}
     settings = json.loads(json.dumps(settings, default=str))
     claim = {"run_key": uuid.uuid4().hex, "config": settings, "pins": dict(pins or {})}
     if not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode()):
@@ -68,5 +68,6 @@ def release_output(output: str, claim: Claim) -> None:
         delete(join(output, "run.json"))
 
 
-def _free(key: str, free_keys: Collection[str]) -> bool:
+def is_free(key: str, free_keys: Collection[str] = FREE_KEYS) -> bool:
+    """Whether a dotted key, or a slice that holds it, may differ between the runs of one output."""
     return any(key == free or key.startswith(f"{free}.") for free in free_keys)

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +42,8 @@ class Program(Generic[ConfigT]):
     description: str
     dry_run: Callable[[ConfigT], Report] | None
     keep_report: bool
+    load: Callable[[Sequence[str]], ConfigT]
+    usage: str
 
 
 def run_program(
@@ -51,14 +54,19 @@ def run_program(
     description: str,
     dry_run: Callable[[ConfigT], Report] | None = None,
     keep_report: bool = True,
+    load: Callable[[Sequence[str]], ConfigT] | None = None,
+    usage: str = "[RECIPE] [key=value ...]",
 ) -> None:
     """Parse ``sys.argv``, run, print the report, and exit with the contract's code.
 
     Args:
         dry_run: what ``--dry-run`` prints instead of running.
         keep_report: also write the report to ``report.json`` under the program's output.
+        load: reads the arguments, where they are not a recipe and keys.
+        usage: what the arguments are.
     """
-    program = Program(name, config_class, run, description, dry_run, keep_report)
+    load = load or partial(load_config, config_class, name)
+    program = Program(name, config_class, run, description, dry_run, keep_report, load, usage)
     clean_tracebacks()
     try:
         _run(program, sys.argv[1:])
@@ -84,9 +92,9 @@ def _run(program: Program[ConfigT], arguments: Sequence[str]) -> None:
     if unknown:
         raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
     if "--help" in flags:
-        print_help(program.name, program.config_class, program.description)
+        print_help(program.name, program.config_class, program.description, program.usage)
         return
-    config = load_config(program.config_class, program.name, [word for word in arguments if word not in flags])
+    config = program.load([word for word in arguments if word not in flags])
     refuse_vanishing_output(getattr(config, "output", None))
     if "--print-config" in flags:
         print(config_yaml(config), end="")
@@ -146,9 +154,9 @@ def refuse_vanishing_output(output: str | None) -> None:
         )
 
 
-def print_help(name: str, config_class: type, description: str) -> None:
+def print_help(name: str, config_class: type, description: str, usage: str) -> None:
     """Usage, recipes, and every key with type, default and meaning."""
-    print(f"usage: python -m jobs.{name} [RECIPE] [key=value ...] [--help | --print-config | --dry-run]\n")
+    print(f"usage: python -m jobs.{name} {usage} [--help | --print-config | --dry-run]\n")
     print(f"{description}\n")
     recipes = recipe_names(name)
     print(f"recipes: {', '.join(recipes) if recipes else 'none needed'}; a path or URI of a YAML file works too")

@@ -17,6 +17,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from jobs.errors import StopRequestedError, UserError
 from jobs.mlflow_run import FAILURES, tracking_client_for
@@ -41,6 +42,8 @@ class TrackingConfig:
     MLFLOW_TRACKING_PASSWORD: it is never recorded or printed, wherever it stands."""
     experiment: str = "hiera-video"
     """MLflow experiment."""
+    parent_run_id: str | None = None
+    """MLflow run that this one is a part of; `jobs.sweep` sets it."""
 
     def __post_init__(self) -> None:
         if self.uri is None or self.uri == "none":
@@ -118,6 +121,7 @@ def start_run(
         OUTPUT_TAG: place,
         "mlflow.runName": f"{program} {place.rstrip('/').split('/')[-1]}",
         **source_tags(),
+        **({MLFLOW_PARENT_RUN_ID: config.parent_run_id} if config.parent_run_id else {}),
     }
     run = Run(tracking_uri(config, output), config.experiment, run_key, basics)
     if tags:
