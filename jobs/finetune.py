@@ -43,7 +43,7 @@ from jobs.program import run_program
 from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
-from jobs.training import close_run, loss_curves, run_training
+from jobs.training import close_run, loss_curves, run_training, with_absolute_places
 from pipeline import open_prepared
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
@@ -179,6 +179,7 @@ class FinetunePhase:
 
 def run(config: FinetuneConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and curves; returns the report."""
+    config = with_absolute_places(config)
     classes = open_prepared(config.data).classes
     if not classes:
         raise UserError(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.data
@@ -64,6 +64,8 @@ from pipeline import (
     write_bytes,
 )
 
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+
 CURVES = ("loss", "learning_rate", "clips_per_second")
 
 
@@ -74,6 +76,7 @@ def run_training(
 
     Args:
         program: its name, for messages and MLflow.
+        config: what the phase was made of, `with_absolute_places`.
         links: tags that tie this run to others.
         metadata: facts to keep inside the weights file, besides run id and program.
 
@@ -85,7 +88,6 @@ def run_training(
         StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
         TrainingStoppedError: training cannot go on, or another start took the output over.
     """
-    config = _with_absolute_places(config)
     newest = open_prepared(config.data)
     try:
         phase.build_step(load_init=True)  # mistakes in the weights show here, not in a worker
@@ -343,8 +345,8 @@ def _write_journal(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def _with_absolute_places(config: TrainConfig) -> TrainConfig:
-    """Workers change their directory, so every place is made absolute first."""
+def with_absolute_places(config: ConfigT) -> ConfigT:
+    """Workers have folders of their own, so every place that they are told is made absolute first."""
     uri = tracking_uri(config.tracking, config.output) or "none"
     return replace(
         config,

@@ -20,7 +20,7 @@ from torch import Tensor
 from jobs.batch import Batch
 from jobs.pretrain import MaskedAutoencoding, PretrainConfig, PretrainPhase
 from jobs.program import run_program
-from jobs.training import close_run, run_training
+from jobs.training import close_run, run_training, with_absolute_places
 
 
 class MishapStep(MaskedAutoencoding):
@@ -71,6 +71,7 @@ class MishapPhase(PretrainPhase):
 
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train; returns the report."""
+    config = with_absolute_places(config)
     environment = os.environ.get("MISHAP", ""), float(os.environ.get("SECONDS_PER_MICRO_BATCH", "0"))
     phase = MishapPhase(config, False, *environment)
     figures, _, mlflow_run = run_training("pretrain", config, phase, links={}, metadata={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -102,10 +103,12 @@ def test_the_same_output_with_another_rate_is_refused(pretrained: Path, prepared
 
 
 def test_finetuning_starts_from_the_encoder_and_a_wild_loss_stops(
-    pretrained: Path, prepared: str, tmp_path: Path
+    pretrained: Path, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = ["demo", f"data={prepared}", f"init={pretrained}", "model=hiera_test_8x64", *TINY]
-    good = load_config(finetune.FinetuneConfig, "finetune", [*common, f"output={tmp_path / 'good'}"])
+    monkeypatch.chdir(tmp_path)  # places may be relative to a folder that the workers do not share
+    places = [f"data={os.path.relpath(prepared)}", f"init={os.path.relpath(pretrained)}"]
+    common = ["demo", *places, "model=hiera_test_8x64", *TINY]
+    good = load_config(finetune.FinetuneConfig, "finetune", [*common, "output=good"])
     report = finetune.run(good)
     metadata = read_metadata(tmp_path / "good" / "model.safetensors")
     assert metadata["pretrain_run_id"] == read_metadata(pretrained / "model.safetensors")["run_id"]
