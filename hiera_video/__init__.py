@@ -12,6 +12,7 @@ from hiera_video.backbone import load_backbone
 from hiera_video.complexity import Complexity, complexity, complexity_of
 from hiera_video.config import EncoderConfig, HieraConfig, MaskedAutoencoderConfig
 from hiera_video.hiera import Hiera, HieraEncoder
+from hiera_video.inference import Probabilities
 from hiera_video.masked_autoencoder import MaeOutput, MaskedAutoencoder
 from hiera_video.memory import BF16_SHARE, activation_bytes
 from hiera_video.metrics import (
@@ -73,6 +74,7 @@ __all__ = [
     "MaskedAutoencoderConfig",
     "MixConfig",
     "OptimizerConfig",
+    "Probabilities",
     "RandAugment",
     "Reconstruction",
     "ScheduleConfig",

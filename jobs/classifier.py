@@ -15,7 +15,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset
 
-from hiera_video import Hiera, HieraConfig, build_model, load_model, load_weights, normalize_video, recognize_classifier
+from hiera_video import Hiera, HieraConfig, Probabilities, build_model, load_model, load_weights, recognize_classifier
 from jobs.cluster import has_gpus
 from jobs.errors import UserError
 from jobs.initial_weights import initial_metadata, local_weights
@@ -122,7 +122,6 @@ class Classifier:
             # Actors share the machine's cores with decoders: one thread each, and the same sums on every machine.
             torch.set_num_threads(1)
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.precision = precision
         with local_weights(uri) as path:
             if architecture is None:
                 model = load_model(path)
@@ -131,15 +130,13 @@ class Classifier:
                 load_weights(model, path)
         assert isinstance(model, Hiera)  # checked by `find_classifier`
         self.model = model.to(self.device).eval()
+        self._score = Probabilities(self.model, AUTOCAST[precision])
 
     @torch.inference_mode()
     def probabilities(self, video: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Softmax scores ``[B, classes]`` of uint8 frames ``[B, T, H, W, 3]``."""
         frames = torch.from_numpy(np.require(video, np.uint8, ["C", "W"])).to(self.device)
-        dtype = AUTOCAST[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            logits = self.model(normalize_video(frames))
-        return np.asarray(logits.float().softmax(dim=1).cpu().numpy(), np.float32)
+        return np.asarray(self._score(frames).cpu().numpy(), np.float32)
 
 
 class ScoreVideos:

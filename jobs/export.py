@@ -1,6 +1,8 @@
-"""Write a run's encoder, or its whole model, as one safetensors file that carries its resolved configuration.
+"""Write a run's encoder, or its whole model, as one safetensors file that carries its resolved configuration, or a
+classifier as a `torch.export` program, which needs neither this project nor the model's code.
 
 Usage: ``python -m jobs.export init=RUN_OUTPUT output=encoder.safetensors [part=model] [weights=best]``
+       ``python -m jobs.export init=FINETUNE_OUTPUT output=classifier.pt2``
 """
 
 from __future__ import annotations
@@ -17,16 +19,22 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
-from hiera_video import build_model, read_metadata, save_model
+from hiera_video import Hiera, build_model, load_model, read_metadata, save_model
 from jobs.architecture import OVERRIDES, architecture
 from jobs.checkpoint import Checkpoint, complete_steps, latest_checkpoint, measured_steps, read_checkpoint
 from jobs.errors import UserError
+from jobs.export_program import export_program
 from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, local_weights
 from jobs.program import run_program
 from pipeline import StorageError, exists, join, read_bytes, write_bytes
 
-DESCRIPTION = "Write a run's encoder, or its whole model, as safetensors with the resolved configuration."
+DESCRIPTION = (
+    "Write a run's encoder, or its whole model, as safetensors with the resolved configuration; or a classifier as a "
+    "torch.export program (`output=....pt2`) from uint8 frames [B, T, H, W, 3] to scores [B, classes], checked against "
+    "the model."
+)
 ENCODER = "encoder."
+PROGRAM = ".pt2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +45,15 @@ class ExportConfig:
     """Output of a training run, finished or not; one of its checkpoints (`.../checkpoints/step-N`); or a
     `.safetensors` file of this project."""
     output: str
-    """The `.safetensors` file to write: path, file:// or s3://."""
+    """The file to write: path, file:// or s3://. `.safetensors`, or `.pt2` for a classifier as a program."""
     part: Literal["encoder", "model"] = "encoder"
-    """The encoder alone, or the whole model (autoencoder or classifier)."""
+    """The encoder alone, or the whole model (autoencoder or classifier); a `.pt2` is always the whole classifier."""
     weights: Literal["last", "best"] = "last"
     """Of a run: the last weights, or those that were best on held-out clips."""
 
     def __post_init__(self) -> None:
-        if not self.output.endswith(".safetensors"):
-            raise ValueError(f"output={self.output}: must end in .safetensors; give the file's whole name")
+        if not self.output.endswith((".safetensors", PROGRAM)):
+            raise ValueError(f"output={self.output}: must end in .safetensors or {PROGRAM}; give the file's whole name")
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ def run(config: ExportConfig) -> dict[str, Any]:
         UserError: ``init`` holds no such weights.
     """
     found = _from_anywhere(config)
+    if config.output.endswith(PROGRAM):
+        return _write_program(config, found)
     tensors = dict(found.tensors)
     if config.part == "encoder":
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
@@ -77,6 +87,25 @@ def run(config: ExportConfig) -> dict[str, Any]:
         "megabytes": len(data) / 1e6,
         "run_id": metadata.get("run_id", ""),
     }
+
+
+def _write_program(config: ExportConfig, found: Exported) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        weights, program = Path(folder) / WEIGHTS, Path(folder) / "program.pt2"
+        safetensors.torch.save_file(dict(found.tensors), weights, dict(found.metadata))
+        model = load_model(weights)
+        if not isinstance(model, Hiera) or len(model.config.input_size) != 3:
+            raise UserError(
+                f"init={config.init}: is no video classifier; a {PROGRAM} is made of one: fine-tune it first"
+            )
+        difference = export_program(model, program, found.metadata)
+        write_bytes(config.output, program.read_bytes())
+        return {
+            "part": "classifier from frames to scores",
+            "megabytes": program.stat().st_size / 1e6,
+            "largest difference from the model": difference,
+            "run_id": found.metadata.get("run_id", ""),
+        }
 
 
 def _from_anywhere(config: ExportConfig) -> Exported:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hiera_video import create_model, load_backbone, load_into_classifier, load_model, read_metadata, save_model
+from hiera_video import (
+    Probabilities,
+    create_model,
+    load_backbone,
+    load_into_classifier,
+    load_model,
+    normalize_video,
+    read_metadata,
+    save_model,
+)
 from jobs.checkpoint import Checkpoint, write_checkpoint
 from jobs.config import config_yaml, load_config
 from jobs.errors import UserError
 from jobs.export import ExportConfig, run
+from jobs.export_program import export_program
 from jobs.output import claim_output
 from jobs.pretrain import PretrainConfig
 
@@ -106,3 +117,34 @@ def test_what_is_not_there_is_told(unfinished: tuple[Path, dict[int, dict[str, t
         run(ExportConfig(init=str(tmp_path / "broken.safetensors"), output=target))
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         ExportConfig(init=str(output), output=str(tmp_path))
+
+
+def test_a_classifier_becomes_a_program_without_its_code(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("hiera_test_8x64", num_classes=3, head_init_scale=10.0).eval()
+    save_model(tmp_path / "model.safetensors", model, {"classes": '["a", "b", "c"]', "run_id": "r"})
+    report = run(
+        ExportConfig(init=str(tmp_path / "model.safetensors"), output=str(tmp_path / "out" / "classifier.pt2"))
+    )
+    assert report["largest difference from the model"] <= 1e-5
+    extra = {"metadata.json": ""}
+    program = torch.export.load(tmp_path / "out" / "classifier.pt2", extra_files=extra).module()
+    assert '["a", "b", "c"]' in json.loads(extra["metadata.json"])["classes"]
+    frames = torch.randint(256, (5, 8, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(normalize_video(frames)).softmax(1)
+        torch.testing.assert_close(program(frames), expected)
+    assert expected.max() > 0.4
+    save_model(tmp_path / "mae.safetensors", create_model("mae_hiera_test_8x64"))
+    with pytest.raises(UserError, match="is no video classifier"):
+        run(ExportConfig(init=str(tmp_path / "mae.safetensors"), output=str(tmp_path / "x.pt2")))
+
+
+def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = torch.export.export(
+        Probabilities(create_model("hiera_test_8x64")).eval(), (torch.zeros(2, 8, 64, 64, 3, dtype=torch.uint8),)
+    )
+    monkeypatch.setattr("jobs.export_program.CHECKED_BATCHES", (2,))
+    monkeypatch.setattr(torch.export, "load", lambda *_: other)
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        export_program(create_model("hiera_test_8x64", head_init_scale=10.0), tmp_path / "x.pt2", {})

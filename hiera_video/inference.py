@@ -1,0 +1,32 @@
+"""From frames as a decoder gives them to class probabilities: what scoring, serving and exported files share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.augment import normalize_video
+from hiera_video.hiera import Hiera
+
+
+class Probabilities(nn.Module):
+    """uint8 frames ``[B, T, H, W, 3]`` → softmax scores, float32 ``[B, classes]``.
+
+    Args:
+        dtype: arithmetic of the model (autocast); None for float32.
+    """
+
+    def __init__(self, model: Hiera, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._dtype = dtype
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """See the class."""
+        if self._dtype is None:
+            logits = self.model(normalize_video(frames))
+        else:
+            with torch.autocast(frames.device.type, self._dtype):
+                logits = self.model(normalize_video(frames))
+        scores: Tensor = logits.float().softmax(dim=1)
+        return scores
