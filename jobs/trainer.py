@@ -206,6 +206,8 @@ def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
         "zero_allow_untested_optimizer": True,  # SGD: a plain torch optimizer, tested here
         "steps_per_print": 2**31,
     }
+    # Else every worker compiles, for half a minute, shared-memory sums that only inference uses.
+    deepspeed.ops.__compatible_ops__ = {}
     engine, *_ = deepspeed.initialize(
         model=step, optimizer=build_optimizer(step.model, config.optimizer), config=settings, dist_init_required=False
     )
