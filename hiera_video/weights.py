@@ -176,24 +176,26 @@ def huggingface_state_dict(
     return to_huggingface(model.state_dict(), model.config.stages, architecture or own)  # type: ignore[arg-type]
 
 
-def load_into_classifier(model: Hiera, path: str | Path, *, new_blocks: int = 0) -> LoadReport:
+def load_into_classifier(model: Hiera, path: str | Path, *, new_blocks: int = 0, new_head: bool = False) -> LoadReport:
     """Start a classifier from any weights that fit: pretraining's encoder, or another classifier.
 
-    A head for another number of classes stays new; position tables of another input size are interpolated. The last
-    ``new_blocks`` blocks of the encoder stay new too (Zhang et al., arXiv 2006.05987, section 4).
+    A head for another number of classes stays new, with ``new_head`` any; position tables of another input size are
+    interpolated. The last ``new_blocks`` blocks of the encoder stay new too (Zhang et al., arXiv 2006.05987, sec. 4).
 
     Raises:
         ValueError: a missing or damaged file, an encoder of another preset, or more new blocks than there are.
     """
-    return fill_classifier(model, read_weights(path), str(path), new_blocks=new_blocks)
+    return fill_classifier(model, read_weights(path), str(path), new_blocks=new_blocks, new_head=new_head)
 
 
-def fill_classifier(model: Hiera, weights: Weights, source: str, *, new_blocks: int = 0) -> LoadReport:
+def fill_classifier(
+    model: Hiera, weights: Weights, source: str, *, new_blocks: int = 0, new_head: bool = False
+) -> LoadReport:
     """`load_into_classifier` from weights in memory."""
     own = model.state_dict()
     fitted = _fit_positions(model, weights, None)
     for name in ("head.weight", "head.bias"):
-        if name in fitted and fitted[name].shape != own[name].shape:
+        if name in fitted and (new_head or fitted[name].shape != own[name].shape):
             del fitted[name]
     taken = [name for name in own if name in fitted]
     missing = [name for name in own if name not in fitted and name.startswith("encoder.")]

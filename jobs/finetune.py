@@ -38,13 +38,13 @@ from jobs.batch import Batch
 from jobs.dry_run import dry_run_figures
 from jobs.errors import UserError
 from jobs.held_out import HeldOutConfig
-from jobs.initial_weights import link_to_initial_run, local_weights
-from jobs.program import run_program
+from jobs.initial_weights import initial_metadata, link_to_initial_run, local_weights
+from jobs.program import console, run_program
 from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import close_run, loss_curves, run_training, with_absolute_places
-from pipeline import open_prepared
+from pipeline import PreparedSet, open_prepared
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
 
@@ -163,6 +163,8 @@ class FinetunePhase:
 
     config: FinetuneConfig
     num_classes: int
+    new_head: bool = False
+    """Whether the head stays new although `init` has one of as many classes: they are others."""
     labelled_only: bool = True
 
     def __post_init__(self) -> None:
@@ -173,29 +175,48 @@ class FinetunePhase:
         step = Classification(self.config, self.num_classes)
         if load_init and self.config.init:
             with local_weights(self.config.init) as path:
-                load_into_classifier(step.model, path, new_blocks=self.config.new_blocks)  # type: ignore[arg-type]
+                model: Hiera = step.model  # type: ignore[assignment]
+                load_into_classifier(model, path, new_blocks=self.config.new_blocks, new_head=self.new_head)
         return step
 
 
 def run(config: FinetuneConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and curves; returns the report."""
     config = with_absolute_places(config)
-    classes = open_prepared(config.data).classes
-    if not classes:
+    prepared = open_prepared(config.data)
+    if not prepared.classes:
         raise UserError(
             f"data={config.data}: has no classes; prepare it with `annotations` or from a folder of classes"
         )
+    empty = tell_empty_classes(prepared)
     links = link_to_initial_run(config.init)
     figures, _, mlflow_run = run_training(
-        "finetune", config, _phase(config), links=links, metadata={"classes": json.dumps(classes), **links}
+        "finetune", config, _phase(config), links=links, metadata={"classes": json.dumps(prepared.classes), **links}
     )
     with TemporaryDirectory() as folder:
         curves = loss_curves(config.output, Path(folder))
-        return {**close_run(config, mlflow_run, figures, [curves]), "classes": len(classes)}
+        report = close_run(config, mlflow_run, figures, [curves])
+        return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty)}
+
+
+def tell_empty_classes(prepared: PreparedSet) -> list[str]:
+    """Classes without a training clip: they keep their logits, and are counted in the report."""
+    empty = prepared.classes_without_clips("train")
+    if empty:
+        shown = f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"
+        console.print(
+            f"[yellow]warning[/]: {len(empty)} of {len(prepared.classes)} classes of {prepared.uri} have no training "
+            f"clip ({shown}); they will hardly be predicted",
+            highlight=False,
+        )
+    return empty
 
 
 def _phase(config: FinetuneConfig) -> FinetunePhase:
-    return FinetunePhase(config, len(open_prepared(config.data).classes))
+    classes = open_prepared(config.data).classes
+    former = initial_metadata(config.init).get("classes")
+    others = former is not None and tuple(json.loads(former)) != classes
+    return FinetunePhase(config, len(classes), new_head=others)
 
 
 def main() -> None:

@@ -63,6 +63,13 @@ class PreparedSet:
         """
         return _select(self, split, labelled_only, balance_classes)
 
+    def classes_without_clips(self, split: Split) -> list[str]:
+        """Names of the class list that no clip of a split has."""
+        index = clip_index(self)
+        mask = pc.fill_null(pc.equal(index["split"], split), False)
+        there = set(pc.unique(index["label"].filter(mask)).to_pylist())
+        return [name for name in self.classes if name not in there]
+
     def splits(self) -> dict[str, int]:
         """Clips by split name."""
         values = pc.value_counts(pc.fill_null(clip_index(self)["split"], "none"))

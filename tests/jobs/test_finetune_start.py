@@ -1,0 +1,78 @@
+"""What fine-tuning starts from: classes without clips, another class list, another preset. No Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiera_video import create_model, read_metadata, save_model
+from jobs.config import load_config
+from jobs.errors import UserError
+from jobs.finetune import FinetuneConfig, _phase, run, tell_empty_classes
+from pipeline import PreparedSet
+from tests.pipeline.small_set import CLASSES, small_prepared_set
+
+SMALL = ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "global_batch=4", "micro_batch=4",
+         "precision=fp32", "tracking.uri=none"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    return small_prepared_set(tmp_path_factory.mktemp("start"))
+
+
+def config(prepared: PreparedSet, init: Path, *more: str) -> FinetuneConfig:
+    keys = ["k400_base", f"data={prepared.uri}", f"init={init}", f"output={init.parent / 'out'}", *SMALL, *more]
+    return load_config(FinetuneConfig, "finetune", keys)
+
+
+def weights(path: Path, classes: tuple[str, ...]) -> Path:
+    """A classifier that was fine-tuned on some classes."""
+    torch.manual_seed(7)
+    save_model(path, create_model("hiera_test_8x64", num_classes=len(classes)), {"classes": json.dumps(classes)})
+    return path
+
+
+def test_an_empty_class_is_told_and_counted(prepared: PreparedSet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell_empty_classes(prepared) == []
+    assert "warning" not in capsys.readouterr().err
+    longer = PreparedSet(**{**prepared.__dict__, "classes": (*CLASSES, "down", "still")})
+    assert tell_empty_classes(longer) == ["down", "still"]
+    assert "2 of 5 classes" in capsys.readouterr().err
+    assert prepared.classes_without_clips("val") == ["left"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept"), [(CLASSES, True), (tuple(reversed(CLASSES)), False), (("a", "b", "c"), False)]
+)
+def test_a_head_for_other_classes_starts_anew(
+    classes: tuple[str, ...], kept: bool, prepared: PreparedSet, tmp_path: Path
+) -> None:
+    """As many classes, but others, or in another order: their logits would mean the wrong thing."""
+    init = weights(tmp_path / "w.safetensors", classes)
+    assert json.loads(read_metadata(init)["classes"]) == list(classes)
+    torch.manual_seed(1)
+    model = _phase(config(prepared, init)).build_step(load_init=True).model
+    torch.manual_seed(7)
+    former = create_model("hiera_test_8x64", num_classes=3).state_dict()
+    assert torch.equal(model.state_dict()["head.weight"], former["head.weight"]) is kept
+    encoder = [name for name in former if name.startswith("encoder.")]
+    assert all(torch.equal(model.state_dict()[name], former[name]) for name in encoder)
+
+
+def test_weights_of_another_preset_are_a_mistake(prepared: PreparedSet, tmp_path: Path) -> None:
+    save_model(tmp_path / "demo.safetensors", create_model("mae_hiera_demo_16x96"))
+    with pytest.raises(UserError, match=r"^finetune: .*demo\.safetensors: .*shape"):
+        run(config(prepared, tmp_path / "demo.safetensors"))
+
+
+def test_a_set_without_classes_is_a_mistake(prepared: PreparedSet, tmp_path: Path) -> None:
+    record = json.loads((Path(prepared.uri) / "dataset.json").read_text())
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "dataset.json").write_text(json.dumps({**record, "classes": []}))
+    bare = PreparedSet(**{**prepared.__dict__, "uri": str(tmp_path / "none")})
+    with pytest.raises(UserError, match="has no classes; prepare it with"):
+        run(config(bare, weights(tmp_path / "w.safetensors", CLASSES)))
