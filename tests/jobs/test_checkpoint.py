@@ -165,7 +165,7 @@ def test_a_lost_lease_stops_the_writer_before_the_marker(tmp_path: Path, monkeyp
     monkeypatch.setattr(module, "write_bytes", interrupted)
     writer.save(make(1), "")
     writer.finish()
-    assert "attempt 1 stops and leaves the checkpoints to it" in writer.failure
+    assert "attempt 1 stops and leaves the output to it" in writer.failure
     assert complete_steps(str(tmp_path)) == []
     writer.save(make(2), "")
     writer.finish()
