@@ -93,7 +93,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
 def _refuse_no_videos(source: str) -> None:
     """Before a finished demo makes room for another."""
-    if not list_source(source).content_versions:
+    if len(list_source(source).videos) == 0:
         raise UserError(f"source={source}: holds no video; give a folder or prefix of videos")
 
 

@@ -1,7 +1,7 @@
 """Tag a collection of videos: a row of labels and scores for every window of time, for every video rows or a reason.
 
-Usage: ``python -m jobs.tag source=FOLDER_OR_URI init=FINETUNE_OUTPUT output=PLACE``. The same command again tags what
-is new or changed; after a crash it goes on with the chunks that are missing.
+Usage: ``python -m jobs.tag [RECIPE] source=FOLDER_OR_URI init=FINETUNE_OUTPUT output=PLACE``. The same command again
+tags what is new or changed; after a crash it goes on with the chunks that are missing.
 """
 
 from __future__ import annotations
@@ -11,119 +11,95 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from rich.progress import MofNCompleteColumn, Progress
 
-from jobs.classifier import ClassifierWeights, ScoringConfig, find_classifier
+from jobs.classifier import find_classifier
 from jobs.config import config_dict
-from jobs.errors import UserError
-from jobs.output import FREE_KEYS, claim_output
+from jobs.errors import StopRequestedError, UserError
+from jobs.output import Claim, claim_output, release_output
 from jobs.program import console, run_program
+from jobs.sole_writer import SoleWriter, last_sealed, sole_writer
 from jobs.stop_request import keeping_finished_work
-from jobs.tag_chain import ScoringPlan, probe_videos, scored_windows
-from jobs.tracking import TrackingConfig, recorded, start_run
+from jobs.tag_chain import probe_videos, scored_chunks
+from jobs.tag_config import FREE_TAG_KEYS, ScoringPlan, TagConfig, plan_scoring
+from jobs.tag_failures import FailureWatch
+from jobs.tag_gallery import choose_videos, gallery
+from jobs.tag_page import VIDEO_COLUMNS, page
+from jobs.tracking import recorded, start_run
 from pipeline import (
-    DecodeConfig,
+    OK,
+    PARTIAL,
+    KnownVideos,
     PlannedVersion,
     SourceListing,
-    WindowGrid,
     absolute,
-    known_versions,
+    join,
     last_commit,
     list_source,
     new_or_changed,
     plan_units,
+    publish,
     read_videos,
     tag_rows,
     tombstones,
     unfinished_version,
+    write_bytes,
     write_plan,
 )
+
+__all__ = ["TagConfig", "TagJob", "main", "run"]
 
 PUT_THREADS = 4
 LOG_SECONDS = 20.0
 MLFLOW_WAIT_SECONDS = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class TagConfig(ScoringConfig):
-    """What to tag, with which model, and where the tags go."""
+@dataclass(frozen=True)
+class TagJob:
+    """One run of the program, once it has the output for itself."""
 
-    source: str
-    """Folder or `s3://` prefix of videos, or a manifest (`.csv`, `.parquet`) with a column `uri` or `path`."""
-    init: str
-    """Classifier: the output of a fine-tuning run, its `.safetensors` file, or an official or Hugging Face file."""
+    plan: ScoringPlan
     output: str
-    """Where tags, plan and commits go. Another model or window setting needs another output."""
-    window_seconds: float = 2.0
-    """Length of a window; best the span of time that the model saw in training."""
-    hop_seconds: float = 2.0
-    """From the start of one window to the start of the next."""
-    top_k: int = 5
-    """Labels kept per window."""
-    chunk_batches: int = 8
-    """Batches in one output file: what a crash can cost, and how many files there are."""
-    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0))
-    """Limits of decoding; a request holds up to 16 windows of a video, hence the longer deadline."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is recorded."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("window_seconds", "hop_seconds", "top_k", "chunk_batches"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must be positive; give a larger value")
+    writer: SoleWriter
+    run_key: str
+    facts: Mapping[str, Any]
+    """What every commit also tells."""
 
     @property
-    def grid(self) -> WindowGrid:
-        """The windows of a video."""
-        return WindowGrid(self.window_seconds, self.hop_seconds)
+    def config(self) -> TagConfig:
+        """What was asked for."""
+        return self.plan.config
 
 
 def run(config: TagConfig) -> dict[str, Any]:
     """Tag everything that is new or changed, one version of the output after another."""
-    weights = find_classifier(config.init, config.public_weights)
+    plan = plan_scoring(config, find_classifier(config.init, config.public_weights))
     output = absolute(config.output)
-    settings = tag_settings(config, weights)
-    refuse_other_settings(output, settings)
-    listing = list_source(config.source)
-    if not listing.content_versions and last_commit(output) is None:
-        raise UserError(
-            f"source={config.source}: holds no video (other files by suffix: {dict(listing.skipped) or 'none'}); "
-            "give a folder or prefix of videos, or a manifest"
+    refuse_other_settings(output, plan.settings())
+    claim = claim_output(output, config, free_keys=FREE_TAG_KEYS)
+    with sole_writer(output) as writer:
+        publish_what_was_decided(output)
+        listing = list_videos(config.source, output, claim)
+        links = {"weights_digest": plan.weights.digest, **plan.weights.links}
+        tracking = start_run(
+            config.tracking, program="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
         )
-    claim = claim_output(output, config, free_keys=(*FREE_KEYS, "decode_workers"))
-    links = {"weights_digest": weights.digest, **weights.links}
-    tracking = start_run(
-        config.tracking, program="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
-    )
-    facts = {"source": absolute(config.source), "run_id": tracking.wait_for_id(MLFLOW_WAIT_SECONDS)}
-    plan = ScoringPlan(weights, config.grid, config.top_k, config, config.decode)
-    with recorded(tracking), keeping_finished_work("finished chunks are kept, the same command goes on"):
-        figures = [
-            tag_version(planned, plan, claim.run_key, facts)
-            for planned in versions_to_tag(config, output, settings, listing)
-        ]
-        report = summary(output, listing, figures)
-    if figures:
-        numbers = {key: value for key, value in report.items() if type(value) in (int, float)}
-        tracking.log_metrics(numbers, step=report["version"])
-    tracking.finish()
+        facts = {"source": absolute(config.source), "run_id": tracking.wait_for_id(MLFLOW_WAIT_SECONDS)}
+        job = TagJob(plan, output, writer, claim.run_key, facts)
+        with recorded(tracking), keeping_finished_work("finished chunks are kept, the same command goes on"):
+            figures = [tag_version(job, planned) for planned in versions_to_tag(job, listing)]
+            report = summary(output, listing, figures)
+            if figures and config.gallery_videos:
+                report["report"] = write_page(job, report)
+        if figures:
+            numbers = {key: value for key, value in report.items() if type(value) in (int, float)}
+            tracking.log_metrics(numbers, step=report["version"])
+        tracking.finish()
     return {**report, "mlflow_run_id": tracking.run_id}
-
-
-def tag_settings(config: TagConfig, weights: ClassifierWeights) -> dict[str, Any]:
-    """What every row of one output has in common."""
-    return {
-        "weights_digest": weights.digest,
-        **asdict(config.grid),
-        "top_k": config.top_k,
-        "precision": config.precision,
-        "input_size": list(weights.input_size),
-    }
 
 
 def refuse_other_settings(output: str, settings: Mapping[str, Any]) -> None:
@@ -136,31 +112,71 @@ def refuse_other_settings(output: str, settings: Mapping[str, Any]) -> None:
     committed = last_commit(output) or {"settings": settings}
     there = unfinished.settings if unfinished else committed["settings"]
     changed = [
-        f"{key}: {there.get(key)} there, {value} now" for key, value in settings.items() if there.get(key) != value
+        f"{key}: {there.get(key)} there, {settings.get(key)} now"
+        for key in {**there, **settings}
+        if there.get(key) != settings.get(key)
     ]
     if changed:
         raise UserError(f"output={output}: holds tags made otherwise ({'; '.join(changed)}); choose another output")
 
 
-def versions_to_tag(
-    config: TagConfig, output: str, settings: Mapping[str, Any], listing: SourceListing
-) -> Iterator[PlannedVersion]:
-    """The version that a crash left unfinished, then one for all that is new, changed or gone."""
-    unfinished = unfinished_version(output)
+def publish_what_was_decided(output: str) -> None:
+    """The commit of a run that died between deciding and showing it."""
+    decided = last_sealed(output)
+    if decided is not None:
+        publish(output, decided)
+
+
+def list_videos(source: str, output: str, claim: Claim) -> SourceListing:
+    """The videos of the source, which may all be gone by now.
+
+    Raises:
+        UserError: there were never any.
+        StorageError: the source cannot be read.
+    """
+    listing = None
+    try:
+        listing = list_source(source)
+        if len(listing.videos) == 0 and last_commit(output) is None:
+            listing = None
+            raise UserError(f"source={source}: holds no video; give a folder or prefix of videos, or a manifest")
+    finally:
+        if listing is None:
+            release_output(output, claim)
+    return listing
+
+
+def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVersion]:
+    """The version that a crash left unfinished, then all that is new, changed or gone, in versions of bounded size."""
+    unfinished = unfinished_version(job.output, job.writer.attempt)
     if unfinished is not None:
-        console.print(f"going on with version {unfinished.version} of {output}")
+        console.print(f"going on with version {unfinished.version} of {job.output}")
         yield unfinished
-    known = known_versions(output)
-    fresh, gone = new_or_changed(listing, known), tombstones(listing, known)
-    if len(fresh) + len(gone) == 0:
-        console.print(f"nothing new: all {len(known)} videos of {config.source} are tagged in {output}")
-        return
-    probed = probe_videos(fresh, gone, config.decode, config)
-    committed = last_commit(output)
+    known = KnownVideos(job.output)
+    gone = tombstones(listing, known)
+    nothing_new = True
+    for fresh in new_or_changed(listing, known, job.config.videos_per_commit):
+        nothing_new = False
+        yield plan_version(job, pa.concat_tables([probe_videos(fresh, job.config.decode, job.config), gone]))
+        gone = gone.slice(0, 0)
+    if len(gone):
+        yield plan_version(job, gone)
+    elif nothing_new:
+        console.print(
+            f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}"
+        )
+
+
+def plan_version(job: TagJob, probed: pa.Table) -> PlannedVersion:
+    """Keep the plan of the next version, before any of its work begins."""
+    watch = FailureWatch(job.config.max_failed_share, len(probed))
+    watch.count(probed.to_pylist())
+    units = plan_units(probed.sort_by("uri"), job.config.grid, job.config.batch_size * job.config.chunk_batches)
+    committed = last_commit(job.output)
     version = committed["version"] + 1 if committed else 0
-    units = plan_units(probed, config.grid, config.batch_size * config.chunk_batches)
-    write_plan(output, version, units, settings)
-    yield PlannedVersion(output, version)
+    if not write_plan(job.output, version, units, job.plan.settings()):
+        console.print(f"version {version} was planned already, by a job that was cut off: going on with that plan")
+    return PlannedVersion(job.output, version, job.writer.attempt)
 
 
 @dataclass(frozen=True)
@@ -173,22 +189,49 @@ class VersionFigures:
     """Chunks done now."""
     chunks_skipped: int
     """Chunks that an earlier run had finished."""
+    chunks_again: int
+    """Chunks that were begun more than once, over all runs: what kills and dead workers cost."""
     seconds: float
     """From the first chunk to the commit."""
 
 
-def tag_version(planned: PlannedVersion, plan: ScoringPlan, run_key: str, facts: Mapping[str, Any]) -> VersionFigures:
-    """Score the missing chunks of a version, each into its file, and commit."""
+def tag_version(job: TagJob, planned: PlannedVersion) -> VersionFigures:
+    """Score the missing chunks of a version, each into its file, and commit; on SIGTERM, commit what is there.
+
+    Raises:
+        StopRequestedError: SIGTERM.
+        WorkStoppedError: too many videos failed, or another program took the output over.
+    """
     started = time.monotonic()
     missing = planned.missing_chunks()
-    windows = 0
+    begun = planned.count_begun(missing)
+    try:
+        windows, repeats = score_chunks(job, planned, missing, begun)
+    except StopRequestedError:
+        if len(planned.missing_chunks()) < planned.num_chunks:
+            planned.commit(job.facts, partial=True, seal=job.writer.seal)
+        raise
+    again = planned.chunks_lost() + repeats
+    planned.commit({**job.facts, "chunks_done_again": again}, seal=job.writer.seal)
+    skipped = planned.num_chunks - len(missing)
+    return VersionFigures(windows, len(missing), skipped, again, time.monotonic() - started)
+
+
+def score_chunks(job: TagJob, planned: PlannedVersion, missing: Sequence[int], begun: set[int]) -> tuple[int, int]:
+    """Score chunks into their files; returns windows scored, and chunks repeated because a worker died meanwhile."""
+    plan, windows, repeats = job.plan, 0, 0
+    watch = FailureWatch(job.config.max_failed_share, planned.num_videos)
     with chunk_writer(planned) as write, progress_bar(planned, missing) as show:
-        for number, scored in scored_windows(planned, missing, plan):
-            write(number, tag_rows(planned.chunk(number), scored, plan.grid, planned.version, run_key))
-            windows += len(scored)
+        for chunk in scored_chunks(planned, missing, plan):
+            job.writer.check()
+            units = planned.chunk(chunk.number)
+            rows = tag_rows(units, chunk.answers, plan.views.grid, planned.version, job.run_key, plan.embedding_size)
+            write(chunk.number, rows)
+            watch.count(rows.select(["video_id", "uri", "status", "message"]).to_pylist())
+            windows += len(chunk.answers)
+            repeats += chunk.again and chunk.number not in begun
             show(windows)
-    planned.commit(facts)
-    return VersionFigures(windows, len(missing), planned.num_chunks - len(missing), time.monotonic() - started)
+    return windows, repeats
 
 
 @contextmanager
@@ -229,22 +272,37 @@ def progress_bar(planned: PlannedVersion, missing: Sequence[int]) -> Iterator[Ca
 def summary(output: str, listing: SourceListing, figures: list[VersionFigures]) -> dict[str, Any]:
     """What the output holds now and what this run did for it."""
     commit = last_commit(output) or {"version": -1}
-    statuses = Counter(read_videos(output)["status"].to_pylist()) if commit["version"] >= 0 else Counter()
+    videos = read_videos(output, ["status", "error_class"]) if commit["version"] >= 0 else None
+    statuses = Counter(videos["status"].to_pylist() if videos else ())
+    reasons = Counter(videos["error_class"].drop_null().to_pylist() if videos else ())
     windows = sum(figure.windows for figure in figures)
     seconds = sum(figure.seconds for figure in figures)
     return {
         "nothing_new": not figures,
         "version": commit["version"],
         "videos": statuses.total(),
-        "failed_videos": statuses.total() - statuses["ok"] - statuses["partial"],
+        "failed_videos": statuses.total() - statuses[OK] - statuses[PARTIAL],
         "videos_by_status": dict(statuses.most_common()),
+        "failures_by_reason": dict(reasons.most_common()),
         "files_skipped_by_suffix": dict(listing.skipped),
         "windows": windows,
         "chunks_done": sum(figure.chunks for figure in figures),
         "chunks_skipped": sum(figure.chunks_skipped for figure in figures),
+        "chunks_done_again": sum(figure.chunks_again for figure in figures),
         "seconds": seconds,
         "windows_per_second": windows / seconds if seconds else 0.0,
     }
+
+
+def write_page(job: TagJob, report: Mapping[str, Any]) -> str:
+    """Write ``report.html`` with the figures and a gallery; returns its place."""
+    videos = read_videos(job.output, VIDEO_COLUMNS)
+    shown = list(gallery(choose_videos(videos, job.config.gallery_videos), job.config.decode))
+    weights = f"{job.plan.weights.uri} ({job.plan.weights.digest})"
+    facts = {"source": str(job.facts["source"]), "weights": weights, "run": str(job.facts["run_id"] or "")}
+    place = join(job.output, "report.html")
+    write_bytes(place, page(f"Tags of {report['videos']:,} videos", report, videos, shown, facts))
+    return place
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,40 +12,32 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from rich.progress import track
 
-from jobs.classifier import ACTOR_RETRIES, ClassifierWeights, ScoringConfig, plan_actors, score_videos
-from jobs.cluster import connect
+from jobs.classifier import ACTOR_RETRIES, ScoringConfig, plan_actors
+from jobs.cluster import connect, has_gpus
 from jobs.program import console
-from pipeline import (
-    OK,
-    DecodeConfig,
-    DecodeWindows,
-    PlannedVersion,
-    ProbeVideos,
-    WindowGrid,
-)
+from jobs.tag_config import ScoringPlan
+from jobs.window_scores import ScoreWindows
+from pipeline import OK, DecodeConfig, DecodeWindows, PlannedVersion, ProbeVideos
 
 PROBES_PER_TASK = 16
 DECODER_BYTES = 512 * 2**20
-WINDOW_COLUMNS = ("chunk", "unit_id", "window_index", "status", "message")
-
-ScoredWindows = dict[tuple[int, int], dict[str, Any]]
+RUN_AHEAD_BATCHES = 4  # for every actor: what is decoded and not yet scored is lost in a crash
+WINDOW_COLUMNS = ("chunk", "unit_id", "window_index", "status", "message", "attempts", "again")
 
 
 @dataclass(frozen=True)
-class ScoringPlan:
-    """How windows become scores, and on how many actors."""
+class ScoredChunk:
+    """A chunk of the plan with all of its answers."""
 
-    weights: ClassifierWeights
-    grid: WindowGrid
-    top_k: int
-    scoring: ScoringConfig
-    decode: DecodeConfig
+    number: int
+    answers: Mapping[tuple[int, int], Mapping[str, Any]]
+    """(unit id, window index) → labels and scores, or why there are none."""
+    again: bool
+    """Whether it had been begun before, by a worker or a job that did not finish it."""
 
 
-def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, scoring: ScoringConfig) -> pa.Table:
-    """What the plan must know of every new video, by probing them in parallel; those that are gone pass through."""
-    if len(fresh) == 0:
-        return gone
+def probe_videos(fresh: pa.Table, decode: DecodeConfig, scoring: ScoringConfig) -> pa.Table:
+    """What the plan must know of every new video, by probing them in parallel."""
     connect()
     tasks = [fresh.slice(start, PROBES_PER_TASK) for start in range(0, len(fresh), PROBES_PER_TASK)]
     blocks = ray.data.from_arrow(tasks)
@@ -60,8 +52,7 @@ def probe_videos(fresh: pa.Table, gone: pa.Table, decode: DecodeConfig, scoring:
         **ACTOR_RETRIES,
     )
     batches = probed.iter_batches(batch_size=None, batch_format="pyarrow")
-    tables = list(track(batches, "probing videos", total=len(tasks), console=console))
-    return pa.concat_tables([*tables, gone]).sort_by("uri")
+    return pa.concat_tables(track(batches, "probing videos", total=len(tasks), console=console))
 
 
 def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan, attempts_folder: str | None = None) -> Dataset:
@@ -70,15 +61,20 @@ def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan, attempts_folder
     A chunk is one block and its windows leave the decoder in blocks of exactly one batch, so that the model always
     runs full batches, also over short videos.
     """
-    actors = plan_actors(plan.scoring)
-    frames, height, width = plan.weights.input_size
+    scoring, actors, use_gpu = plan.config, plan_actors(plan.config), has_gpus()
+    frames, height, width = plan.views.stacked_size
+    batch = plan.wanted.rows_at_once(scoring.batch_size)
     blocks = ray.data.from_arrow(list(chunks))
     blocks.context.enable_progress_bars = False
     blocks.context.enable_fallback_to_arrow_object_ext_type = False
-    blocks.context.target_max_block_size = plan.scoring.batch_size * frames * height * width * 3
+    blocks.context.target_max_block_size = batch_bytes = batch * frames * height * width * 3
+    ahead = RUN_AHEAD_BATCHES * (actors.decode + actors.model) * batch_bytes
+    options = ray.data.ExecutionOptions()
+    options.resource_limits = options.resource_limits.copy(object_store_memory=ahead)
+    blocks.context.execution_options = options
     windows = blocks.map_batches(
         DecodeWindows,
-        fn_constructor_args=(plan.decode, plan.grid, (frames, height, width), plan.scoring.batch_size, attempts_folder),
+        fn_constructor_args=(scoring.decode, plan.views, batch, attempts_folder),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(actors.decode, len(chunks))),
@@ -86,37 +82,52 @@ def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan, attempts_folder
         memory=DECODER_BYTES,
         **ACTOR_RETRIES,
     )
-    return score_videos(windows, plan.weights, plan.scoring, actors.model, keep=WINDOW_COLUMNS, top_k=plan.top_k)
+    return windows.map_batches(
+        ScoreWindows,
+        fn_constructor_args=(
+            plan.weights,
+            scoring.precision,
+            use_gpu,
+            WINDOW_COLUMNS,
+            plan.wanted,
+            scoring.batch_size,
+        ),
+        batch_size=batch,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=actors.model),
+        num_cpus=0 if use_gpu else 1,
+        num_gpus=1 if use_gpu else 0,
+        **ACTOR_RETRIES,
+    )
 
 
-def scored_windows(
-    planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan
-) -> Iterator[tuple[int, ScoredWindows]]:
-    """Each missing chunk once all of its windows are there: its number and (unit id, window index) → answer."""
+def scored_chunks(planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan) -> Iterator[ScoredChunk]:
+    """Each missing chunk once all of its windows are there."""
     due = {number: planned.count_windows([number]) for number in missing}
-    yield from ((number, {}) for number in missing if due[number] == 0)
+    yield from (ScoredChunk(number, {}, again=False) for number in missing if due[number] == 0)
     chunks = [planned.chunk(number) for number in missing if due[number] > 0]
     if not chunks:
         return
     connect()
-    waiting: dict[int, ScoredWindows] = defaultdict(dict)
-    for batch in tagging_chain(chunks, plan, planned.attempts_folder).iter_batches(
-        batch_size=None, batch_format="pyarrow"
-    ):
+    waiting: dict[int, dict[tuple[int, int], dict[str, Any]]] = defaultdict(dict)
+    again: set[int] = set()
+    chain = tagging_chain(chunks, plan, planned.attempts_folder)
+    for batch in chain.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in batch.to_pylist():
-            waiting[row["chunk"]][row["unit_id"], row["window_index"]] = answer(row, plan.weights.classes)
-        for number in [number for number, scored in waiting.items() if len(scored) == due[number]]:
-            yield number, waiting.pop(number)
+            waiting[row["chunk"]][row["unit_id"], row["window_index"]] = answer(row, plan)
+            again |= {row["chunk"]} if row["again"] else set()
+        for number in [number for number, answers in waiting.items() if len(answers) == due[number]]:
+            yield ScoredChunk(number, waiting.pop(number), number in again)
     if waiting:
         raise RuntimeError(f"chunks {sorted(waiting)} are incomplete after the last window; run tag again")
 
 
-def answer(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """What one window's row says: labels and scores, or why there are none."""
-    scored = row["status"] == OK
-    return {
-        "labels": [classes[index] for index in row["classes"]] if scored else [],
-        "scores": row["scores"] if scored else [],
-        "status": row["status"],
-        "message": row["message"],
-    }
+def answer(row: Mapping[str, Any], plan: ScoringPlan) -> dict[str, Any]:
+    """What one window's row says: labels that reach their thresholds and their scores, or why there are none."""
+    told = {name: row[name] for name in ("status", "message", "attempts")}
+    if row["status"] != OK:
+        return {"labels": [], "scores": [], **told}
+    named = [(plan.weights.classes[index], score) for index, score in zip(row["classes"], row["scores"], strict=True)]
+    kept = [(label, score) for label, score in named if score >= plan.thresholds[label]]
+    embedding = {"embedding": row["embedding"]} if plan.embedding_size else {}
+    return {"labels": [label for label, _ in kept], "scores": [score for _, score in kept], **told, **embedding}

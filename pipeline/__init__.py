@@ -26,23 +26,21 @@ from pipeline.storage import (
     write_bytes,
     write_if_absent,
 )
-from pipeline.tag_output import (
-    PlannedVersion,
-    known_versions,
-    last_commit,
-    read_tags,
-    read_videos,
-    tag_rows,
-    unfinished_version,
-    write_plan,
-)
+from pipeline.tag_output import PlannedVersion, publish, unfinished_version, write_plan
+from pipeline.tag_rows import tag_rows
+from pipeline.tag_schema import FAILED, PARTIAL
 from pipeline.tag_source import SourceListing, list_source, new_or_changed, tombstones
 from pipeline.tag_stages import DecodeWindows, ProbeVideos
-from pipeline.windows import OK, WindowGrid, plan_units, window_times
+from pipeline.tag_view import KnownVideos, last_commit, read_tags, read_videos
+from pipeline.window_views import WholeVideo, WindowViews, grid_of
+from pipeline.windows import DELETED, OK, WindowGrid, plan_units, window_times
 
 __all__ = [
     "CLIP_SCHEMA",
+    "DELETED",
+    "FAILED",
     "OK",
+    "PARTIAL",
     "REJECTED_SCHEMA",
     "UNLABELLED",
     "CropBox",
@@ -52,6 +50,7 @@ __all__ = [
     "FixedView",
     "FrameView",
     "IsolatedDecoder",
+    "KnownVideos",
     "ManifestError",
     "PlannedVersion",
     "PreparedSet",
@@ -63,7 +62,9 @@ __all__ = [
     "VideoInfo",
     "ViewConfig",
     "ViewProtocol",
+    "WholeVideo",
     "WindowGrid",
+    "WindowViews",
     "absolute",
     "center_crop",
     "clip_id",
@@ -72,11 +73,11 @@ __all__ = [
     "exists",
     "filesystem",
     "fixed_views",
+    "grid_of",
     "is_local",
     "is_local_relative",
     "iter_micro_batches",
     "join",
-    "known_versions",
     "last_commit",
     "list_files",
     "list_source",
@@ -84,6 +85,7 @@ __all__ = [
     "new_or_changed",
     "open_prepared",
     "plan_units",
+    "publish",
     "read_bytes",
     "read_class_list",
     "read_tags",

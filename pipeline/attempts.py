@@ -24,6 +24,8 @@ class Attempts:
 
     def __init__(self, place: str) -> None:
         self.place = place
+        self.begun_before = False
+        """Whether an earlier worker began with this chunk."""
         self._unended = self._read()
 
     @contextmanager
@@ -77,4 +79,5 @@ class Attempts:
             if not error.missing:
                 raise
             return {}
+        self.begun_before = True
         return counts

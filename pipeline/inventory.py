@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.orc
 
-from pipeline.columns import ManifestError, as_text, joined, parquet_batches, read_csv
+from pipeline.columns import ManifestError, as_text, csv_batches, joined, parquet_batches
 from pipeline.storage import join, read_bytes
 
 
 def read_inventory(uri: str) -> pa.Table:
-    """An S3 Inventory by its ``manifest.json`` → ``uri, size, modified_ns, etag``, as `storage.list_files` gives.
+    """An S3 Inventory by its ``manifest.json`` → ``uri, size, modified_ns, etag``, as `storage.list_files` gives."""
+    return pa.concat_tables(inventory_parts(uri))
+
+
+def inventory_parts(uri: str) -> Iterator[pa.Table]:
+    """An S3 Inventory as `read_inventory` gives it, a part at a time: it may list millions.
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
     """
@@ -29,21 +35,23 @@ def read_inventory(uri: str) -> pa.Table:
         raise ManifestError(
             f"{uri}: is no S3 Inventory manifest ({error!r} is missing); give its manifest.json"
         ) from error
-    return pa.concat_tables(_inventory_rows(read(_beside(uri, file), columns)) for file in files)
+    for file in files:
+        for part in read(_beside(uri, file), columns):
+            yield _inventory_rows(part)
 
 
-def _inventory_csv(uri: str, columns: list[str]) -> pa.Table:
-    table = read_csv(uri, columns)
-    keys = table["Key"].combine_chunks()
-    return table.set_column(table.column_names.index("Key"), "Key", _url_decoded(keys))
+def _inventory_csv(uri: str, columns: list[str]) -> Iterator[pa.Table]:
+    for table in csv_batches(uri, columns):
+        keys = table["Key"].combine_chunks()
+        yield table.set_column(table.column_names.index("Key"), "Key", _url_decoded(keys))
 
 
-def _inventory_parquet(uri: str, _columns: list[str]) -> pa.Table:
-    return _inventory_names(pa.concat_tables(parquet_batches(uri)))
+def _inventory_parquet(uri: str, _columns: list[str]) -> Iterator[pa.Table]:
+    yield from (_inventory_names(table) for table in parquet_batches(uri))
 
 
-def _inventory_orc(uri: str, _columns: list[str]) -> pa.Table:
-    return _inventory_names(pa.orc.read_table(pa.BufferReader(read_bytes(uri))))
+def _inventory_orc(uri: str, _columns: list[str]) -> Iterator[pa.Table]:
+    yield _inventory_names(pa.orc.read_table(pa.BufferReader(read_bytes(uri))))
 
 
 def _inventory_names(table: pa.Table) -> pa.Table:

@@ -175,6 +175,13 @@ def is_there(uri: str) -> bool:
     return True
 
 
+def etag(uri: str) -> str:
+    """The ETag of one object, without its quotes."""
+    bucket, key = bucket_and_key(uri)
+    answer = _patiently(lambda: s3_client().head_object(Bucket=bucket, Key=key))
+    return str(answer["ETag"].strip('"'))
+
+
 def remove(uri: str) -> None:
     """Delete one object; one that is not there is fine."""
     bucket, key = bucket_and_key(uri)

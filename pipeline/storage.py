@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import os
 import tempfile
 import urllib.parse
@@ -27,6 +28,7 @@ __all__ = [
     "LISTING_SCHEMA",
     "StorageError",
     "absolute",
+    "content_version",
     "delete",
     "exists",
     "filesystem",
@@ -34,6 +36,7 @@ __all__ = [
     "is_local_relative",
     "join",
     "list_files",
+    "listed_in_parts",
     "local_copy",
     "local_path",
     "read_bytes",
@@ -44,6 +47,7 @@ __all__ = [
     "write_if_absent",
 ]
 
+LISTED_AT_ONCE = 50_000
 LISTING_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64()), ("etag", pa.string())]
 )
@@ -180,8 +184,36 @@ def list_files(uri: str, suffixes: Sequence[str] | None = None, recursive: bool 
         )
         rows = [row for row in found if wanted is None or row[0].lower().endswith(wanted)]
     rows.sort()
-    columns = [pa.array([row[index] for row in rows], field.type) for index, field in enumerate(LISTING_SCHEMA)]
-    return pa.Table.from_arrays(columns, schema=LISTING_SCHEMA)
+    return _listing(rows)
+
+
+def listed_in_parts(uri: str) -> Iterator[pa.Table]:
+    """All files below a folder or prefix as `list_files` gives them, a part at a time: a prefix may hold millions.
+
+    Raises:
+        StorageError: as `list_files`.
+    """
+    if local_path(absolute(uri)) is not None:
+        yield list_files(uri)
+        return
+    with errors_named(uri):
+        found = object_storage.list_objects(uri, recursive=True)
+        while rows := list(itertools.islice(found, LISTED_AT_ONCE)):
+            yield _listing(rows)
+
+
+def content_version(uri: str) -> str:
+    """What tells one content of an object from the next: the ETag, or size and time of the last change.
+
+    Raises:
+        StorageError: it is missing, unreachable or not permitted.
+    """
+    path = local_path(uri)
+    with errors_named(uri):
+        if path is None:
+            return object_storage.etag(uri)
+        status = path.stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -212,6 +244,11 @@ def local_copy(uri: str) -> Iterator[Path]:
         with errors_named(uri):
             object_storage.download(uri, str(copy))
         yield copy
+
+
+def _listing(rows: Sequence[tuple[str, int, int, str]]) -> pa.Table:
+    columns = [pa.array([row[index] for row in rows], field.type) for index, field in enumerate(LISTING_SCHEMA)]
+    return pa.Table.from_arrays(columns, schema=LISTING_SCHEMA)
 
 
 @contextlib.contextmanager

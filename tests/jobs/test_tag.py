@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video import create_model, save_model
+from hiera_video import create_model, normalize_video, save_model
 from jobs.classifier import Classifier
 from jobs.errors import UserError
 from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.program import replace
 from jobs.tag import TagConfig, run
 from jobs.tracking import TrackingConfig
-from pipeline import DecodeConfig, IsolatedDecoder, TimeView, center_crop, read_tags, read_videos, window_times
+from pipeline import (
+    DecodeConfig,
+    FrameView,
+    IsolatedDecoder,
+    TimeView,
+    ViewConfig,
+    WholeVideo,
+    center_crop,
+    read_tags,
+    read_videos,
+    window_times,
+)
+from pipeline.sampling import evaluation_crops, evaluation_indices
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -62,8 +75,11 @@ def test_every_file_has_rows_or_a_reason(tagged: tuple[TagConfig, dict[str, Any]
     assert set(videos) == listed
     assert report["failed_videos"] == 2
     assert report["windows"] == 5 * 3  # 50 frames at 30 per second: from 0, 0.5 and 0.967 s
-    assert videos["empty.webm"]["status"] == "empty"
-    assert videos["text.mp4"]["status"] == "not_a_video"
+    assert {videos[name]["status"] for name in ("empty.webm", "text.mp4")} == {"failed"}
+    assert videos["empty.webm"]["error_class"] == "empty"
+    assert videos["text.mp4"]["error_class"] == "not_a_video"
+    assert report["failures_by_reason"] == {"empty": 1, "not_a_video": 1}
+    assert report["chunks_done_again"] == 0
     rows = read_tags(config.output).to_pylist()
     assert len(rows) == 5 * 3 + 2
     scored = [row for row in rows if row["status"] == "ok"]
@@ -96,11 +112,14 @@ def test_a_cut_run_does_only_what_is_missing(tagged: tuple[TagConfig, dict[str, 
     before = read_tags(config.output)
     output = Path(config.output)
     (output / "_commits" / "0.json").unlink()
-    (output / "tags" / "000000-000001.parquet").unlink()
+    next((output / "tags").glob("000000-000001-*.parquet")).unlink()
+    shutil.rmtree(output / "attempts")  # as if the run had been killed before it could decide on the commit
     again = run(replace(config, workers=2))
     assert (again["chunks_done"], again["chunks_skipped"]) == (1, report["chunks_done"] - 1)
+    assert again["chunks_done_again"] == 1
     after = read_tags(config.output)
-    assert after.drop_columns("scores") == before.drop_columns("scores")
+    changing = ["scores", "attempts"]
+    assert after.drop_columns(changing) == before.drop_columns(changing)
     flat = np.concatenate(after["scores"].to_numpy())
     assert flat == pytest.approx(np.concatenate(before["scores"].to_numpy()), abs=1e-5)
 
@@ -119,8 +138,50 @@ def test_another_setting_or_other_weights_need_another_output(
     save_model(other, create_model("mae_hiera_test_8x64"))
     with pytest.raises(UserError, match="not a video classifier"):
         run(replace(config, init=str(other)))
+    with pytest.raises(UserError, match=r"labels=\['flies'\]: no labels of init=.* it knows 8: moves_left"):
+        run(replace(config, labels=("flies",)))
     with pytest.raises(UserError, match="take 99 CPUs"):
         run(replace(config, workers=98, output=str(tmp_path / "out")))
+
+
+def test_a_whole_video_is_one_row_with_its_own_labels(weights: Path, source: Path, tmp_path: Path) -> None:
+    """Two clips, three crops: the mean of the six; several labels with thresholds, and features of a fixed size."""
+    names = MOTION_CLASSES[:3]
+    config = TagConfig(
+        source=str(source),
+        init=str(weights),
+        output=str(tmp_path / "whole"),
+        whole_video=WholeVideo(clips=2, frame_stride=2),
+        multi_label=True,
+        labels=names,
+        thresholds={names[0]: 1.0},
+        embeddings=True,
+        batch_size=6,
+        gallery_videos=0,
+        tracking=TrackingConfig(uri="none"),
+    )
+    run(config)
+    rows = [row for row in read_tags(config.output).to_pylist() if row["status"] == "ok"]
+    assert [(row["window_index"], row["start_seconds"]) for row in rows] == [(0, 0.0)] * 5
+    video = read_videos(config.output).to_pylist()[0]
+    assert {span["label"] for span in video["spans"]} == set(names[1:])
+    classifier = Classifier(config.init, "fp32", use_gpu=False)
+    view = ViewConfig(num_frames=8, frame_stride=2, size=64)
+    with IsolatedDecoder(DecodeConfig()) as decoder:
+        info = decoder.probe(rows[0]["uri"])
+        views = [
+            FrameView(evaluation_indices(info.num_frames, info.fps, view, clip, 2), crop, (64, 64))
+            for clip in range(2)
+            for crop in evaluation_crops(info.height, info.width, 3)
+        ]
+        clips = torch.from_numpy(np.stack(decoder.decode(rows[0]["uri"], views)))
+    with torch.inference_mode():
+        features = classifier.model.embed(normalize_video(clips))
+        scores = classifier.model.head(features).sigmoid().mean(0)[1:3].tolist()
+    assert dict(zip(rows[0]["labels"], rows[0]["scores"], strict=True)) == pytest.approx(
+        dict(zip(names[1:], scores, strict=True)), rel=1e-4
+    )
+    assert rows[0]["embedding"] == pytest.approx(features.mean(0).tolist(), rel=1e-3, abs=1e-5)
 
 
 def test_every_real_trouble_maker_is_accounted_for(real_clips: Path, weights: Path, tmp_path: Path) -> None:
@@ -133,9 +194,10 @@ def test_every_real_trouble_maker_is_accounted_for(real_clips: Path, weights: Pa
         tracking=TrackingConfig(uri="none"),
     )
     run(config)
-    statuses = {Path(row["uri"]).name: row["status"] for row in read_videos(config.output).to_pylist()}
+    rows = read_videos(config.output).to_pylist()
+    statuses = {Path(row["uri"]).name: row["error_class"] or row["status"] for row in rows}
     assert set(statuses) == {path.name for path in source.iterdir()}
     assert statuses["Zulko_moviepy__no_duration.webm"] == "ok"
     assert statuses["Zulko_moviepy__result.webm"] == "empty"
     assert statuses["tensorflow_io__gs-16b-2c-44100hz.mp4"] == "no_video_stream"
-    assert statuses["dmlc_decord__corrupted.mp4"] == "partial"
+    assert "partial" in {row["status"] for row in rows if row["uri"].endswith("dmlc_decord__corrupted.mp4")}

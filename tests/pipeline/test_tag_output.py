@@ -3,48 +3,55 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from pipeline import tag_output
 from pipeline.storage import StorageError
-from pipeline.tag_output import (
-    PlannedVersion,
-    known_versions,
-    last_commit,
-    read_tags,
-    read_videos,
-    tag_rows,
-    unfinished_version,
-    write_plan,
-)
-from pipeline.tag_source import list_source, new_or_changed, tombstones
-from pipeline.windows import WindowGrid, plan_units
+from pipeline.tag_output import PlannedVersion, unfinished_version, write_plan
+from pipeline.tag_rows import tag_rows
+from pipeline.tag_source import SourceListing, list_source, new_or_changed, tombstones
+from pipeline.tag_view import KnownVideos, last_commit, read_tags, read_videos
+from pipeline.windows import PROBED_SCHEMA, WindowGrid, plan_units
 
 GRID = WindowGrid(1.0, 1.0)
 SETTINGS = {"weights_digest": "abc"}
 
 
-def _tag_everything(source: Path, output: str) -> PlannedVersion | None:
+def _tag_everything(source: Path, output: str, writer: int = 1) -> PlannedVersion | None:
     """One pass of a job whose videos all last 2.5 seconds; files named `bad*` fail."""
-    listing, known = list_source(str(source)), known_versions(output)
-    fresh, gone = new_or_changed(listing, known).to_pylist(), tombstones(listing, known).to_pylist()
-    if not fresh and not gone:
+    listing, known = list_source(str(source)), KnownVideos(output)
+    planned = unfinished_version(output, writer) or _plan(output, _fresh(listing, known), tombstones(listing, known))
+    if planned is None:
         return None
-    for video in fresh:
-        good = "bad" not in video["uri"]
-        video |= {"duration_seconds": 2.5, "num_frames": 25} if good else {"status": "corrupt", "message": "no frames"}
-    schema = new_or_changed(listing, known).schema
-    probed = schema.empty_table().from_pylist(fresh + gone, schema=schema)
-    committed = last_commit(output)
-    version = committed["version"] + 1 if committed else 0
-    write_plan(output, version, plan_units(probed, GRID, 4), SETTINGS)
-    planned = PlannedVersion(output, version)
     for number in planned.missing_chunks():
         _write(planned, number)
     planned.commit({"run_id": "r"})
     return planned
+
+
+def _fresh(listing: SourceListing, known: KnownVideos) -> pa.Table:
+    parts = [PROBED_SCHEMA.empty_table(), *new_or_changed(listing, known, most=3)]
+    assert all(len(part) <= 3 for part in parts)
+    rows = pa.concat_tables(parts).to_pylist()
+    for video in rows:
+        good = "bad" not in video["uri"]
+        video |= {"duration_seconds": 2.5, "num_frames": 25} if good else {"status": "corrupt", "message": "no frames"}
+    return pa.Table.from_pylist(rows, schema=PROBED_SCHEMA)
+
+
+def _plan(output: str, fresh: pa.Table, gone: pa.Table, writer: int = 1) -> PlannedVersion | None:
+    probed = pa.concat_tables([fresh, gone]).sort_by("uri")
+    if len(probed) == 0:
+        return None
+    committed = last_commit(output)
+    version = committed["version"] + 1 if committed else 0
+    assert write_plan(output, version, plan_units(probed, GRID, 4), SETTINGS)
+    return PlannedVersion(output, version, writer)
 
 
 def _write(planned: PlannedVersion, number: int) -> None:
@@ -53,9 +60,9 @@ def _write(planned: PlannedVersion, number: int) -> None:
     for unit in units.to_pylist():
         for index in range(unit["first_window"], unit["first_window"] + unit["num_windows"]):
             best = [0.75, 0.25] if index else [0.5, 0.4]
-            answer = {"labels": ["jump", "run"], "scores": best, "status": "ok", "message": ""}
+            answer = {"labels": ["jump", "run"], "scores": best, "status": "ok", "message": "", "attempts": 1}
             if "partly" in unit["uri"] and index == 1:
-                answer = {"labels": [], "scores": [], "status": "time-out", "message": "10 s"}
+                answer = {"labels": [], "scores": [], "status": "timeout", "message": "10 s"} | {"attempts": 2}
             scored[unit["unit_id"], index] = answer
     planned.write_chunk(number, tag_rows(units, scored, GRID, planned.version, "key"))
 
@@ -82,11 +89,19 @@ def test_the_view_follows_the_source(source: Path, tmp_path: Path) -> None:
     _tag_everything(source, output)
     videos = {Path(row["uri"]).name: row for row in read_videos(output).to_pylist()}
     assert {name: (row["windows"], row["status"]) for name, row in videos.items()} == {
-        "a.mp4": (3, "ok"), "b, ' [c].webm": (3, "ok"), "bad.avi": (0, "corrupt"), "partly.mp4": (3, "partial"),
+        "a.mp4": (3, "ok"), "b, ' [c].webm": (3, "ok"), "bad.avi": (0, "failed"), "partly.mp4": (3, "partial"),
     }  # fmt: skip
     assert videos["a.mp4"]["labels"] == ["jump", "run"]
     assert videos["a.mp4"]["scores"] == pytest.approx([2 / 3, 0.3])
-    assert videos["partly.mp4"]["windows_failed"] == 1
+    assert videos["a.mp4"]["run_id"] == "r"
+    assert [span | {"score": None} for span in videos["partly.mp4"]["spans"]] == [
+        {"label": label, "start_seconds": start, "end_seconds": end, "score": None}
+        for start, end in ((0.0, 1.0), (1.5, 2.5))
+        for label in ("jump", "run")
+    ]
+    assert (videos["partly.mp4"]["windows_failed"], videos["partly.mp4"]["attempts"]) == (1, 2)
+    assert (videos["partly.mp4"]["error_class"], videos["partly.mp4"]["message"]) == ("timeout", "10 s")
+    assert (videos["bad.avi"]["error_class"], videos["bad.avi"]["message"]) == ("corrupt", "no frames")
     before = read_tags(output)
     assert len(before) == 10
 
@@ -107,21 +122,16 @@ def test_the_view_follows_the_source(source: Path, tmp_path: Path) -> None:
 
 def test_a_cut_off_version_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
-    listing = list_source(str(source))
-    probed = new_or_changed(listing, {}).to_pylist()
-    for video in probed:
-        video |= {"duration_seconds": 2.5, "num_frames": 25}
-    table = new_or_changed(listing, {}).from_pylist(probed, schema=new_or_changed(listing, {}).schema)
-    write_plan(output, 0, plan_units(table, GRID, 4), SETTINGS)
-    with pytest.raises(StorageError, match="another program planned"):
-        write_plan(output, 0, plan_units(table, GRID, 4), SETTINGS)
-    planned = unfinished_version(output)
+    (source / "bad.avi").unlink()
+    listing, known = list_source(str(source)), KnownVideos(output)
+    planned = _plan(output, _fresh(listing, known), tombstones(listing, known))
     assert planned is not None
+    assert not write_plan(output, 0, planned.units, SETTINGS)
     assert planned.missing_chunks() == [0, 1, 2]
     _write(planned, 1)
     with pytest.raises(StorageError, match="chunk 0 of version 0 is missing"):
         planned.commit({})
-    again = unfinished_version(output)
+    again = unfinished_version(output, writer=2)
     assert again is not None
     assert again.settings == SETTINGS
     assert again.missing_chunks() == [0, 2]
@@ -129,18 +139,94 @@ def test_a_cut_off_version_goes_on_where_it_was(source: Path, tmp_path: Path) ->
         _write(again, number)
     again.commit({})
     assert unfinished_version(output) is None
-    assert len(read_tags(output)) == 12
+    assert len(read_tags(output)) == 9
+    # The earlier writer comes back: it touches no file of the later one, and its commit is refused.
+    before = {path: path.read_bytes() for path in Path(output).rglob("*.*")}
+    _write(planned, 0)
     with pytest.raises(StorageError, match="another program committed"):
         planned.commit({})
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(read_tags(output)) == 9
+
+
+def test_what_is_done_can_be_committed_and_the_rest_later(source: Path, tmp_path: Path) -> None:
+    """Four chunks: a and half of b; the rest of b and half of partly; the rest of partly; bad."""
+    output = str(tmp_path / "out")
+    listing, known = list_source(str(source)), KnownVideos(output)
+    planned = _plan(output, _fresh(listing, known), tombstones(listing, known))
+    assert planned is not None
+    for number in (0, 1):
+        _write(planned, number)
+    assert not planned.commit({}, partial=True)["complete"]
+    names = [Path(uri).name for uri in read_tags(output)["uri"].to_pylist()]
+    assert sorted(set(names)) == ["a.mp4", "b, ' [c].webm"]
+    assert len(names) == 6
+    _tag_everything(source, output)
+    assert len(read_tags(output)) == 10
+    assert len(read_videos(output)) == 4
+    assert _tag_everything(source, output) is None
+
+
+def test_what_the_storage_kept_back_is_tried_again(source: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    listing, known = list_source(str(source)), KnownVideos(output)
+    rows = _fresh(listing, known).to_pylist()
+    for row in rows:
+        row |= {"status": "unreadable" if "a.mp4" in row["uri"] else "corrupt", "message": "500"}
+    planned = _plan(output, pa.Table.from_pylist(rows, schema=PROBED_SCHEMA), PROBED_SCHEMA.empty_table())
+    assert planned is not None
+    for number in planned.missing_chunks():
+        _write(planned, number)
+    planned.commit({})
+    assert [Path(uri).name for uri in _fresh(listing, KnownVideos(output))["uri"].to_pylist()] == ["a.mp4"]
+
+
+class DiedError(Exception):
+    """Stands for a SIGKILL at a certain write."""
+
+
+def test_a_kill_between_any_two_writes_leaves_every_unit_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at its first write, started again, killed at its second, and so on: the view of an undisturbed run."""
+    _tag_everything(source, str(tmp_path / "peace"))
+    output, writes, allowed = str(tmp_path / "out"), 0, 0
+
+    def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe(*arguments: Any) -> Any:
+            nonlocal writes
+            writes += 1
+            if writes > allowed:
+                raise DiedError
+            return write(*arguments)
+
+        return maybe
+
+    for name in ("write_bytes", "write_if_absent"):
+        monkeypatch.setattr(tag_output, name, dying(getattr(tag_output, name)))
+    for allowed in range(4):
+        writes = 0
+        with pytest.raises(DiedError):  # at the plan, at two chunks, between videos and commit
+            _tag_everything(source, output, writer=allowed)
+        assert last_commit(output) is None
+    writes, allowed = 0, 9
+    _tag_everything(source, output, writer=allowed)
+    for read in (read_tags, read_videos):
+        assert read(output).sort_by("uri").to_pylist() == read(str(tmp_path / "peace")).sort_by("uri").to_pylist()
 
 
 def test_a_manifest_names_missing_files_too(source: Path, tmp_path: Path) -> None:
     manifest = source / "list.csv"
     manifest.write_text(f'path,label\na.mp4,x\n"b, \' [c].webm",y\n{source}/partly.mp4,\nnowhere/gone.mp4,z\n')
-    versions = list_source(str(manifest)).content_versions
+    versions = _versions(manifest)
     assert [Path(uri).name for uri in versions] == ["a.mp4", "b, ' [c].webm", "partly.mp4", "gone.mp4"]
     assert versions[f"{source}/nowhere/gone.mp4"] == "missing"
-    assert versions[f"{source}/a.mp4"] == list_source(str(source)).content_versions[f"{source}/a.mp4"]
+    assert versions[f"{source}/a.mp4"] == _versions(source)[f"{source}/a.mp4"]
     manifest.write_text("name\na.mp4\n")
     with pytest.raises(StorageError, match="has no column uri or path"):
         list_source(str(manifest))
+
+
+def _versions(source: Path) -> dict[str, str]:
+    rows = list_source(str(source)).videos.to_pydict()
+    return dict(zip(rows["uri"], rows["content_version"], strict=True))

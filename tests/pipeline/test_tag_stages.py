@@ -9,16 +9,28 @@ import pyarrow as pa
 import pytest
 
 from jobs.motion_videos import read_frame_number, render_motion_videos
-from pipeline import DecodeConfig, DecodeError, DecodeWindows, ProbeVideos, WindowGrid, plan_units
+from pipeline import (
+    DecodeConfig,
+    DecodeError,
+    DecodeWindows,
+    ProbeVideos,
+    WindowGrid,
+    WindowViews,
+    plan_units,
+)
+from pipeline.storage import content_version
 from pipeline.windows import PROBED_SCHEMA, video_id
 
 GRID = WindowGrid(2.0, 1.5)
+VIEWS = WindowViews(GRID, (8, 64, 64))
 
 
 def _probed(paths: list[Path]) -> pa.Table:
     rows = [
-        {"video_id": video_id(str(path), "1"), "uri": str(path), "content_version": "1", "status": "ok", "message": ""}
+        {"video_id": video_id(str(path), version), "uri": str(path), "content_version": version, "status": "ok"}
+        | {"message": ""}
         for path in paths
+        for version in [content_version(str(path)) if path.exists() else "missing"]
     ]
     return ProbeVideos(DecodeConfig())(pa.Table.from_pylist(rows, schema=PROBED_SCHEMA))
 
@@ -48,7 +60,7 @@ def test_the_probe_says_what_is_wrong(videos: list[Path]) -> None:
 
 def test_windows_hold_their_own_frames_in_full_batches(videos: list[Path]) -> None:
     units = plan_units(_probed(videos[:2]), GRID, 12)
-    stage = DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 4)
+    stage = DecodeWindows(DecodeConfig(), VIEWS, 4)
     batches = list(stage(units))
     assert [len(batch["video"]) for batch in batches] == [4, 4, 4]
     uris = dict(zip(units["unit_id"].to_pylist(), units["uri"].to_pylist(), strict=True))
@@ -69,7 +81,7 @@ def test_a_video_that_vanished_keeps_its_rows_and_the_batch_of_the_others(videos
     gone.write_bytes(videos[0].read_bytes())
     units = plan_units(_probed([gone, videos[1]]), GRID, 12)
     gone.unlink()
-    batches = list(DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 6)(units))
+    batches = list(DecodeWindows(DecodeConfig(), VIEWS, 6)(units))
     assert [list(batch["status"]) for batch in batches] == [["ok"] * 6, ["missing"] * 6]
     assert not batches[1]["video"].any()
 
@@ -79,7 +91,7 @@ def test_a_unit_that_killed_two_workers_is_not_tried_again(videos: list[Path], t
     units = plan_units(_probed(videos[:2]), GRID, 12)
     bad, good = units["unit_id"].to_pylist()
     (tmp_path / "000000.json").write_text(f'{{"{bad}": 2}}')
-    stage = DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 6, str(tmp_path))
+    stage = DecodeWindows(DecodeConfig(), VIEWS, 6, str(tmp_path))
     batches = list(stage(units))
     assert [set(batch["status"]) for batch in batches] == [{"ok"}, {"crashed"}]
     assert [set(batch["unit_id"]) for batch in batches] == [{good}, {bad}]
@@ -90,7 +102,7 @@ def test_a_unit_whose_decoder_died_is_given_up(
 ) -> None:
     """The decoder has tried twice then: a worker that comes after does not try."""
     units = plan_units(_probed(videos[:1]), GRID, 12)
-    stage = DecodeWindows(DecodeConfig(), GRID, (8, 64, 64), 6, str(tmp_path))
+    stage = DecodeWindows(DecodeConfig(), VIEWS, 6, str(tmp_path))
 
     def dying(*_: object) -> None:
         raise DecodeError("crashed", "the decoder died")
