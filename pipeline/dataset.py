@@ -19,6 +19,7 @@ from ray.data.extensions import ArrowTensorArray
 
 from pipeline.clip_decoder import ClipDecoder
 from pipeline.decode_config import DecodeConfig, FrameView
+from pipeline.execution import configure_execution
 from pipeline.order import Run, StreamOrder, StreamPart, segments
 from pipeline.sampling import ViewConfig, generator, random_resized_crop, training_indices
 from pipeline.schema import CLIP_SCHEMA, UNLABELLED
@@ -83,7 +84,7 @@ def training_stream(
     )
     pieces = segments(start_position, stop_position, micro_batch)
     plan = ray.data.from_items([{"start": int(a), "stop": int(b)} for a, b in pieces], override_num_blocks=len(pieces))
-    _configure(plan, stream_execution_options())
+    configure_execution(plan, block_bytes=1, options=stream_execution_options())  # one row a block
     read = plan.map_batches(
         ReadMicroBatches,
         fn_constructor_args=(selection, order, micro_batch, prepared.classes, start_position, part),
@@ -273,12 +274,3 @@ def _columns(table: pa.Table) -> Columns:
         else:
             columns[name] = column[0].as_py()
     return columns
-
-
-def _configure(dataset: ray.data.Dataset, options: ray.data.ExecutionOptions) -> None:
-    """Settings of this dataset alone; the process's defaults stay as they are."""
-    context = dataset.context
-    context.execution_options = options
-    context.target_max_block_size = 1  # one row a block
-    context.enable_fallback_to_arrow_object_ext_type = False
-    context.enable_progress_bars = False

@@ -17,6 +17,7 @@ from ray.data.extensions import ArrowTensorArray
 from pipeline.clip_decoder import ClipDecoder
 from pipeline.dataset import DECODER_CPUS, DECODER_MEMORY_BYTES, RESTARTS
 from pipeline.decode_config import DecodeConfig, FrameView
+from pipeline.execution import configure_execution
 from pipeline.sampling import ViewConfig, evaluation_crops, evaluation_indices
 from pipeline.shards import PreparedSet, RowGroupReader, Selection, label_indices
 from pipeline.windows import OK
@@ -74,9 +75,7 @@ def evaluation_views(
             f"split={split}: holds no {'labelled ' if labelled_only else ''}clip; {prepared.uri} has {known}"
         )
     plan = ray.data.from_items([{"group": int(group)} for group in groups], override_num_blocks=len(groups))
-    plan.context.target_max_block_size = BLOCK_BYTES
-    plan.context.enable_fallback_to_arrow_object_ext_type = False
-    plan.context.enable_progress_bars = False
+    configure_execution(plan, block_bytes=BLOCK_BYTES)
     return plan.map_batches(
         DecodeEvaluationViews,
         fn_constructor_args=(selection, prepared.classes, view, protocol, decode or DecodeConfig()),

@@ -120,6 +120,17 @@ class TestStream:
         assert again["label"].tolist() == [UNLABELLED] * MICRO_BATCH
         assert not again["video"].any()
 
+    def test_a_slow_reader_costs_no_processor(self, prepared: PreparedSet) -> None:
+        """Ray's scheduler turns without waiting when decoded work may not be read yet; it runs in this process here."""
+        full = stream(prepared, 0, 800, concurrency=2)
+        full.context.execution_options = stream_execution_options(object_store_bytes=2**20)
+        batches = iter_micro_batches(full)
+        next(batches)
+        time.sleep(4)  # now as much is decoded as may be
+        before = time.process_time()
+        time.sleep(2)
+        assert time.process_time() - before < 0.6
+
     def test_evaluation_views_are_all_there(self, prepared: PreparedSet) -> None:
         view = dataclasses.replace(VIEW, size=16, frame_stride=4)
         dataset = evaluation_views(prepared, view, ViewProtocol(clips=3, crops=3), split="all", concurrency=1)
