@@ -17,7 +17,7 @@ from jobs.cluster import connect, has_gpus
 from jobs.program import console
 from jobs.tag_config import ScoringPlan
 from jobs.window_scores import ScoreWindows
-from pipeline import OK, DecodeConfig, DecodeWindows, PlannedVersion, ProbeVideos
+from pipeline import OK, DecodeConfig, DecodeWindows, PlannedVersion, ProbeVideos, configure_execution
 
 PROBES_PER_TASK = 16
 DECODER_BYTES = 512 * 2**20
@@ -65,13 +65,11 @@ def tagging_chain(chunks: Sequence[pa.Table], plan: ScoringPlan, attempts_folder
     frames, height, width = plan.views.stacked_size
     batch = plan.wanted.rows_at_once(scoring.batch_size)
     blocks = ray.data.from_arrow(list(chunks))
-    blocks.context.enable_progress_bars = False
-    blocks.context.enable_fallback_to_arrow_object_ext_type = False
-    blocks.context.target_max_block_size = batch_bytes = batch * frames * height * width * 3
+    batch_bytes = batch * frames * height * width * 3
     ahead = RUN_AHEAD_BATCHES * (actors.decode + actors.model) * batch_bytes
     options = ray.data.ExecutionOptions()
     options.resource_limits = options.resource_limits.copy(object_store_memory=ahead)
-    blocks.context.execution_options = options
+    configure_execution(blocks, block_bytes=batch_bytes, options=options)
     windows = blocks.map_batches(
         DecodeWindows,
         fn_constructor_args=(scoring.decode, plan.views, batch, attempts_folder),

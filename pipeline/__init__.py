@@ -6,6 +6,7 @@ from pipeline.dataset import iter_micro_batches, stream_cpus, stream_execution_o
 from pipeline.decode import IsolatedDecoder
 from pipeline.decode_config import DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
 from pipeline.evaluation_dataset import ViewProtocol, evaluation_views
+from pipeline.execution import configure_execution
 from pipeline.fixed_views import FixedView, fixed_views
 from pipeline.order import StreamPart
 from pipeline.sampling import CropBox, ViewConfig, center_crop
@@ -68,6 +69,7 @@ __all__ = [
     "absolute",
     "center_crop",
     "clip_id",
+    "configure_execution",
     "delete",
     "evaluation_views",
     "exists",
