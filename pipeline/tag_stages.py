@@ -56,6 +56,7 @@ class ProbeVideos:
         return {
             "duration_seconds": info.duration_seconds or info.num_frames / NOMINAL_FPS,
             "num_frames": info.num_frames,
+            "fps": info.fps or NOMINAL_FPS,
             "width": info.width,
             "height": info.height,
         }

@@ -68,12 +68,11 @@ class WindowViews:
     def _protocol(self, unit: Mapping[str, Any]) -> list[TimeView]:
         frames, height, width = self.input_size
         view = ViewConfig(num_frames=frames, frame_stride=self.whole.frame_stride, size=height)
-        frame_seconds = unit["duration_seconds"] / unit["num_frames"]
         views = []
         for clip in range(self.whole.clips):
-            indices = evaluation_indices(unit["num_frames"], 1 / frame_seconds, view, clip, self.whole.clips)
+            indices = evaluation_indices(unit["num_frames"], unit["fps"], view, clip, self.whole.clips)
             # The middle of a frame's time, so that rounding cannot show its neighbour.
-            times = (indices + 0.5) * frame_seconds
+            times = (indices + 0.5) / unit["fps"]
             crops = evaluation_crops(unit["height"], unit["width"], self.whole.crops)
             views += [TimeView(np.asarray(times), crop, (height, width)) for crop in crops]
         return views

@@ -28,6 +28,7 @@ PROBED_SCHEMA = pa.schema(
         pa.field("content_version", pa.string(), nullable=False),
         pa.field("duration_seconds", pa.float64()),
         pa.field("num_frames", pa.int64()),
+        pa.field("fps", pa.float64()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("status", pa.string(), nullable=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,19 @@ def test_a_manifest_names_missing_files_too(source: Path, tmp_path: Path) -> Non
 def _versions(source: Path) -> dict[str, str]:
     rows = list_source(str(source)).videos.to_pydict()
     return dict(zip(rows["uri"], rows["content_version"], strict=True))
+
+
+def test_an_inventory_names_the_videos(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = [("b", "a%20b.mp4", "e1"), ("b", "c.webm", "e2"), ("b", "notes.txt", "e3")]
+    (tmp_path / "data" / "1.csv").write_text("".join(f'"{bucket}","{key}","{etag}"\n' for bucket, key, etag in rows))
+    manifest = {"destinationBucket": "arn:aws:s3:::lists", "fileFormat": "CSV", "fileSchema": "Bucket, Key, ETag"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"files": [{"key": "data/1.csv"}]}))
+    listing = list_source(str(tmp_path / "manifest.json"))
+    assert _versions(tmp_path / "manifest.json") == {"s3://b/a b.mp4": "e1", "s3://b/c.webm": "e2"}
+    assert listing.skipped == {".txt": 1}
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(manifest | {"fileSchema": "Bucket, Key, StorageClass", "files": [{"key": "data/1.csv"}]})
+    )
+    with pytest.raises(StorageError, match="lists no ETag; give an S3 Inventory"):
+        list_source(str(tmp_path / "manifest.json"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,17 @@ from pipeline import (
     DecodeError,
     DecodeWindows,
     ProbeVideos,
+    ViewConfig,
+    WholeVideo,
     WindowGrid,
     WindowViews,
+    grid_of,
+    patience,
     plan_units,
+    tag_stages,
 )
-from pipeline.storage import content_version
+from pipeline.sampling import evaluation_indices
+from pipeline.storage import StorageError, content_version
 from pipeline.windows import PROBED_SCHEMA, video_id
 
 GRID = WindowGrid(2.0, 1.5)
@@ -111,3 +120,81 @@ def test_a_unit_whose_decoder_died_is_given_up(
     for _ in range(2):
         assert [set(batch["status"]) for batch in stage(units)] == [{"crashed"}]
         monkeypatch.setattr(stage.decoder, "decode", pytest.fail)
+
+
+def test_an_object_replaced_after_the_listing_is_a_row_with_that_reason(videos: list[Path], tmp_path: Path) -> None:
+    """The scores of another content must not stand under the version that was listed."""
+    changing = tmp_path / "changing.mp4"
+    changing.write_bytes(videos[0].read_bytes())
+    units = plan_units(_probed([changing, videos[1]]), GRID, 12)
+    changing.write_bytes(videos[0].read_bytes() + b"x")
+    batches = list(DecodeWindows(DecodeConfig(), VIEWS, 6)(units))
+    assert [list(batch["status"]) for batch in batches] == [["ok"] * 6, ["replaced"] * 6]
+
+
+def test_storage_that_fails_now_and_then_is_asked_again(videos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    @contextlib.contextmanager
+    def now_and_then(uri: str) -> Iterator[Path]:
+        nonlocal calls
+        calls += 1
+        if calls % 3:
+            raise StorageError(uri, "object storage answered 503", "wait")
+        yield Path(uri)
+
+    units = plan_units(_probed(videos[:2]), GRID, 12)
+    monkeypatch.setattr(tag_stages, "local_copy", now_and_then)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    batches = list(DecodeWindows(DecodeConfig(), VIEWS, 12)(units))
+    assert [list(batch["status"]) for batch in batches] == [["ok"] * 12]
+    assert calls == 6
+
+
+@pytest.mark.parametrize(
+    ("happened", "status"), [("answered 503", "unreadable"), ("answered AccessDenied", "forbidden")]
+)
+def test_storage_that_goes_on_failing_is_a_reason(
+    videos: list[Path], monkeypatch: pytest.MonkeyPatch, happened: str, status: str
+) -> None:
+    def failing(uri: str) -> None:
+        raise StorageError(uri, happened, "wait")
+
+    units = plan_units(_probed(videos[:1]), GRID, 12)
+    monkeypatch.setattr(tag_stages, "local_copy", failing)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    (batch,) = DecodeWindows(DecodeConfig(), VIEWS, 6)(units)
+    assert set(batch["status"]) == {status}
+
+
+def test_a_crash_in_one_window_ends_the_attempts_at_its_unit(
+    videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit of two requests: after the first killed the decoder, the second is not made."""
+    units = plan_units(_probed(videos[:1]), GRID, 12)
+    stage = DecodeWindows(DecodeConfig(), VIEWS, 6)
+    calls = 0
+
+    def dying(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise DecodeError("crashed", "the decoder died")
+
+    monkeypatch.setattr(stage.decoder, "decode", dying)
+    monkeypatch.setattr(tag_stages, "WINDOWS_PER_REQUEST", 4)
+    (batch,) = stage(units)
+    assert list(batch["status"]) == ["crashed"] * 6
+    assert calls == 1
+
+
+def test_the_views_of_a_whole_video_are_those_of_the_test_protocol(videos: list[Path]) -> None:
+    """The frames that SlowFast's formula names, in both containers, whatever rounding their time stamps have."""
+    whole = WholeVideo(clips=2, crops=3, frame_stride=2)
+    views = WindowViews(grid_of(2.0, 2.0, whole), (8, 64, 64), whole)
+    units = plan_units(_probed(videos[:2]), views.grid, 12)
+    (batch,) = DecodeWindows(DecodeConfig(), views, 2)(units)
+    assert batch["video"].shape == (2, 2 * 3 * 8, 64, 64, 3)
+    view = ViewConfig(num_frames=8, frame_stride=2, size=64)
+    indices = [evaluation_indices(255, 30.0, view, clip, 2).tolist() for clip in (0, 0, 0, 1, 1, 1)]
+    for video in batch["video"]:
+        assert [read_frame_number(frame) for frame in video] == list(itertools.chain(*indices))
