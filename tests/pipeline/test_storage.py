@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,19 +26,8 @@ from pipeline import (
     write_bytes,
     write_if_absent,
 )
-from pipeline.storage import local_path, redacted, replace_if_unchanged, s3_client
+from pipeline.storage import local_path, redacted, replace_if_unchanged
 from tests.pipeline.s3_server import SECRET, set_s3_environment
-
-
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.ray)])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty folder or bucket."""
-    if request.param == "local":
-        return str(tmp_path)
-    set_s3_environment(monkeypatch, request.getfixturevalue("s3_server"))
-    bucket = f"bucket-{os.getpid()}-{time.time_ns()}"
-    s3_client().create_bucket(Bucket=bucket)
-    return f"s3://{bucket}"
 
 
 def test_write_read_exists_delete(place: str) -> None:

@@ -187,11 +187,11 @@ class DiedError(Exception):
 
 
 def test_a_kill_between_any_two_writes_leaves_every_unit_once(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed at its first write, started again, killed at its second, and so on: the view of an undisturbed run."""
-    _tag_everything(source, str(tmp_path / "peace"))
-    output, writes, allowed = str(tmp_path / "out"), 0, 0
+    _tag_everything(source, f"{place}/peace")
+    output, writes, allowed = f"{place}/out", 0, 0
 
     def dying(write: Callable[..., Any]) -> Callable[..., Any]:
         def maybe(*arguments: Any) -> Any:
@@ -213,7 +213,7 @@ def test_a_kill_between_any_two_writes_leaves_every_unit_once(
     writes, allowed = 0, 9
     _tag_everything(source, output, writer=allowed)
     for read in (read_tags, read_videos):
-        assert read(output).sort_by("uri").to_pylist() == read(str(tmp_path / "peace")).sort_by("uri").to_pylist()
+        assert read(output).sort_by("uri").to_pylist() == read(f"{place}/peace").sort_by("uri").to_pylist()
 
 
 def test_a_manifest_names_missing_files_too(source: Path, tmp_path: Path) -> None:
