@@ -77,16 +77,21 @@ class KeyHelp:
     text: str
 
 
-def describe_keys(config_class: type, prefix: str = "") -> Iterator[KeyHelp]:
-    """Every dotted key of a configuration class with its type, default and documentation."""
+def describe_keys(config_class: type, prefix: str = "", slice_default: Any = None) -> Iterator[KeyHelp]:
+    """Every dotted key of a configuration class with its type, default and documentation.
+
+    Args:
+        slice_default: what the class around gives this slice by default, where that differs from the class's own.
+    """
     hints = typing.get_type_hints(config_class)
     texts = field_docs(config_class)
     for field in dataclasses.fields(config_class):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            yield from describe_keys(typing.cast(type, hint), f"{prefix}{field.name}.")
+            inner = getattr(slice_default, field.name, None) or (None if _required(field) else _default(field))
+            yield from describe_keys(typing.cast(type, hint), f"{prefix}{field.name}.", inner)
         else:
-            default = "(required)" if _required(field) else _show(_default(field))
+            default = _show(getattr(slice_default, field.name)) if slice_default else _shown_default(field)
             yield KeyHelp(prefix + field.name, _type_name(hint), default, texts.get(field.name, ""))
 
 
@@ -241,6 +246,10 @@ def _instantiate(node: DictConfig, path: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".")
+
+
+def _shown_default(field: dataclasses.Field[Any]) -> str:
+    return "(required)" if _required(field) else _show(_default(field))
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -119,3 +119,10 @@ def test_a_mistake_exits_with_2_and_no_traceback() -> None:
     assert answer.returncode == 2
     assert "mask_ratio=1.5" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_help_tells_the_defaults_that_a_program_gives_its_slices() -> None:
+    defaults = {key.key: key.default for key in describe_keys(TagConfig)}
+    assert defaults["decode.deadline_seconds"] == "30.0"  # of decoding elsewhere: 5.0
+    assert defaults["whole_video.crops"] == "3"
+    assert defaults["source"] == "(required)"
