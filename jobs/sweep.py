@@ -41,7 +41,7 @@ DESCRIPTION = (
     "Run a program with every combination of listed values. The same command again runs what is not finished: a child "
     "that was killed goes on, one that is done is left alone."
 )
-MLFLOW_WAIT_SECONDS = 10.0
+MLFLOW_WAIT_SECONDS = 60.0  # a child without its parent stays so
 STATES = {0: "done", 2: "refused", 3: "stopped"}
 FIGURES = (int, float)
 
