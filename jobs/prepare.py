@@ -141,6 +141,7 @@ def _report(outcome: Outcome) -> dict[str, Any]:
         "labelled_clips": counts["labelled_clips"],
         "classes": len(version["classes"]),
         "rejected": counts["rejected"],
+        "exclude_unmatched": version.get("exclude_unmatched", []),
         "skipped_files": counts["skipped_files"],
         "source_bytes": counts["source_bytes"],
         "stored_bytes": counts["stored_bytes"],

@@ -66,6 +66,8 @@ def prepare(
 def finish_version(planned: PlannedVersion, workers: int | None, progress: Progress) -> Outcome:
     """Do the chunks that have no record yet, and commit. Needs a running Ray, unless ``workers`` is 0.
 
+    Another version follows when the plan is an earlier call's and lacks something of what is to be taken out.
+
     Args:
         workers: transcoding processes; default: the cluster's CPUs but one; 0: this process alone, without Ray.
 
@@ -74,7 +76,11 @@ def finish_version(planned: PlannedVersion, workers: int | None, progress: Progr
     """
     chunks = chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
     _run_chunks(chunks, planned.plan, workers, progress)
-    return Outcome(_commit(planned), is_new=True)
+    outcome = Outcome(_commit(planned), is_new=True)
+    if not planned.forgets_exclude:
+        return outcome
+    following = plan_version(planned.source, planned.output, planned.settings, planned.exclude)
+    return outcome if isinstance(following, Outcome) else finish_version(following, workers, progress)
 
 
 def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
@@ -145,6 +151,7 @@ def _version(
         "classes": plan["classes"],
         "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
         "excluded": plan["excluded"],
+        "exclude_unmatched": plan.get("exclude_unmatched", []),
         "shards": shards,
         "rejected": rejected,
     }

@@ -48,10 +48,18 @@ class Outcome:
 class PlannedVersion:
     """A version that is planned, and at most half done."""
 
+    source: str
     output: str
     settings: PrepareSettings
     plan: Mapping[str, Any]
     parent: Mapping[str, Any] | None
+    exclude: Sequence[str]
+    """What was asked to be taken out; a plan that an earlier call left unfinished may not know of it."""
+
+    @property
+    def forgets_exclude(self) -> bool:
+        """Whether another version has to follow that takes out the rest."""
+        return not {_placed(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
 
 
 def plan_version(
@@ -77,7 +85,7 @@ def plan_version(
     if plan is None:
         assert newest is not None
         return Outcome(newest, is_new=False)
-    return PlannedVersion(output, settings, plan, newest)
+    return PlannedVersion(source, output, settings, plan, newest, exclude)
 
 
 def chunk_settings(output: str, settings: PrepareSettings, version: int, videos: int) -> ChunkSettings:
@@ -111,6 +119,7 @@ def preview(source: str, output: str, settings: PrepareSettings, exclude: Sequen
         "source_bytes": "not listed" if sizes is None else sizes,
         "classes": len(draft.manifest.classes),
         "taken_out": len(draft.taken_out),
+        "exclude_unmatched": draft.exclude_unmatched,
         "rejected": dict(Counter(draft.manifest.rejected["reason"].to_pylist())),
         "skipped_files": draft.manifest.skipped_files,
     }
@@ -126,7 +135,7 @@ def _next_plan(
         plan: dict[str, Any] = json.loads(read_bytes(place))
         return plan
     draft = _draft(source, output, settings, newest, exclude)
-    if newest is not None and len(draft.rows) == 0 and not draft.taken_out:
+    if newest is not None and len(draft.rows) == 0 and draft.excluded == set(newest["excluded"]):
         return None
     return _write_plan(output, settings, draft, newest)
 
@@ -138,6 +147,8 @@ class _Draft(NamedTuple):
     rows: pa.Table
     """The manifest's rows that are new or changed."""
     excluded: set[str]
+    exclude_unmatched: list[str]
+    """URIs of ``excluded`` that neither the manifest nor an earlier version knows."""
     taken_out: list[str]
     """URIs whose clips of the parent version go."""
     version: int
@@ -152,9 +163,10 @@ def _draft(
     manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=known_splits)
     excluded = {*(newest["excluded"] if newest else ()), *(_placed(source, uri) for uri in exclude)}
     rows, changed = _new_or_changed(manifest.rows, known, excluded)
-    present = pc.is_in(known["uri"], pa.array(sorted(excluded), pa.string()))
-    taken_out = sorted({*changed, *known.filter(present)["uri"].to_pylist()} - set(_removed_before(newest)))
-    return _Draft(manifest, rows, excluded, taken_out, 1 if newest is None else newest["version"] + 1)
+    present = _among(known["uri"], excluded)
+    unmatched = sorted(excluded.difference(present, _among(manifest.rows["uri"], excluded)))
+    taken_out = sorted({*changed, *present} - set(_removed_before(newest)))
+    return _Draft(manifest, rows, excluded, unmatched, taken_out, 1 if newest is None else newest["version"] + 1)
 
 
 def _write_plan(
@@ -182,6 +194,7 @@ def _write_plan(
         # Indices of earlier versions stay: new classes come behind.
         "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
         "excluded": sorted(draft.excluded),
+        "exclude_unmatched": draft.exclude_unmatched,
         "taken_out": draft.taken_out,
         "rejected": [rejected_file] if len(rejected) else [],
     }
@@ -213,6 +226,11 @@ def _new_or_changed(rows: pa.Table, known: pa.Table, excluded: set[str]) -> tupl
 
 def _placed(source: str, uri: str) -> str:
     return plain_uri(uri if "://" in uri or uri.startswith("/") else join(absolute(source), uri))
+
+
+def _among(uris: pa.ChunkedArray, wanted: set[str]) -> list[str]:
+    found: list[str] = uris.filter(pc.is_in(uris, pa.array(sorted(wanted), uris.type))).to_pylist()
+    return found
 
 
 def _removed_before(newest: Mapping[str, Any] | None) -> Iterable[str]:

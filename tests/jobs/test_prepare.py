@@ -200,6 +200,30 @@ def test_sets_grow_and_shrink_by_versions(source: Path, tmp_path: Path) -> None:
     assert len(current_videos(str(output), 2)) == VIDEOS + 3 + 1
 
 
+def test_what_is_taken_out_stays_out_though_an_unfinished_plan_holds_it(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "set"
+    unfinished(PrepareConfig(source=str(source / "grows"), output=str(output), store=SMALL))
+    gone = sorted((source / "grows").glob("*_0*"))[0]
+    report = run(source / "grows", output, exclude=gone.name)
+    assert (report["version"], report["clips"], report["rejected"]["excluded"]) == (2, 2, 1)
+    assert str(gone) not in clips(output)["uri"].to_pylist()
+    assert report["exclude_unmatched"] == []
+    assert run(source / "grows", output, exclude=gone.name)["status"] == "already up to date"
+
+
+def test_a_video_is_taken_out_before_it_comes(source: Path, tmp_path: Path) -> None:
+    """A name that nothing has yet is told, and kept; the video never enters."""
+    folder, output = tmp_path / "source", tmp_path / "set"
+    shutil.copytree(source / "grows", folder)
+    run(folder, output)
+    report = run(folder, output, exclude="later.mp4")
+    assert (report["status"], report["version"], report["clips"]) == ("prepared", 2, 3)
+    assert report["exclude_unmatched"] == [str(folder / "later.mp4")]
+    shutil.copy(sorted(folder.glob("*_0*"))[0], folder / "later.mp4")
+    assert run(folder, output)["status"] == "already up to date"
+    assert "later.mp4" not in [Path(uri).name for uri in clips(output)["uri"].to_pylist()]
+
+
 def test_a_mended_video_is_rejected_no_more(source: Path, tmp_path: Path) -> None:
     """What an earlier version rejected and this one stores; the others stay rejected, each once."""
     folder, output = tmp_path / "source", tmp_path / "set"
@@ -277,7 +301,7 @@ def rejected_reasons(output: Path) -> list[str]:
 def test_mistakes_are_one_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         run(tmp_path / "nowhere", tmp_path / "a")
-    with pytest.raises(StorageError, match="/dev/null"):
+    with pytest.raises(UserError, match="/dev/null"):
         run(source, "/dev/null/set")
     (tmp_path / "list.csv").write_text("name,label\na,b\n")
     with pytest.raises(UserError, match="has no column"):
