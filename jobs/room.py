@@ -47,14 +47,25 @@ class RoomForWorkers:
         finally:
             request_resources(bundles=[])
 
-    def wait(self, seconds: float, *, tell: Callable[[str], None] = lambda _: None) -> int:
+    def wait(
+        self,
+        seconds: float,
+        *,
+        tell: Callable[[str], None] = lambda _: None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> int:
         """The largest number of workers that has room, when the last group's resources are free again.
+
+        Args:
+            seconds: longest wait.
+            tell: takes a line for the person who waits.
+            given_up: whether nobody waits any more; then the answer is 0.
 
         Raises:
             TrainingStoppedError: there was no room for the fewest in all that time.
         """
         begun, told = time.monotonic(), False
-        while True:
+        while not given_up():
             fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=self.gpus)
             waited = time.monotonic() - begun
             if fitting >= self._most or (fitting and waited > SECONDS_TO_SETTLE):
@@ -68,6 +79,7 @@ class RoomForWorkers:
                 tell(f"waiting for room for {self._permitted[0]} workers")
                 told = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
+        return 0
 
     def could_not_start(self, workers: int) -> bool:
         """A group of so many was not started: resources lie scattered, or a lost host is still counted.

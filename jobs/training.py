@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from hiera_video import save_model
 from jobs.checkpoint import (
     Cursor,
+    complete_steps,
     discard_after,
     latest_checkpoint,
     measured_steps,
@@ -208,19 +209,35 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
     with room.asked_for(), watch.watching():
         while (cursor := newest_cursor(config.output)).step < job.total_steps:
             discard_after(config.output, cursor.step)
-            workers = room.wait(config.hang_minutes * 60, tell=watch.say)
+            workers = room.wait(config.hang_minutes * 60, tell=watch.say, given_up=lambda: watch.stop_requested)
+            if watch.stop_requested:
+                raise _stopped_on_request(job)
             watch.begin(lease, workers, cursor.step)
             try:
                 _run_group(job, lease, watch, cursor, workers, run.run_id)
             except (ControllerError, TrainingFailedError) as error:
                 no_room = isinstance(error, ControllerError) and room.could_not_start(workers)
                 failures += not no_room
-                if failures > config.max_failures or watch.stop_requested or watch.lost:
+                if watch.stop_requested and not watch.lost:
+                    raise _stopped_on_request(job) from error
+                if failures > config.max_failures or watch.lost:
                     raise TrainingStoppedError(watch.lost or _what_happened(error, failures)) from error
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
             gc.collect()  # the error holds the dead group's controller, too, in a circle
             lease = lease.renewed()
     return lease
+
+
+def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
+    """How a run ends that was asked to stop while no worker could save any more."""
+    step = max(complete_steps(job.config.output), default=0)
+    if not step:
+        return TrainingStoppedError("asked to stop before the first checkpoint; the same command begins anew")
+    return _saved_and_stopped(job, step)
+
+
+def _saved_and_stopped(job: TrainingJob, step: int) -> StopRequestedError:
+    return StopRequestedError(f"saved at step {step} of {job.total_steps}; the same command goes on from there")
 
 
 def _track(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -255,9 +272,7 @@ def _run_group(
     if ended.failure:
         raise TrainingStoppedError(ended.failure)
     if ended.stopped:
-        raise StopRequestedError(
-            f"saved at step {ended.step} of {job.total_steps}; the same command goes on from there"
-        )
+        raise _saved_and_stopped(job, ended.step)
 
 
 @contextmanager

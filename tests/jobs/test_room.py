@@ -77,3 +77,9 @@ def test_no_room_is_told(cluster: Any) -> None:
     assert told == ["waiting for room for 1 workers"]
     with pytest.raises(UserError, match="workers=2, decode_actors=1: need 3 CPUs and 0 GPUs, the cluster offers 1"):
         refuse_to_wait_for_ever(range(2, 3), 1)
+
+
+def test_who_no_longer_waits_gets_none(cluster: Any) -> None:
+    cluster.free = {"CPU": 1.0}
+    looks = iter([False, True])
+    assert RoomForWorkers(range(1, 3), 1.0).wait(60.0, given_up=lambda: next(looks)) == 0

@@ -1,0 +1,117 @@
+"""Groups of workers that follow each other, from the driver's side: how a run ends between them. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.train import TrainingFailedError
+
+from jobs import training
+from jobs.checkpoint import Checkpoint, write_checkpoint
+from jobs.config import load_config
+from jobs.errors import StopRequestedError, TrainingStoppedError
+from jobs.lease import Lease, take_lease
+from jobs.pretrain import PretrainConfig, PretrainPhase
+from jobs.trainer import TrainingJob
+
+Group = Callable[[], None]
+
+
+class FakeWatch:
+    """Has no board; the test says when somebody asks to stop."""
+
+    lost = ""
+
+    def __init__(self, *_args: Any, **_keys: Any) -> None:
+        self.stop_requested = False
+        self.said: list[str] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        yield
+
+    def begin(self, _lease: Lease, _workers: int, _step: int) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+class Run:
+    """A training run whose groups of workers are functions of the test."""
+
+    def __init__(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.watch = FakeWatch()
+        self.groups: list[Group] = []
+        self.output = str(output)
+        room = SimpleNamespace(asked_for=self.watch.watching, wait=self.wait, gpus=False)
+        monkeypatch.setattr(training, "RunWatch", lambda *_, **__: self.watch)
+        monkeypatch.setattr(training, "RoomForWorkers", lambda *_: room)
+        monkeypatch.setattr(training, "_run_group", lambda *_: self.groups.pop(0)())
+
+    def wait(self, _seconds: float, *, given_up: Callable[[], bool], **_keys: Any) -> int:
+        return 0 if given_up() else 1
+
+    def save(self, step: int) -> None:
+        write_checkpoint(self.output, Checkpoint(step, 8 * step, {}, {}))
+
+    def ask_to_stop(self) -> None:
+        self.watch.stop_requested = True
+
+    def train(self, *groups: Group) -> Lease:
+        self.groups = list(groups)
+        keys = [
+            "data=d",
+            f"output={self.output}",
+            "steps=4",
+            "model=mae_hiera_test_8x64",
+            "max_failures=1",
+            "mask_ratio=0.75",
+        ]
+        config = load_config(PretrainConfig, "pretrain", [*keys, "view.num_frames=8", "view.size=64"])
+        job = TrainingJob(config, PretrainPhase(config), 4, 0, "pretrain", "key", 1, 1)
+        return training.train(job, take_lease(self.output), SimpleNamespace(run_id=None))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(tmp_path / "run", monkeypatch)
+
+
+def in_turn(*steps: Group) -> Group:
+    def group() -> None:
+        for step in steps:
+            step()
+
+    return group
+
+
+def die() -> None:
+    raise TrainingFailedError("workers died")
+
+
+def test_asked_to_stop_and_then_dead_is_still_a_stop_on_request(run: Run) -> None:
+    with pytest.raises(StopRequestedError, match="saved at step 2 of 4; the same command goes on"):
+        run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
+
+
+def test_asked_to_stop_while_waiting_for_room(run: Run) -> None:
+    with pytest.raises(StopRequestedError, match="saved at step 3 of 4"):
+        run.train(in_turn(partial(run.save, 3), run.ask_to_stop))
+
+
+def test_asked_to_stop_before_anything_is_saved_is_no_success(run: Run) -> None:
+    with pytest.raises(TrainingStoppedError, match="before the first checkpoint"):
+        run.train(in_turn(run.ask_to_stop, die))
+
+
+def test_a_lost_lease_counts_for_more_than_a_stop(run: Run) -> None:
+    run.watch.lost = "a later start has taken over"
+    with pytest.raises(TrainingStoppedError, match="taken over"):
+        run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
