@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import textwrap
 import types
@@ -18,7 +19,13 @@ from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from jobs.errors import UserError
 from jobs.redaction import public
@@ -168,12 +175,28 @@ def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
+    hint = field_type(config_class, key)
     try:
-        OmegaConf.update(tree, key, _parse(field_type(config_class, key), raw), merge=False)
+        OmegaConf.update(tree, key, _parse(hint, raw), merge=False)
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise UserError(
+            f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
+        ) from error
+    except ValidationError as error:
+        rule = f"must be {_type_name(hint)}" if hint else _first_line(error)
+        raise UserError(f"{key}={raw}: {rule}; --help lists every key") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={raw}: {_first_line(error)}; --help lists every key") from error
     except yaml.YAMLError as error:
         raise UserError(f"{key}={raw}: is not valid YAML; quote the value") from error
+
+
+def _did_you_mean(config_class: type, key: str) -> str:
+    """The key that was probably meant: the same last name in another slice, else the nearest spelling."""
+    known = [described.key for described in describe_keys(config_class)]
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same or difflib.get_close_matches(key, known, n=1)
+    return f", perhaps {' or '.join(near[:3])} is meant" if near else ""
 
 
 def field_type(config_class: Any, key: str) -> Any:

@@ -56,7 +56,7 @@ from pipeline import (
     write_bytes,
 )
 
-REPORT = "report.json"
+FIGURES = "figures.json"
 VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")
 
 
@@ -104,9 +104,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     free = (*FREE_KEYS, "decode_workers")
     claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins)
     refuse_what_changed(output, claim.pins, pins)
-    if exists(join(output, REPORT)):
+    if exists(join(output, FIGURES)):
         console.print(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
-        return dict(json.loads(read_bytes(join(output, REPORT))))
+        return dict(json.loads(read_bytes(join(output, FIGURES))))
     links = {"weights_digest": weights.digest, **weights.links}
     tracking = start_run(
         config.tracking,
@@ -164,7 +164,7 @@ def score(
         tracking.finish()
     places = {name.removesuffix(".png"): join(output, name) for name in pictures}
     whole = {**report, **places, "mlflow_run_id": tracking.run_id}
-    write_bytes(join(output, REPORT), json.dumps(whole, indent=2).encode())
+    write_bytes(join(output, FIGURES), json.dumps(whole, indent=2).encode())
     return whole
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.config import config_dict, flatten
 from jobs.errors import UserError
-from pipeline import delete, exists, join, read_bytes, write_if_absent
+from pipeline import StorageError, delete, exists, join, read_bytes, write_if_absent
 
 # May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.
 FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures", "picture_clips",
@@ -46,7 +46,11 @@ def claim_output(
     settings = {key: value for key, value in flatten(config_dict(config)).items() if not is_free(key, free_keys)}
     settings = json.loads(json.dumps(settings, default=str))
     claim = {"run_key": uuid.uuid4().hex, "config": settings, "pins": dict(pins or {})}
-    if not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode()):
+    try:
+        fresh = not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode())
+    except StorageError as error:
+        raise UserError(f"output={output}: cannot be written ({error}); give a place that can be") from error
+    if fresh:
         return Claim(str(claim["run_key"]), resumed=False, pins=pins or {})
     earlier = json.loads(read_bytes(place))
     difference = [
