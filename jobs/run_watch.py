@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -34,6 +35,7 @@ class RunWatch:
 
     Args:
         hang_minutes: without a step for so long the workers are ended (the group then dies, and can be replaced).
+        saving_minutes: the same while a rank waits for its checkpoint to be written, where that is more.
         room: tells whether the cluster has room for more workers, or no longer for these.
         on_steps: takes the journal lines of steps as they are done.
     """
@@ -44,31 +46,37 @@ class RunWatch:
         total_steps: int,
         *,
         hang_minutes: float,
+        saving_minutes: float,
         room: RoomForWorkers,
         on_steps: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board = ray.remote(num_cpus=0)(RunBoard).options(scheduling_strategy=here).remote()
         self.lost = ""
-        """Who took the output over, once that happened."""
-        self._hang_minutes, self.room, self._on_steps = hang_minutes, room, on_steps
+        """Why no further group may follow, once that is so: who took the output over, or that the board died."""
+        self._hang_minutes, self._saving_minutes = hang_minutes, max(hang_minutes, saving_minutes)
+        self.room, self._on_steps = room, on_steps
         self._progress = _progress()
         self._task = self._progress.add_task(name, total=total_steps)
         self._stop_requested, self._ended = threading.Event(), threading.Event()
         self._lease: Lease | None = None
         self._workers = self._first_step = self._steps = 0
-        self._too_small = False
-        self._places: list[tuple[int, int, int]] = []
-        self._moved_at = self._lease_checked_at = self._size_checked_at = time.monotonic()
+        self._too_small = self._told = False
+        self._signs: Mapping[int, SignOfLife] = {}
+        self._moved_at = self._size_checked_at = time.monotonic()
 
     def begin(self, lease: Lease, workers: int, step: int) -> None:
         """A group of workers starts from a step."""
         ray.get(self.board.begin.remote(lease.attempt, step))
         self._lease, self._workers, self._too_small = lease, workers, False
         self._first_step = self._steps = step
-        self._moved_at = self._lease_checked_at = self._size_checked_at = time.monotonic()
+        self._moved_at = self._size_checked_at = time.monotonic()
         self._progress.update(self._task, completed=step)
         self.say(f"attempt {lease.attempt}: {workers} worker{'s' * (workers > 1)} from step {step} on")
+
+    def pause(self) -> None:
+        """The group of workers has ended; until the next one begins there is no lease to lose and nobody to hang."""
+        self._lease = None
 
     @property
     def stop_requested(self) -> bool:
@@ -95,25 +103,52 @@ class RunWatch:
         watcher = threading.Thread(target=self._watch, name="run-watch", daemon=True)
         with self._progress:
             watcher.start()
+            threading.Thread(target=self._watch_lease, name="lease-watch", daemon=True).start()
             try:
                 yield self
             finally:
                 self._ended.set()
                 watcher.join()
-                self._look()
+                self._guarded(self._look)
                 signal.signal(signal.SIGTERM, former)
 
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            if self.stop_requested:
-                self.board.request.remote(Ending.REQUESTED)
-            signs = self._look()
-            if self._lease is not None:
-                self._check_lease(self._lease)
-                self._check_size()
-                self._check_for_hang(self._lease, signs)
+            if not self._guarded(self._look_and_check):
+                take_all_stacks(self._signs.values())  # without the board nobody could see them hang
+                return
 
-    def _look(self) -> Mapping[int, SignOfLife]:
+    def _watch_lease(self) -> None:
+        """Apart from the other watch, because storage may block without an end."""
+        while not self._ended.wait(SECONDS_BETWEEN_LEASE_CHECKS):
+            self._guarded(self._check_lease)
+
+    def _guarded(self, look: Callable[[], None]) -> bool:
+        """Look once; what fails in it, as a cluster that is silent for a while, must not end the watch.
+
+        Returns:
+            whether there is anything left to look at.
+        """
+        try:
+            look()
+        except ActorDiedError as error:
+            self.lost = f"the actor between driver and workers died ({error}); start the same command again"
+            return False
+        except (RayError, StorageError, ValueError, KeyError) as error:
+            if not self._told:
+                self.say(f"warning: the watch over the workers goes on after {type(error).__name__}: {error}")
+            self._told = True
+        return True
+
+    def _look_and_check(self) -> None:
+        if self.stop_requested:
+            self.board.request.remote(Ending.REQUESTED)
+        self._look()
+        if self._lease is not None:
+            self._check_for_hang(self._lease)
+            self._check_size()
+
+    def _look(self) -> None:
         lines: list[str]
         figures: list[dict[str, Any]]
         signs: dict[int, SignOfLife]
@@ -121,22 +156,16 @@ class RunWatch:
         for line in lines:
             self.say(line)
         self._on_steps(figures)
-        places = [sign.place for _, sign in sorted(signs.items())]
-        if places != self._places or any(sign.doing is Doing.SAVING for sign in signs.values()):
-            self._moved_at = time.monotonic()  # saving has a limit of its own
-        self._places, self._steps = places, steps
+        if _places(signs) != _places(self._signs):
+            self._moved_at = time.monotonic()
+        self._signs, self._steps = signs, steps
         self._progress.update(self._task, completed=steps)
-        return signs
 
-    def _check_lease(self, lease: Lease) -> None:
-        if time.monotonic() - self._lease_checked_at < SECONDS_BETWEEN_LEASE_CHECKS:
-            return
-        self._lease_checked_at = time.monotonic()
-        try:
-            self.lost = self.lost or lease.lost_to()
-        except StorageError:  # the writer of checkpoints tells it, with its own patience
-            return
-        if self.lost:
+    def _check_lease(self) -> None:
+        lease = self._lease
+        lost = lease.lost_to() if lease else ""
+        if lost and lease is self._lease:  # else this program itself took the next one meanwhile
+            self.lost = lost
             self.board.request.remote(Ending.RESIZED)
 
     def _check_size(self) -> None:
@@ -149,8 +178,14 @@ class RunWatch:
         if self._too_small or (runs and self.room.may_grow(self._workers)):
             self.board.request.remote(Ending.RESIZED)
 
-    def _check_for_hang(self, lease: Lease, signs: Mapping[int, SignOfLife]) -> None:
-        most_minutes = min(self._hang_minutes, MINUTES_WITHOUT_ROOM) if self._too_small else self._hang_minutes
+    def _most_minutes(self) -> float:
+        """How long the places may stay the same."""
+        if any(sign.doing is Doing.SAVING for sign in self._signs.values()):
+            return self._saving_minutes  # the writer has the same limit; a storage that blocks it does not let it tell
+        return min(self._hang_minutes, MINUTES_WITHOUT_ROOM) if self._too_small else self._hang_minutes
+
+    def _check_for_hang(self, lease: Lease) -> None:
+        most_minutes, signs = self._most_minutes(), self._signs
         if elapsed_minutes(self._moved_at) < most_minutes or not signs:
             return
         stacks = take_all_stacks(signs.values())
@@ -165,6 +200,10 @@ class RunWatch:
             write_bytes(place, ("\n".join(parts)).encode())
         except StorageError as error:
             self.say(f"warning: stacks not written: {error}\n" + "\n".join(parts))
+
+
+def _places(signs: Mapping[int, SignOfLife]) -> list[tuple[int, int, int]]:
+    return [sign.place for _, sign in sorted(signs.items())]
 
 
 def take_all_stacks(signs: Collection[SignOfLife]) -> dict[int, str]:

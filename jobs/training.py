@@ -203,6 +203,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
         job.program,
         job.total_steps,
         hang_minutes=config.hang_minutes,
+        saving_minutes=config.checkpoint.max_unsaved_minutes,
         room=room,
         on_steps=partial(_track, run),
     )
@@ -223,6 +224,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
                 if failures > config.max_failures or watch.lost:
                     raise TrainingStoppedError(watch.lost or _what_happened(error, failures)) from error
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
+            watch.pause()
             gc.collect()  # the error holds the dead group's controller, too, in a circle
             lease = lease.renewed()
     return lease

@@ -39,6 +39,9 @@ class FakeWatch:
     def begin(self, _lease: Lease, _workers: int, _step: int) -> None:
         pass
 
+    def pause(self) -> None:
+        pass
+
     def say(self, line: str) -> None:
         self.said.append(line)
 
