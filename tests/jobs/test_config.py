@@ -94,7 +94,7 @@ def test_resolved_tree_reads_back_equal(tmp_path: Path) -> None:
     [
         (["name=x", "inner.rat=1"], ["inner.rat=1", "no such key", "perhaps inner.rate is meant"]),
         (["name=x", "rate=1"], ["rate=1", "perhaps inner.rate is meant"]),
-        (["name=x", "zebra=1"], ["zebra=1: there is no such key; --help"]),
+        (["name=x", "zebra=1"], ["zebra=1: no such key; --help"]),
         (["name=x", "inner.rate=-1"], ["inner.rate=-1", "must not be negative", "use 0.5"]),
         (["name=x", "inner.rate=fast"], ["inner.rate=fast: must be float"]),
         (["name=x", "inner.kind=odd"], ["inner.kind=odd", "calm", "wild"]),
