@@ -1,0 +1,129 @@
+"""SIGKILL and SIGTERM to a tagging job at random moments. Its stages run in its own process, without Ray.
+
+`test_tag_faults` does the same to whole jobs with their Ray; here a start costs nothing, so kills can fall anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hiera_video import create_model, save_model
+from jobs import sole_writer, tag
+from jobs.errors import UserError
+from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.program import replace
+from jobs.tag_chain import WINDOW_COLUMNS, ScoredChunk, answer
+from jobs.tag_config import ScoringPlan, TagConfig
+from jobs.tracking import TrackingConfig
+from jobs.window_scores import ScoreWindows
+from pipeline import DecodeConfig, DecodeWindows, PlannedVersion, ProbeVideos, read_tags, read_videos
+
+pytestmark = pytest.mark.faults
+
+VIDEOS = 12
+PACE_SECONDS = 0.02  # longer than the work of a tiny model, so that kills find a job at work
+
+
+def _probed(fresh: pa.Table, decode: DecodeConfig, _scoring: Any) -> pa.Table:
+    return ProbeVideos(decode)(fresh)
+
+
+def _scored(planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan) -> Iterator[ScoredChunk]:
+    """The stages of `tagging_chain`, one after the other."""
+    decode = DecodeWindows(plan.config.decode, plan.views, plan.config.batch_size, planned.attempts_folder)
+    weights, batch_size = plan.weights, plan.config.batch_size
+    score = ScoreWindows(weights, plan.config.precision, False, WINDOW_COLUMNS, plan.wanted, batch_size)
+    for number in missing:
+        batches = decode(planned.chunk(number)) if planned.count_windows([number]) else ()
+        rows = [row for batch in batches for row in score(batch).to_pylist()]
+        answers = {(row["unit_id"], row["window_index"]): answer(row, plan) for row in rows}
+        time.sleep(PACE_SECONDS)
+        yield ScoredChunk(number, answers, any(row["again"] for row in rows))
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TagConfig:
+    monkeypatch.setattr(tag, "probe_videos", _probed)
+    monkeypatch.setattr(tag, "scored_chunks", _scored)
+    monkeypatch.setattr(sole_writer, "BEAT_SECONDS", 0.2)
+    torch.manual_seed(0)
+    save_model(tmp_path / "w.safetensors", create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
+    render_motion_videos(tmp_path / "source", VIDEOS, seed=3, size=64, num_frames=50)
+    (tmp_path / "source" / "broken.mp4").write_text("no video")
+    return TagConfig(
+        source=str(tmp_path / "source"), init=str(tmp_path / "w.safetensors"), output=str(tmp_path / "killed"),
+        window_seconds=0.4, hop_seconds=0.08, batch_size=2, chunk_batches=2, gallery_videos=0,
+        tracking=TrackingConfig(uri="none"),
+    )  # fmt: skip
+
+
+def test_five_kills_in_a_row_leave_every_unit_once(config: TagConfig, tmp_path: Path) -> None:
+    """Never more than one chunk was being worked on, so no kill costs more than one."""
+    draw, output = random.Random(0), Path(config.output)
+    done: dict[str, int] = {}
+    for _ in range(5):
+        job = _started(config)
+        _wait_for_chunks(output, len(done) + 2)
+        time.sleep(draw.uniform(0, 0.15))
+        assert job.is_alive()
+        job.kill()
+        job.join()
+        now = {path.name: path.stat().st_mtime_ns for path in (output / "tags").glob("*.parquet")}
+        assert {name: now[name] for name in done} == done
+        done = now
+    report = tag.run(config)
+    assert report["chunks_skipped"] == len(done)
+    assert report["chunks_done_again"] <= 5
+    peace = replace(config, output=str(tmp_path / "peace"))
+    assert tag.run(peace)["chunks_done_again"] == 0
+    assert _rows(config.output) == _rows(peace.output)
+    assert len(read_videos(config.output)) == VIDEOS + 1
+
+
+def test_a_second_job_is_refused_and_sigterm_commits_what_is_done(config: TagConfig, tmp_path: Path) -> None:
+    job = _started(config)
+    _wait_for_chunks(Path(config.output), 5)
+    with pytest.raises(UserError, match=r"another program is at work on it \(attempt 1, process"):
+        tag.run(config)
+    assert job.is_alive()
+    job.terminate()
+    job.join()
+    done = len(read_videos(config.output))
+    assert 0 < done < VIDEOS + 1
+    report = tag.run(config)
+    assert (report["version"], report["videos"], report["failed_videos"]) == (1, VIDEOS + 1, 1)
+    assert tag.run(config)["nothing_new"]
+    peace = replace(config, output=str(tmp_path / "peace"))
+    tag.run(peace)
+    assert _rows(config.output) == _rows(peace.output)
+
+
+def _started(config: TagConfig) -> multiprocessing.process.BaseProcess:
+    job = multiprocessing.get_context("fork").Process(target=tag.run, args=(config,))
+    job.start()
+    return job
+
+
+def _wait_for_chunks(output: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list((output / "tags").glob("*.parquet"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def _rows(output: str) -> list[Any]:
+    rows = read_tags(output).to_pylist()
+    keys = [(row["uri"], row["window_index"], tuple(row["labels"]), tuple(np.round(row["scores"], 5))) for row in rows]
+    assert len(keys) == len(set(keys))
+    return sorted(keys, key=str)
