@@ -17,7 +17,8 @@ LOCAL_CPUS = max(4, os.cpu_count() or 1)
 
 
 # What every process of the job gets. The backend's own log lines stay in Ray's log files.
-JOB_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "PYTHONWARNINGS": "ignore"}
+JOB_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_COLOR_PREFIX": "0",
+                   "PYTHONWARNINGS": "ignore"}  # fmt: skip
 
 
 def connect() -> None:
