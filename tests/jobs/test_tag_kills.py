@@ -27,7 +27,19 @@ from jobs.tag_chain import WINDOW_COLUMNS, ScoredChunk, answer
 from jobs.tag_config import ScoringPlan, TagConfig
 from jobs.tracking import TrackingConfig
 from jobs.window_scores import ScoreWindows
-from pipeline import DecodeConfig, DecodeWindows, PlannedVersion, ProbeVideos, read_tags, read_videos
+from pipeline import (
+    DecodeConfig,
+    DecodeWindows,
+    PlannedVersion,
+    ProbeVideos,
+    join,
+    object_storage,
+    read_tags,
+    read_videos,
+    write_bytes,
+)
+from tests.pipeline.faulty_proxy import FAULTS, faulty_proxy
+from tests.pipeline.s3_server import light_s3_server, set_s3_environment
 
 pytestmark = pytest.mark.faults
 
@@ -109,6 +121,24 @@ def test_a_second_job_is_refused_and_sigterm_commits_what_is_done(config: TagCon
     assert _rows(config.output) == _rows(peace.output)
 
 
+def test_object_storage_on_a_bad_day(config: TagConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of all requests fail, stall or break off, for source and output: the view of a day in peace."""
+    tag.run(config)
+    with light_s3_server() as server:
+        set_s3_environment(monkeypatch, server)
+        monkeypatch.setattr(object_storage, "READ_TIMEOUT_SECONDS", 1)
+        object_storage.s3_client().create_bucket(Bucket="tags")
+        for path in Path(config.source).rglob("*.*"):
+            write_bytes(join("s3://tags/in", path.name), path.read_bytes())
+        with faulty_proxy(server, share=0.2, stall_seconds=1.5) as (url, counts):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+            report = tag.run(replace(config, source="s3://tags/in", output="s3://tags/out"))
+        assert all(counts[fault] for fault in FAULTS)
+        assert (report["videos"], report["failures_by_reason"]) == (VIDEOS + 1, {"not_a_video": 1})
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        assert _rows("s3://tags/out") == _rows(config.output)
+
+
 def _started(config: TagConfig) -> multiprocessing.process.BaseProcess:
     job = multiprocessing.get_context("fork").Process(target=tag.run, args=(config,))
     job.start()
@@ -124,6 +154,9 @@ def _wait_for_chunks(output: Path, count: int) -> None:
 
 def _rows(output: str) -> list[Any]:
     rows = read_tags(output).to_pylist()
-    keys = [(row["uri"], row["window_index"], tuple(row["labels"]), tuple(np.round(row["scores"], 5))) for row in rows]
+    keys = [
+        (row["uri"].rsplit("/", 1)[-1], row["window_index"], tuple(row["labels"]), tuple(np.round(row["scores"], 5)))
+        for row in rows
+    ]
     assert len(keys) == len(set(keys))
     return sorted(keys, key=str)
