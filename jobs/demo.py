@@ -188,7 +188,7 @@ WORTH_READING = {
     "pretrain": ("first_loss", "final_loss", "clips_per_second", "reconstructions"),
     "finetune": ("final_loss", "clips_per_second"),
     "evaluate": ("top1", "top5", "videos_scored", "confusion"),
-    "tag": ("videos", "windows", "failed_videos"),
+    "tag": ("videos", "windows", "failed_videos", "report"),
 }
 
 
