@@ -20,7 +20,7 @@ import torch
 
 from hiera_video import create_model, save_model
 from jobs import sole_writer, tag
-from jobs.errors import UserError
+from jobs.errors import UserError, WorkStoppedError
 from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.program import replace
 from jobs.tag_chain import WINDOW_COLUMNS, ScoredChunk, answer
@@ -119,6 +119,15 @@ def test_a_second_job_is_refused_and_sigterm_commits_what_is_done(config: TagCon
     peace = replace(config, output=str(tmp_path / "peace"))
     tag.run(peace)
     assert _rows(config.output) == _rows(peace.output)
+
+
+def test_a_source_that_cannot_be_right_stops_the_job_before_anything_is_planned(config: TagConfig) -> None:
+    for number in range(VIDEOS + 2):
+        (Path(config.source) / f"text{number:02d}.mp4").write_text("no video")
+    with pytest.raises(WorkStoppedError, match=r"15 of 27 videos failed already \(not_a_video: 15\); look at .*broken"):
+        tag.run(config)
+    assert not (Path(config.output) / "units").exists()
+    assert tag.run(replace(config, max_failed_share=0.6))["failed_videos"] == VIDEOS + 3
 
 
 def test_object_storage_on_a_bad_day(config: TagConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
