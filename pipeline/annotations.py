@@ -26,6 +26,7 @@ from pipeline.columns import (
     extract,
     joined,
     line_batches,
+    malformed_named,
     parquet_batches,
     read_csv,
     read_lines,
@@ -102,10 +103,11 @@ def read_something(uri: str) -> Annotations:
     files = {_something_part(file): file for file in _files(uri, (".json",))}
     if "labels" not in files:
         raise ManifestError(f"{uri}: has no labels.json, which holds the full class list; add it")
-    indices = json.loads(read_bytes(files["labels"]))
-    classes = tuple(sorted(indices, key=lambda name: int(indices[name])))
+    with malformed_named(files["labels"]):
+        indices = json.loads(read_bytes(files["labels"]))
+        classes = tuple(sorted(indices, key=lambda name: int(indices[name])))
     parts = [
-        _something_rows(json.loads(read_bytes(files[part])), split)
+        _something_rows(files[part], split)
         for part, split in (("train", "train"), ("validation", "val"), ("test", "test"))
         if part in files
     ]
@@ -204,9 +206,11 @@ def _something_part(uri: str) -> str:
     return next((part for part in ("labels", "train", "validation", "test") if name.endswith(part)), name)
 
 
-def _something_rows(entries: list[dict[str, Any]], split: str) -> pa.Table:
+def _something_rows(uri: str, split: str) -> pa.Table:
     # The files are JSON arrays, which Arrow cannot stream; json parses 170,000 entries in a second.
-    table = pa.Table.from_pylist(entries, pa.schema([("id", pa.string()), ("template", pa.string())]))
+    with malformed_named(uri):
+        schema = pa.schema([("id", pa.string()), ("template", pa.string())])
+        table = pa.Table.from_pylist(json.loads(read_bytes(uri)), schema)
     label = pc.replace_substring_regex(table["template"], r"[\[\]]", "")
     return _rows(stem=table["id"], label=label, split=split, source_video=table["id"])
 

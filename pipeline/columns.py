@@ -22,6 +22,22 @@ class ManifestError(ValueError):
     """Annotations that do not follow their convention: what, where, and what to do."""
 
 
+@contextlib.contextmanager
+def malformed_named(place: str | None) -> Iterator[None]:
+    """Turn whatever a malformed file does to its reader into one error that names the file.
+
+    Raises:
+        ManifestError: it does not follow its convention.
+    """
+    try:
+        yield
+    except ManifestError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        happened = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ManifestError(f"{place}: does not follow its convention ({happened}); check the file") from error
+
+
 def line_batches(uri: str) -> Iterator[pa.ChunkedArray]:
     # A byte that text does not hold as the separator: every line is one field, whatever its spaces and quotes.
     parse = pyarrow.csv.ParseOptions(delimiter="\x01", quote_char=False)

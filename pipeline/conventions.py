@@ -17,7 +17,7 @@ from pipeline.annotations import (
     read_table,
     read_ucf101,
 )
-from pipeline.columns import ManifestError
+from pipeline.columns import ManifestError, malformed_named
 from pipeline.storage import StorageError, absolute, exists, filesystem, join, list_files, read_bytes
 
 Convention = Literal[
@@ -134,12 +134,14 @@ def read_class_list(place: str) -> tuple[str, ...]:
     """A class list by its shipped name, from a text file (a name a line) or a JSON list.
 
     Raises:
-        ManifestError: it is empty or names a class twice.
+        ManifestError: it is empty, no text in UTF-8 or no JSON list, or names a class twice.
     """
     shipped = CLASS_LISTS / f"{place}.txt"
-    text = (shipped.read_bytes() if shipped.exists() else read_bytes(place)).decode()
-    names = json.loads(text) if place.endswith(".json") else [line.strip() for line in text.splitlines()]
-    names = [str(name) for name in names if name]
+    content = shipped.read_bytes() if shipped.exists() else read_bytes(place)
+    with malformed_named(f"classes={place}"):
+        text = content.decode()
+        names = json.loads(text) if place.endswith(".json") else [line.strip() for line in text.splitlines()]
+        names = [str(name) for name in names if name]
     if not names or len(set(names)) != len(names):
         raise ManifestError(f"classes={place}: is empty or names a class twice; give one name a line, each once")
     return tuple(names)

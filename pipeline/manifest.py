@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.annotations import ANNOTATION_SCHEMA, VIDEO_SUFFIXES, Annotations, file_stem, source_video_of
+from pipeline.columns import malformed_named
 from pipeline.conventions import ManifestConfig, detect, locate, read_annotations, read_class_list
 from pipeline.inventory import read_inventory
 from pipeline.schema import REJECTED_SCHEMA
@@ -96,9 +97,11 @@ def read_manifest(
     if convention in ("folder", "bare", "inventory"):
         assert listing is not None
         annotations = _from_folders(root, listing, convention, asked=config.convention == "folder")
+        rows = _gathered(root, annotations, listing, bool(config.unlisted))
     else:
-        annotations = read_annotations(convention, config)
-    rows = _gathered(root, annotations, listing, bool(config.unlisted))
+        with malformed_named(config.annotations):
+            annotations = read_annotations(convention, config)
+            rows = _gathered(root, annotations, listing, bool(config.unlisted))  # reads them, a batch at a time
     table, rejected, classes = _finished(rows, annotations, config, seed, known_splits or {})
     return Manifest(table, rejected, classes, convention, skipped)
 
@@ -110,7 +113,8 @@ def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
 
 def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
     """The videos below a root, and the number of other files."""
-    listed = list_files(root) if inventory is None else read_inventory(inventory)
+    with malformed_named(inventory or root):
+        listed = list_files(root) if inventory is None else read_inventory(inventory)
     if inventory is not None and not is_local(root):
         listed = listed.filter(pc.starts_with(listed["uri"], root.rstrip("/") + "/"))
     is_video = pc.match_substring_regex(pc.utf8_lower(listed["uri"]), _ends_with(VIDEO_SUFFIXES))

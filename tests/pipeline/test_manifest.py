@@ -262,6 +262,39 @@ def test_class_lists_hold_each_name_once(tmp_path: Path) -> None:
         read_class_list(str(tmp_path / "names.json"))
 
 
+KINETICS = "label,youtube_id,time_start,time_end,split\nyoga,abc,,10,train\n"
+GOOD = {"labels.json": '{"a": "0"}', "train.json": '[{"id": "1", "template": "a"}]'}
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"train.csv": KINETICS}, "train.csv"),
+        (GOOD | {"labels.json": '{"a": "0'}, "labels.json"),
+        (GOOD | {"labels.json": '{"a": "first"}'}, "labels.json"),
+        (GOOD | {"labels.json": '["a"]'}, "labels.json"),
+        (GOOD | {"train.json": '[{"id": "1", "templ'}, "train.json"),
+        (GOOD | {"train.json": "[1]"}, "train.json"),
+        ({"manifest.json": '{"fileSchema": '}, "manifest.json"),
+    ],
+)
+def test_malformed_annotations_are_named(files: dict[str, str], named: str, tmp_path: Path) -> None:
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    place = folder if files.keys() == GOOD.keys() else folder / named
+    with pytest.raises(ManifestError, match=named):
+        read_manifest(make(tmp_path, "1.mp4"), ManifestConfig(annotations=str(place)), seed=0)
+
+
+@pytest.mark.parametrize(("name", "content"), [("c.json", b'["a", '), ("c.json", b"5"), ("c.txt", b"caf\xe9\n")])
+def test_malformed_class_lists_are_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError, match=rf"classes=.*{name}"):
+        read_class_list(str(tmp_path / name))
+
+
 def test_a_missing_source_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         read_manifest(str(tmp_path / "nowhere"), ManifestConfig(), seed=0)
