@@ -22,8 +22,10 @@ FATAL = ("crashed", "timeout")
 class Attempts:
     """The attempts at the videos of one chunk, kept at a place of their own over all retries of the job."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, refused_as: str = "crashed") -> None:
         self.place = place
+        self.refused_as = refused_as
+        """The reason for a video that has no attempt left before it is tried."""
         self.begun_before = False
         """Whether an earlier worker began with this chunk."""
         self._unended = self._read()
@@ -33,10 +35,10 @@ class Attempts:
         """One attempt. It stays counted when it never ends (the worker dies) or ends in a reason of `FATAL`.
 
         Raises:
-            DecodeError: "crashed", before anything was tried: two attempts were made already.
+            DecodeError: ``refused_as``, before anything was tried: two attempts were made already.
         """
         if self.left(video) == 0:
-            raise DecodeError("crashed", f"{MOST} attempts killed or hung the decoder or its worker")
+            raise DecodeError(self.refused_as, f"{MOST} attempts killed or hung the decoder or its worker")
         before = self._unended.get(video, 0)
         self._unended[video] = before + 1
         self.write()

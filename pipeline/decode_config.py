@@ -114,7 +114,7 @@ class DecodeError(Exception):
     """A video that cannot be used; ``reason`` is one of few words to count by, ``message`` says it for a person.
 
     Reasons: missing, unreadable, empty, not_a_video, no_video_stream, unsupported, damaged, missing_frames, max_pixels,
-    max_frames, max_seconds, max_bytes, out_of_memory, timeout, crashed.
+    max_frames, max_seconds, max_bytes, too_long_to_store, out_of_memory, timeout, crashed, interrupted.
     """
 
     def __init__(self, reason: str, message: str) -> None:

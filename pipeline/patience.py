@@ -10,6 +10,8 @@ from pipeline.storage import StorageError
 
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.4
+# An archived object, a key over 1024 bytes, no key at all.
+_OF_THE_OBJECT = ("InvalidObjectState", "KeyTooLongError", "ParamValidationError")
 Answer = TypeVar("Answer")
 
 
@@ -29,6 +31,14 @@ def patiently(call: Callable[[], Answer], attempts: int = ATTEMPTS) -> Answer:
                 raise
             time.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
     return call()
+
+
+def is_of_the_object(error: StorageError) -> bool:
+    """Whether the object's own name or state is what is wrong, and not the storage that should answer.
+
+    A local file counts as such: its disk cannot be told from it.
+    """
+    return not error.uri.startswith("s3://") or any(code in error.happened for code in _OF_THE_OBJECT)
 
 
 def is_forbidden(error: StorageError) -> bool:

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from pipeline.attempts import FATAL, Attempts
 from pipeline.decode_config import DecodeConfig, DecodeError, VideoInfo
-from pipeline.patience import is_forbidden, patiently
+from pipeline.patience import is_forbidden, is_of_the_object, patiently
 from pipeline.schema import REJECTED_SCHEMA, clip_id
 from pipeline.shard_writer import ShardWriter, StoreConfig, table_bytes
-from pipeline.storage import StorageError, exists, join, local_copy, read_bytes, write_bytes
+from pipeline.storage import StorageError, content_version, exists, join, local_copy, read_bytes, write_bytes
 from pipeline.transcode_config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
 
@@ -53,6 +53,8 @@ VIDEO_SCHEMA = pa.schema(
 """One video that was looked at: ``status`` is ``ok`` or the reason it was rejected for; facts are the source's."""
 
 CHUNK_ATTEMPTS = 3
+STORED_BYTES_AT_MOST = 2**30
+"""Of one clip's original bytes: a Parquet page holds less than 2 GiB, and a worker several copies of it."""
 PLAN_ROWS_A_FILE = 2**15
 _MESSAGE_LENGTH = 300
 _READ_BYTES = 2**22
@@ -124,7 +126,8 @@ class PrepareChunk:
         settings = self.settings
         shards = ShardWriter(settings.output, f"{settings.name}-{chunk:06d}", settings.store, settings.seed)
         rejected: list[dict[str, Any]] = []
-        attempts = Attempts(settings.attempts(chunk))
+        # Who killed the workers is not known: it may have been a pre-emption, twice during one long video.
+        attempts = Attempts(settings.attempts(chunk), refused_as="interrupted")
         videos = [self._video(row, attempts, shards, rejected) for row in rows]
         attempts.write()
         shards.flush()
@@ -160,14 +163,14 @@ class PrepareChunk:
     def _outputs(self, uri: str, attempts: Attempts, facts: dict[str, Any]) -> Iterator[StoredClip | Damage]:
         """The clips of a video; its facts are added to ``facts`` on the way."""
         with _fetched(uri) as path:
-            facts["bytes"] = path.stat().st_size
-            facts["digest"] = _digest(path)
+            facts |= _file_facts(path, uri, facts["content_version"])
             keeps_bytes = self.settings.transcode.mode == "passthrough"
             for output in self._processed(path, uri, attempts):
                 if isinstance(output, VideoInfo):
                     facts |= dataclasses.asdict(output)
-                elif isinstance(output, StoredClip) and output.video is None and keeps_bytes:
-                    yield dataclasses.replace(output, video=path.read_bytes())
+                elif isinstance(output, StoredClip) and keeps_bytes:
+                    _refuse_long(facts["bytes"] if output.video is None else len(output.video))
+                    yield output if output.video else dataclasses.replace(output, video=_whole(path))
                 else:
                     yield output
 
@@ -187,6 +190,18 @@ class PrepareChunk:
                 return
 
 
+def _refuse_long(size: int) -> None:
+    if size > STORED_BYTES_AT_MOST:
+        raise DecodeError(
+            "too_long_to_store", f"{size} bytes are over {STORED_BYTES_AT_MOST}, a row's most; set clip_seconds="
+        )
+
+
+def _whole(path: Path) -> bytes:
+    with _objects_faults():
+        return path.read_bytes()
+
+
 def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
     """The manifest rows of one chunk."""
     start = chunk * settings.videos_per_chunk
@@ -200,6 +215,17 @@ def _plan_file(uri: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(uri)))
 
 
+def _file_facts(path: Path, uri: str, listed_version: str | None) -> dict[str, Any]:
+    """Size, digest and content version of a video at hand.
+
+    Raises:
+        DecodeError, StorageError: as `_fetched`.
+    """
+    with _objects_faults():
+        version = listed_version or patiently(lambda: content_version(uri))
+        return {"bytes": path.stat().st_size, "digest": _digest(path), "content_version": version}
+
+
 @contextlib.contextmanager
 def _fetched(uri: str) -> Iterator[Path]:
     """A local path with the video's content. What is wrong with one object rejects it; a storage that is down raises.
@@ -209,16 +235,24 @@ def _fetched(uri: str) -> Iterator[Path]:
         StorageError: the storage does not answer, after several attempts.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with _objects_faults():
             path = patiently(lambda: stack.enter_context(local_copy(uri)))
-        except StorageError as error:
-            if not error.missing and not is_forbidden(error):
-                raise
+        yield path
+
+
+@contextlib.contextmanager
+def _objects_faults() -> Iterator[None]:
+    """Around access to one object, and nothing else: errors of this machine's own are not the video's."""
+    try:
+        yield
+    except OSError as error:
+        raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
+    except StorageError as error:
+        if error.missing or is_forbidden(error):
             raise DecodeError("missing" if error.missing else "forbidden", error.happened) from error
-        try:
-            yield path
-        except OSError as error:
-            raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
+        if is_of_the_object(error):
+            raise DecodeError("unreadable", error.happened) from error
+        raise
 
 
 def _clip_row(row: dict[str, Any], digest: str, clip: StoredClip) -> dict[str, Any]:

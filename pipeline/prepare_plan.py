@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,11 +17,33 @@ from pipeline.decode_config import DecodeConfig
 from pipeline.manifest import Manifest, plain_uri, read_manifest, shuffled_order
 from pipeline.patience import patiently
 from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings
-from pipeline.prepare_versions import current_videos, publish, read_versions
+from pipeline.prepare_versions import (
+    READERS,
+    current_videos,
+    publish,
+    read_versions,
+    times_rejected,
+    with_status,
+)
 from pipeline.schema import REJECTED_SCHEMA
 from pipeline.shard_writer import StoreConfig, table_bytes
-from pipeline.storage import absolute, exists, join, read_bytes, write_bytes, write_if_absent
+from pipeline.storage import (
+    StorageError,
+    absolute,
+    content_version,
+    exists,
+    join,
+    local_path,
+    read_bytes,
+    write_bytes,
+    write_if_absent,
+)
 from pipeline.transcode_config import TranscodeConfig
+
+OUT_OF_REACH = ("missing", "forbidden", "unreadable")
+DECODERS_END = ("timeout", "crashed", "out_of_memory", "interrupted")
+VERSIONS_TRIED = 2
+"""How many versions try a video that ended its decoder or worker: the cause may have been the machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +185,8 @@ def _draft(
     known_splits = dict(zip(splits["uri"].to_pylist(), splits["split"].to_pylist(), strict=True))
     manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=known_splits)
     excluded = {*(newest["excluded"] if newest else ()), *(_placed(source, uri) for uri in exclude)}
-    rows, changed = _new_or_changed(manifest.rows, known, excluded)
+    again = _to_try_again(output, newest["version"], known) if newest else []
+    rows, changed = _new_or_changed(manifest.rows, known, excluded, again)
     present = _among(known["uri"], excluded)
     unmatched = sorted(excluded.difference(present, _among(manifest.rows["uri"], excluded)))
     taken_out = sorted({*changed, *present} - set(_removed_before(newest)))
@@ -204,24 +228,55 @@ def _write_plan(
     return plan
 
 
-def _new_or_changed(rows: pa.Table, known: pa.Table, excluded: set[str]) -> tuple[pa.Table, list[str]]:
+def _new_or_changed(
+    rows: pa.Table, known: pa.Table, excluded: set[str], again: Sequence[str]
+) -> tuple[pa.Table, list[str]]:
     """The manifest's rows to prepare, and the URIs among them that an earlier version holds differently."""
     if excluded:
         rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
     if len(known) == 0:
         return rows, []
     place = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())
-    same = pc.is_valid(place)
+    rows = rows.set_column(rows.column_names.index("content_version"), "content_version", _versions_now(rows, place))
+    same = pc.and_not(pc.is_valid(place), pc.is_in(rows["uri"], pa.array(again, pa.large_string())))
     for name in ("content_version", "label"):
         mine, theirs = pc.cast(rows[name], pa.large_string()), pc.cast(pc.take(known[name], place), pa.large_string())
         equal = pc.fill_null(pc.equal(mine, theirs), False)
-        both_absent = pc.and_(pc.is_null(mine), pc.is_null(theirs))
-        # A manifest that lists no versions cannot say that a file changed.
-        unknown = pc.is_null(mine) if name == "content_version" else both_absent
-        same = pc.and_(same, pc.or_(equal, unknown))
+        # A version that is not known on one side cannot say that a file changed.
+        either = pc.or_ if name == "content_version" else pc.and_
+        same = pc.and_(same, pc.or_(equal, either(pc.is_null(mine), pc.is_null(theirs))))
     fresh = pc.invert(same)
     changed = rows.filter(pc.and_(fresh, pc.is_valid(place)))["uri"].to_pylist()
     return rows.filter(fresh), changed
+
+
+def _versions_now(rows: pa.Table, place: pa.ChunkedArray) -> pa.Array:
+    """The rows' content versions; those of known local files are looked up where the manifest lists none."""
+    versions = rows["content_version"].combine_chunks()
+    unlisted = pc.and_(pc.is_null(versions), pc.is_valid(place).combine_chunks())
+    uris = rows["uri"].filter(unlisted).to_pylist()
+    found = pa.array([None if uri.startswith("s3://") else _version_now(uri) for uri in uris], versions.type)
+    return pc.replace_with_mask(versions, unlisted, found)
+
+
+def _to_try_again(output: str, version: int, known: pa.Table) -> list[str]:
+    """Videos that were rejected for what may lie outside their bytes: readable by now, or not tried often enough."""
+    away, ended = with_status(known, OUT_OF_REACH), with_status(known, DECODERS_END)
+    with ThreadPoolExecutor(READERS) as pool:
+        back = [uri for uri, found in zip(away, pool.map(_version_now, away), strict=True) if found is not None]
+    times = times_rejected(output, version, DECODERS_END) if ended else Counter()
+    return [*back, *(uri for uri in ended if times[uri] < VERSIONS_TRIED)]
+
+
+def _version_now(uri: str) -> str | None:
+    """The content version of a video that can be read; None where it cannot."""
+    try:
+        if (path := local_path(uri)) is not None:
+            with path.open("rb") as file:
+                file.read(1)
+        return content_version(uri)
+    except (StorageError, OSError, ValueError):  # ValueError: a zero byte in the path
+        return None
 
 
 def _placed(source: str, uri: str) -> str:

@@ -234,7 +234,9 @@ def local_copy(uri: str) -> Iterator[Path]:
     """
     path = local_path(uri)
     if path is not None:
-        if not path.exists():
+        with errors_named(uri):
+            present = path.exists()
+        if not present:
             raise StorageError(uri, "no such file", "check the path", missing=True)
         yield path
         return
