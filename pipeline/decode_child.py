@@ -144,7 +144,7 @@ def _source_scale(video: Video, view: View) -> float:
     return 2.0 ** min(0, math.ceil(math.log2(needed)))
 
 
-def validate(video: Video, progress: Callable[[int], None]) -> dict[str, Any]:
+def validate(video: Video, progress: Callable[[], None]) -> dict[str, Any]:
     """Decode everything; the facts with the frames that really came.
 
     Raises:
@@ -159,7 +159,7 @@ def validate(video: Video, progress: Callable[[int], None]) -> dict[str, Any]:
                 raise DecodeError.quoting("damaged", f"frame {count} is corrupt {complaint}".strip())
             count += 1
             if count % PROGRESS_FRAMES == 0:
-                progress(count)
+                progress()
         if complaint := complaints.new():
             raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
     promised = max(info["num_frames"], video.stream.frames - video.discarded)
@@ -200,8 +200,10 @@ class Service:
             return "rejected", *rejection(error), _resident_bytes()
 
     def _work(self, kind: str, path: str, details: Any) -> Any:
+        # A view for training has one deadline for all; what looks at a whole file has one for each step.
+        progress = (lambda: None) if kind == "decode" else self._progress
         with openable(path) as name:
-            return self._work_on(kind, Video(name, self.config), details)
+            return self._work_on(kind, Video(name, self.config, progress), details)
 
     def _work_on(self, kind: str, video: Video, details: Any) -> Any:
         try:
@@ -223,9 +225,9 @@ class Service:
             outputs.append(self.mapping[offset : offset + math.prod(shape)].reshape(shape))
         return render(video, views, outputs, details["backend"])
 
-    def _progress(self, frames: int) -> None:
+    def _progress(self) -> None:
         arm(self.config.deadline_seconds)
-        self.connection.send(("progress", frames))
+        self.connection.send(("progress",))
 
 
 def _resident_bytes() -> int:

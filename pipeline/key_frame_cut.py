@@ -24,17 +24,19 @@ def cut_at_key_frames(
     config: TranscodeConfig,
     corrupt_times: Sequence[float],
 ) -> Iterator[Output]:
-    """Pieces of the original bytes; each begins at the key frame at or before its span's start."""
+    """Pieces of the original bytes, from the key frame at or before a span's start to the next one at or after its end.
+
+    Pieces that abut end where the next one begins. Spans between the same key frames are one piece.
+    """
     spans = clip_spans(info.duration_seconds, config.clip_seconds, config.hop_seconds)
     key_times = times[video.key_frames()]
     starts = key_times[np.maximum(np.searchsorted(key_times, [start for start, _ in spans], "right") - 1, 0)]
-    ends = [
-        float(next_start) if end >= following - 1e-6 and config.hop_seconds in (None, config.clip_seconds) else end
-        for (_, end), (following, _), next_start in zip(spans, spans[1:], starts[1:], strict=False)
-    ]
-    pieces = [
-        (float(start), end) for start, end in zip(starts, [*ends, info.duration_seconds], strict=True) if start < end
-    ]
+    if config.hop_seconds in (None, config.clip_seconds):
+        ends = np.append(starts[1:], info.duration_seconds)
+    else:
+        bounds = np.append(key_times, info.duration_seconds)
+        ends = bounds[np.searchsorted(key_times, [end - 1e-6 for _, end in spans])]
+    pieces = dict.fromkeys(piece for piece in zip(starts.tolist(), ends.tolist(), strict=True) if piece[0] < piece[1])
     for start, end in pieces:
         spoilt = [time for time in corrupt_times if start <= time < end]
         if spoilt:

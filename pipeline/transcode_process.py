@@ -119,7 +119,7 @@ class _Service:
             return "rejected", rejection(error)
 
     def _process(self, path: str) -> VideoInfo:
-        with openable(path) as name, contextlib.closing(Video(name, self.decode)) as video:
+        with openable(path) as name, contextlib.closing(Video(name, self.decode, self._progress)) as video:
             return process(video, self.config, self._emit, self._progress)
 
     def _emit(self, output: Output) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, Self, cast
 
 import av
@@ -25,6 +25,7 @@ Picture = npt.NDArray[np.uint8]
 # Where a frame is missing its neighbour stands in: an empty packet at the end (HMDB51), a repeat packet (Theora).
 MISSING_FRAMES_TOLERATED = 2
 SEEK_AHEAD_SECONDS = 5.0
+PROGRESS_PACKETS = 32
 OPTIONS = {"protocol_whitelist": "file"}  # a playlist inside a "video" must not reach the network
 
 
@@ -40,12 +41,17 @@ class FrameSource(Protocol):
 
 
 class Video:
-    """An open video: its facts, and its frames through PyAV."""
+    """An open video: its facts, and its frames through PyAV.
 
-    def __init__(self, path: str, config: DecodeConfig) -> None:
+    Args:
+        progress: called now and then during a pass over all packets, which takes minutes in a long file.
+    """
+
+    def __init__(self, path: str, config: DecodeConfig, progress: Callable[[], None] = lambda: None) -> None:
         _check_file(path, config)
         self.path = path
         self.config = config
+        self._progress = progress
         try:
             self.container = av.open(path, options=OPTIONS, metadata_errors="replace")
         except av.error.FFmpegError as error:
@@ -287,7 +293,9 @@ class Video:
         self._seek_start()
         found: list[tuple[int, bool]] = []
         try:
-            for packet in self.container.demux(self.stream):
+            for number, packet in enumerate(self.container.demux(self.stream), 1):
+                if number % PROGRESS_PACKETS == 0:
+                    self._progress()
                 time = packet.pts if packet.pts is not None else packet.dts
                 self.discarded += packet.is_discard
                 if time is not None and packet.size > 0 and not packet.is_discard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import itertools
@@ -34,6 +35,7 @@ from pipeline.transcode import process
 from pipeline.transcode_config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode_process import IsolatedTranscoder
 from pipeline.video_file import Video
+from tests.pipeline.numbered import write_numbered
 
 
 def frames_of(size: int = 128, count: int = 40, seed: int = 0) -> np.ndarray:
@@ -297,6 +299,28 @@ def test_passthrough_cuts_at_key_frames(tmp_path: Path) -> None:
     assert shown == list(range(120))
     assert [numbers(clip)[0] % 15 for clip in clips] == [0] * len(clips)
     assert len(clips) == 3
+
+
+def test_a_pass_over_all_packets_tells_that_it_goes_on(tmp_path: Path) -> None:
+    """In a long file without an index it takes minutes, before the first frame is decoded."""
+    told: list[int] = []
+    with contextlib.closing(
+        Video(str(write_numbered(tmp_path / "v.mkv", 100)), DecodeConfig(), lambda: told.append(1))
+    ) as video:
+        assert len(video.times()) == 100
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize(("clip_seconds", "hop_seconds"), [(0.3, 0.1), (0.6, 0.4), (0.3, 0.8)])
+def test_passthrough_tells_the_spans_that_it_stores(clip_seconds: float, hop_seconds: float, tmp_path: Path) -> None:
+    """Key frames every 0.48 s: spans between the same ones are one piece, and a piece is as long as it says."""
+    path = write_numbered(tmp_path / "v.mp4", 60, b_frames=0)
+    outputs, _ = run(path, mode="passthrough", clip_seconds=clip_seconds, hop_seconds=hop_seconds)
+    clips = [clip for clip in outputs if isinstance(clip, StoredClip)]
+    assert len(clips) == len(outputs) > 2
+    assert len({(clip.start_seconds, clip.end_seconds) for clip in clips}) == len(clips)
+    for clip in clips:
+        assert clip.num_frames == round(25 * (clip.end_seconds - clip.start_seconds))
 
 
 def test_reference_stores_nothing(video: Path) -> None:
