@@ -18,6 +18,8 @@ from jobs.run_board import WorkerBoard
 from jobs.utilisation import utilisation
 
 T = TypeVar("T")
+NOT_SURE_TO_COME_AGAIN = ("timeout", "crashed", "out_of_memory", "missing")
+"""Reasons that a view failed for which a resumed run might not meet: load, memory, an object that came back."""
 
 
 class StepLog:
@@ -27,7 +29,7 @@ class StepLog:
         board: where lines, figures and progress go.
         multiply_adds: of one forward pass over one view; None when unknown.
         peak: TFLOP/s of one rank's device; None when unknown.
-        timed_out: (epoch, sample id) of views whose decoding took too long before a restart.
+        timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not come again.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class StepLog:
             failures = gather_in_stream_order([batch.failures for batch in consumed])
             figures["failures"] = [failure._asdict() for failure in failures]
             self.timed_out += [
-                (failure.epoch, failure.sample_id) for failure in failures if failure.reason == "timeout"
+                (failure.epoch, failure.sample_id) for failure in failures if failure.reason in NOT_SURE_TO_COME_AGAIN
             ]
         used = utilisation(figures["clips_per_second"], self._multiply_adds, dist.get_world_size(), self._peak)
         if used is not None:

@@ -66,8 +66,8 @@ def training_stream(
         micro_batch: views per row (B); fixed for a run, whatever the number of workers.
         split: a split's name, or "all".
         concurrency: decoding actors.
-        known_failures: (epoch, sample id) of views whose decoding timed out before: not tried again, so that a resumed
-            run takes the decisions of the first.
+        known_failures: (epoch, sample id) of views that failed before: not tried again ("failed_before"), so that a
+            resumed run takes the decisions of the first.
         part: the micro-batches of some workers only, for one stream per node; default: all.
 
     Raises:
@@ -205,7 +205,7 @@ class DecodeMicroBatches:
             samples = [f"{run['clip_id']}#{run['first_repeat'] + k}" for k in range(run["views"])]
             rows = slice(row, row + run["views"])
             if any((run["epoch"], sample) in self.known_failures for sample in samples):
-                failure = "timeout"
+                failure = "failed_before"
             else:
                 views = [self._draw(run, sample) for sample in samples]
                 failure = self.decoder.decode(run, videos[number], views, list(micro_batch.video[rows]))

@@ -116,7 +116,7 @@ class TestStream:
         first = next(iter_micro_batches(stream(prepared, 0, 4, concurrency=1)))
         slow = [(0, first["sample_id"][row]) for row in range(MICRO_BATCH)]
         (again,) = iter_micro_batches(stream(prepared, 0, 4, concurrency=1, known_failures=slow))
-        assert again["failure"] == ["timeout"] * MICRO_BATCH
+        assert again["failure"] == ["failed_before"] * MICRO_BATCH
         assert again["label"].tolist() == [UNLABELLED] * MICRO_BATCH
         assert not again["video"].any()
 
