@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +37,7 @@ PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
 SERIES = ("loss", "learning_rate", "clips_per_second", "data_wait_seconds", "model_flop_utilisation")
 STEPS_KEPT = 50_000  # in memory while a server is dead; the journal has them all
+SAMPLES_KEPT = 500  # two hours of the nodes' figures; nothing else keeps them
 RUN_KEY_TAG = "run_key"
 SECONDS_BETWEEN_SENDS = 2.0
 FINISH_SECONDS = 20.0
@@ -61,14 +62,21 @@ class Run:
 
     Every method returns at once, `finish` and `drain` within a bound. Failures are retried with growing pauses and
     told once; they never raise.
+
+    Args:
+        resumes: whether a run that is found there runs again; otherwise how it ended stays as it is.
     """
 
-    def __init__(self, uri: str | None, experiment: str, run_key: str, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, uri: str | None, experiment: str, run_key: str, tags: Mapping[str, str], *, resumes: bool = True
+    ) -> None:
         self.run_key = run_key
+        self._resumes = resumes
         self.run_id: str | None = None
         self._uri, self._experiment, self._tags = uri, experiment, public(dict(tags))
         self._outbox: deque[Message] = deque()
         self._series: deque[list[Metric]] = deque(maxlen=STEPS_KEPT)
+        self._samples: deque[list[Metric]] = deque(maxlen=SAMPLES_KEPT)
         self._known_steps: set[int] = set()
         self._found, self._closing, self._wake = threading.Event(), threading.Event(), threading.Event()
         self._closing_at = math.inf
@@ -103,8 +111,13 @@ class Run:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record finite numbers, with the time of the call."""
-        entries = metric_entries(metrics, step, time.time())
-        self._post(lambda client, run_id: client.log_batch(run_id, metrics=entries))
+        for batch in _batches(metric_entries(metrics, step, time.time()), METRICS_PER_REQUEST):
+            self._post(lambda client, run_id, batch=batch: client.log_batch(run_id, metrics=batch))  # type: ignore[misc]
+
+    def log_sample(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record finite numbers of which there will be ever more; while a server is dead only the newest are kept."""
+        if self._uri is not None:
+            self._samples.append(metric_entries(metrics, step, time.time()))
 
     def log_missing_metrics(self, metrics: Mapping[str, float]) -> None:
         """Record finite numbers that the run lacks (for a run that was recorded only in part)."""
@@ -183,7 +196,7 @@ class Run:
         client = self._retry(lambda: tracking_client_for(uri))
         if not isinstance(client, MlflowClient):
             return
-        run_id = self._retry(lambda: _find_or_create(client, self._experiment, self.run_key, self._tags))
+        run_id = self._retry(lambda: self._find_or_create(client))
         if not isinstance(run_id, str):
             return
         known = self._retry(lambda: _steps_of(client, run_id))
@@ -193,10 +206,22 @@ class Run:
         last_round = False
         while not last_round:
             last_round = self._closing.is_set()
-            if not (self._send_series(client, run_id) and self._send_messages(client, run_id)):
+            senders = (self._send_series, self._send_samples, self._send_messages)
+            if not all(send(client, run_id) for send in senders):
                 return
             self._wake.wait(SECONDS_BETWEEN_SENDS)
         self._sent_all = True
+
+    def _find_or_create(self, client: MlflowClient) -> str:
+        found = client.get_experiment_by_name(self._experiment)
+        experiment_id = found.experiment_id if found else _create_experiment(client, self._experiment)
+        its_own = f"tags.{RUN_KEY_TAG} = '{self.run_key}'"
+        runs = client.search_runs([experiment_id], filter_string=its_own, max_results=1)
+        if not runs:
+            return str(client.create_run(experiment_id, tags={**self._tags, RUN_KEY_TAG: self.run_key}).info.run_id)
+        if self._resumes:
+            client.update_run(runs[0].info.run_id, status="RUNNING")
+        return str(runs[0].info.run_id)
 
     def _send_series(self, client: MlflowClient, run_id: str) -> bool:
         """Send the steps that wait; False once the closing time has passed."""
@@ -206,6 +231,13 @@ class Run:
             if self._retry(lambda batch=batch: client.log_batch(run_id, metrics=batch) or True) is None:  # type: ignore[misc]
                 return False
             self._known_steps.update(entry.step for entry in batch)
+        return True
+
+    def _send_samples(self, client: MlflowClient, run_id: str) -> bool:
+        waiting = [self._samples.popleft() for _ in range(len(self._samples))]
+        for batch in _batches(list(chain.from_iterable(waiting)), METRICS_PER_REQUEST):
+            if self._retry(lambda batch=batch: client.log_batch(run_id, metrics=batch) or True) is None:  # type: ignore[misc]
+                return False
         return True
 
     def _send_messages(self, client: MlflowClient, run_id: str) -> bool:
@@ -275,16 +307,6 @@ def _upload(client: MlflowClient, run_id: str, content: bytes, name: str, folder
         path = Path(place) / name
         path.write_bytes(content)
         client.log_artifact(run_id, str(path), folder)
-
-
-def _find_or_create(client: MlflowClient, experiment: str, run_key: str, tags: Mapping[str, str]) -> str:
-    found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else _create_experiment(client, experiment)
-    runs = client.search_runs([experiment_id], filter_string=f"tags.{RUN_KEY_TAG} = '{run_key}'", max_results=1)
-    if runs:
-        client.update_run(runs[0].info.run_id, status="RUNNING")
-        return str(runs[0].info.run_id)
-    return str(client.create_run(experiment_id, tags={**tags, RUN_KEY_TAG: run_key}).info.run_id)
 
 
 def _create_experiment(client: MlflowClient, experiment: str) -> str:

@@ -65,7 +65,7 @@ def node_metrics(run: Run, every_seconds: float = SECONDS_BETWEEN_SAMPLES) -> It
         waiting = True
         while waiting:
             try:
-                run.log_metrics(_sample_all(samplers), step=int(time.time()))
+                run.log_sample(_sample_all(samplers), step=int(time.time()))
             except RayError as error:
                 logger.info("no system metrics this time: %s", error)
             waiting = not ended.wait(every_seconds)

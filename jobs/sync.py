@@ -43,7 +43,7 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
     tracking = _where_it_would_have_been(config)
     program = report.get("program") or claim["pins"].get("program", "training")
     tracked = start_run(tracking, program=program, run_key=claim["run_key"], output=config.output,
-                        params=claim["config"], tags=claim["pins"].get("tags"))  # fmt: skip
+                        params=claim["config"], tags=claim["pins"].get("tags"), resumes=False)  # fmt: skip
     if tracked.wait_for_id(ANSWER_SECONDS) is None:
         tracked.drain(0)
         raise UserError(

@@ -104,6 +104,7 @@ def start_run(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str | None] | None = None,
     prepared: PreparedSet | None = None,
+    resumes: bool = True,
 ) -> Run:
     """Open the MLflow run of ``run_key``: created the first time, found again after a restart.
 
@@ -114,6 +115,7 @@ def start_run(
         params: resolved configuration, recorded as dotted parameters.
         tags: links to other runs (``pretrain_run_id``, ``finetune_run_id``) and the like.
         prepared: the data, recorded as a dataset of the run and as tags.
+        resumes: whether the run, if it is found, runs again; otherwise how it ended stays as it is.
     """
     place = absolute(output)
     basics = {
@@ -123,7 +125,7 @@ def start_run(
         **source_tags(),
         **({MLFLOW_PARENT_RUN_ID: config.parent_run_id} if config.parent_run_id else {}),
     }
-    run = Run(tracking_uri(config, output), config.experiment, run_key, basics)
+    run = Run(tracking_uri(config, output), config.experiment, run_key, basics, resumes=resumes)
     if tags:
         run.set_tags(tags)
     if params:

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from jobs.errors import StopRequestedError, UserError
-from jobs.mlflow_run import Run
+from jobs.mlflow_run import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
 from jobs.tracking import TrackingConfig, data_entity, recorded, start_run
@@ -131,6 +131,34 @@ def test_sync_sends_a_whole_run_and_nothing_twice(tmp_path: Path) -> None:
     assert (found.data.tags["program"], found.data.tags["data_digest"]) == ("pretrain", "0123456789abcdef")
     assert found.data.params["data"] == "/data/set"
     assert found.inputs.dataset_inputs[0].dataset.name == "set version 3"
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_sync_leaves_how_an_unfinished_run_ended(status: str, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    key = write_output(tmp_path / "run", store, journal_lines(3))
+    for written_at_the_end in ("report.json", "metrics.jsonl"):
+        (tmp_path / "run" / written_at_the_end).unlink()
+    assert Run(store, "hiera-video", key, {}).finish(status)
+    sync(SyncConfig(output=str(tmp_path / "run")))
+    assert recorded_run(store, key).info.status == status
+
+
+def test_the_figures_of_a_large_cluster_go_in_several_requests(store: str) -> None:
+    run = started(store, "large")
+    run.log_metrics({f"once/{number}": 1.0 for number in range(METRICS_PER_REQUEST + 1)})
+    run.log_sample({f"system/host{number}/cpu_percent": 2.0 for number in range(METRICS_PER_REQUEST + 1)}, step=1)
+    assert run.finish()
+    assert len(recorded_run(store, "large").data.metrics) == 2 * (METRICS_PER_REQUEST + 1)
+
+
+def test_samples_for_a_dead_server_fill_no_memory() -> None:
+    run = Run(NOBODY, "tests", "samples", {})
+    for step in range(SAMPLES_KEPT + 10):
+        run.log_sample({"cpu_percent": 1.0}, step=step)
+    assert [len(run._samples), len(run._outbox)] == [SAMPLES_KEPT, 0]
+    assert run._samples[0][0].step == 10
+    run.drain(0)
 
 
 def test_sync_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
