@@ -10,8 +10,7 @@ from hiera_video import BF16_SHARE, activation_bytes, complexity_of
 from jobs.checkpoint import complete_steps, read_journal
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob
-from jobs.training import plan_job
-from pipeline import open_prepared
+from jobs.training import claimed_set, plan_job
 
 GIB = 2**30
 FLOAT32_BYTES, BF16_BYTES = 4, 2
@@ -32,7 +31,7 @@ def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
         UserError: the set holds no clip to train on.
         StorageError: the set is missing or cannot be read.
     """
-    prepared = open_prepared(config.data)
+    prepared = claimed_set(config)
     job = plan_job(config, phase, "dry run", "", prepared)
     clips = prepared.num_clips("train", labelled_only=phase.labelled_only)
     views = job.total_steps * config.global_batch
@@ -58,6 +57,9 @@ def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
             for stage, told in memory.items()
         },
         "GiB a checkpoint": checkpoint_bytes(config, size.parameters) / GIB,
+        # One is being written while the next one is gathered and waits; all workers read the same one.
+        "GiB of host memory for checkpoints, first worker": 2 * checkpoint_bytes(config, size.parameters) / GIB,
+        "GiB of host memory to resume, every worker": checkpoint_bytes(config, size.parameters) / GIB,
         "GiB of checkpoints kept": checkpoint_bytes(config, size.parameters)
         * (config.checkpoint.keep + config.checkpoint.keep_best)
         / GIB,

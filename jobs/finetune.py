@@ -43,8 +43,8 @@ from jobs.program import console, run_program
 from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
-from jobs.training import close_run, loss_curves, run_training, with_absolute_places
-from pipeline import PreparedSet, open_prepared
+from jobs.training import claimed_set, close_run, loss_curves, run_training, with_absolute_places
+from pipeline import PreparedSet
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
 
@@ -183,7 +183,7 @@ class FinetunePhase:
 def run(config: FinetuneConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and curves; returns the report."""
     config = with_absolute_places(config)
-    prepared = open_prepared(config.data)
+    prepared = claimed_set(config)
     if not prepared.classes:
         raise UserError(
             f"data={config.data}: has no classes; prepare it with `annotations` or from a folder of classes"
@@ -213,7 +213,7 @@ def tell_empty_classes(prepared: PreparedSet) -> list[str]:
 
 
 def _phase(config: FinetuneConfig) -> FinetunePhase:
-    classes = open_prepared(config.data).classes
+    classes = claimed_set(config).classes
     former = initial_metadata(config.init).get("classes")
     others = former is not None and tuple(json.loads(former)) != classes
     return FinetunePhase(config, len(classes), new_head=others)

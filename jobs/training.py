@@ -54,10 +54,13 @@ from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob, WorkerResult, known_failures, train_worker
 from pipeline import (
     PreparedSet,
+    StorageError,
     absolute,
+    exists,
     iter_micro_batches,
     join,
     open_prepared,
+    patiently,
     read_bytes,
     stream_cpus,
     stream_execution_options,
@@ -67,6 +70,8 @@ from pipeline import (
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
+LEAST_READ_AHEAD_BYTES = 2 * 2**30
+MICRO_BATCHES_AHEAD = 4  # one is decoded, one waits for its turn in the order, two are fetched ahead by a worker
 CURVES = ("loss", "learning_rate", "clips_per_second")
 
 
@@ -136,10 +141,22 @@ def journal_lines(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_bytes(join(output, "metrics.jsonl")).decode().splitlines()]
 
 
+def claimed_set(config: TrainConfig) -> PreparedSet:
+    """The data of the run that ``output`` holds, in that run's version; the newest version where there is no such run.
+
+    Raises:
+        StorageError: the set is missing or cannot be read.
+    """
+    place = join(config.output, "run.json")
+    claim = json.loads(read_bytes(place)) if exists(place) else {"config": {}}
+    its_own = claim["config"].get("data") == absolute(config.data)
+    return open_prepared(config.data, claim["pins"].get("data_version") if its_own else None)
+
+
 def sample_views(config: TrainConfig, count: int) -> Tensor:
     """The first views of the run's stream: uint8 ``[count, T, H, W, 3]``."""
     stream = training_stream(
-        open_prepared(config.data),
+        claimed_set(config),
         config.view,
         seed=config.seed,
         micro_batch=count,
@@ -208,8 +225,8 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
         on_steps=partial(_track, run),
     )
     with room.asked_for(), watch.watching():
-        while (cursor := newest_cursor(config.output)).step < job.total_steps:
-            discard_after(config.output, cursor.step)
+        cursor = _cut_back(config.output)
+        while cursor.step < job.total_steps:
             workers = room.wait(config.hang_minutes * 60, tell=watch.say, given_up=lambda: watch.stop_requested)
             if watch.stop_requested:
                 raise _stopped_on_request(job)
@@ -226,8 +243,25 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
             watch.pause()
             gc.collect()  # the error holds the dead group's controller, too, in a circle
-            lease = lease.renewed()
+            lease, cursor = _between_groups(lease)
     return lease
+
+
+def _cut_back(output: str) -> Cursor:
+    """Where the next group goes on from; torn checkpoints after it are deleted."""
+    cursor = newest_cursor(output)
+    discard_after(output, cursor.step)
+    return cursor
+
+
+def _between_groups(lease: Lease) -> tuple[Lease, Cursor]:
+    """The next attempt and where it goes on from; storage that fails now is no mistake of the user's."""
+    try:
+        patiently(lease.check)
+        following = lease.renewed()
+        return following, patiently(partial(_cut_back, lease.output))
+    except StorageError as error:
+        raise TrainingStoppedError(f"{error}; the checkpoints are kept: the same command goes on") from error
 
 
 def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
@@ -265,7 +299,7 @@ def _run_group(
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             ),
             datasets={"train": lambda: _stream(job, cursor)},
-            dataset_config=DataConfig(execution_options=stream_execution_options()),
+            dataset_config=DataConfig(execution_options=stream_execution_options(_read_ahead(job, watch, workers))),
         ).fit()
     result = watch.result()
     if watch.lost or result is None:
@@ -275,6 +309,25 @@ def _run_group(
         raise TrainingStoppedError(ended.failure)
     if ended.stopped:
         raise _saved_and_stopped(job, ended.step)
+
+
+def read_ahead_bytes(config: TrainConfig, workers: int) -> int:
+    """How much may be decoded ahead: a few micro-batches for every decoder and worker."""
+    micro_batch = config.micro_batch * config.view.num_frames * config.view.size**2 * 3
+    return max(LEAST_READ_AHEAD_BYTES, MICRO_BATCHES_AHEAD * (config.decode_actors + workers) * micro_batch)
+
+
+def _read_ahead(job: TrainingJob, watch: RunWatch, workers: int) -> int:
+    """`read_ahead_bytes`; said, where the cluster has no room for them."""
+    wanted = read_ahead_bytes(job.config, workers)
+    room = ray.cluster_resources().get("object_store_memory", 0) / 2  # the share that Ray Data takes at most
+    if wanted > room:
+        watch.say(
+            f"warning: micro_batch={job.config.micro_batch}, decode_actors={job.config.decode_actors}: decoding ahead "
+            f"would take {wanted / 2**30:.1f} GiB, half of the cluster's object store is {room / 2**30:.1f}: decoders "
+            "may wait; use less of either, or start Ray with a larger --object-store-memory"
+        )
+    return wanted
 
 
 @contextmanager

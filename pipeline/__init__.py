@@ -9,6 +9,7 @@ from pipeline.evaluation_dataset import ViewProtocol, evaluation_views
 from pipeline.execution import configure_execution
 from pipeline.fixed_views import FixedView, fixed_views
 from pipeline.order import StreamPart
+from pipeline.patience import patiently
 from pipeline.sampling import CropBox, ViewConfig, center_crop
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, UNLABELLED, clip_id
 from pipeline.shards import PreparedSet, open_prepared
@@ -86,6 +87,7 @@ __all__ = [
     "local_copy",
     "new_or_changed",
     "open_prepared",
+    "patiently",
     "plan_units",
     "publish",
     "read_bytes",

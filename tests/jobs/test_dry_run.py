@@ -36,6 +36,7 @@ def test_length_and_speed(data: str, tmp_path: Path) -> None:
     assert figures["effective epochs (views / clips)"] == 20
     assert figures["passes over the data, each of view.repeats views a clip"] == 10
     assert figures["views a second needed to end in 0.5 hours"] == pytest.approx(200 / 1800)
+    assert figures["GiB of host memory for checkpoints, first worker"] == 2 * figures["GiB a checkpoint"]
     assert not (tmp_path / "out").exists()
 
 

@@ -12,6 +12,9 @@ from hiera_video import create_model, read_metadata, save_model
 from jobs.config import load_config
 from jobs.errors import UserError
 from jobs.finetune import FinetuneConfig, _phase, run, tell_empty_classes
+from jobs.output import claim_output
+from jobs.program import replace
+from jobs.training import claimed_set
 from pipeline import PreparedSet
 from tests.pipeline.small_set import CLASSES, small_prepared_set
 
@@ -76,3 +79,18 @@ def test_a_set_without_classes_is_a_mistake(prepared: PreparedSet, tmp_path: Pat
     bare = PreparedSet(**{**prepared.__dict__, "uri": str(tmp_path / "none")})
     with pytest.raises(UserError, match="has no classes; prepare it with"):
         run(config(bare, weights(tmp_path / "w.safetensors", CLASSES)))
+
+
+def test_a_resumed_run_keeps_the_classes_of_its_own_version(tmp_path: Path) -> None:
+    prepared = small_prepared_set(tmp_path)
+    first = tmp_path / "set" / "dataset.json"
+    kept = tmp_path / "set" / "versions" / "0001.json"
+    kept.parent.mkdir()
+    kept.write_bytes(first.read_bytes())
+    asked = config(prepared, tmp_path / "none")
+    claim_output(asked.output, asked, pins={"data_version": 1})
+    grown = json.loads(first.read_text()) | {"version": 2, "classes": [*CLASSES, "down"]}
+    first.write_text(json.dumps(grown))
+    assert claimed_set(asked).classes == CLASSES
+    assert claimed_set(replace(asked, output=str(tmp_path / "new"))).version == 2
+    assert _phase(replace(asked, init=None)).num_classes == len(CLASSES)

@@ -13,14 +13,16 @@ import pytest
 from ray.train import TrainingFailedError
 
 from jobs import training
-from jobs.checkpoint import Checkpoint, write_checkpoint
+from jobs.checkpoint import Checkpoint, Cursor, write_checkpoint
 from jobs.config import load_config
 from jobs.errors import StopRequestedError, TrainingStoppedError
 from jobs.lease import Lease, take_lease
 from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.trainer import TrainingJob
+from pipeline import StorageError, patience
 
 Group = Callable[[], None]
+BIG = ["micro_batch=64", "global_batch=512", "workers=8", "decode_actors=16", "view.repeats=1"]
 
 
 class FakeWatch:
@@ -67,8 +69,7 @@ class Run:
     def ask_to_stop(self) -> None:
         self.watch.stop_requested = True
 
-    def train(self, *groups: Group) -> Lease:
-        self.groups = list(groups)
+    def job(self) -> TrainingJob:
         keys = [
             "data=d",
             f"output={self.output}",
@@ -78,8 +79,11 @@ class Run:
             "mask_ratio=0.75",
         ]
         config = load_config(PretrainConfig, "pretrain", [*keys, "view.num_frames=8", "view.size=64"])
-        job = TrainingJob(config, PretrainPhase(config), 4, 0, "pretrain", "key", 1, 1)
-        return training.train(job, take_lease(self.output), SimpleNamespace(run_id=None))  # type: ignore[arg-type]
+        return TrainingJob(config, PretrainPhase(config), 4, 0, "pretrain", "key", 1, 1)
+
+    def train(self, *groups: Group) -> Lease:
+        self.groups = list(groups)
+        return training.train(self.job(), take_lease(self.output), SimpleNamespace(run_id=None))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -118,3 +122,38 @@ def test_a_lost_lease_counts_for_more_than_a_stop(run: Run) -> None:
     run.watch.lost = "a later start has taken over"
     with pytest.raises(TrainingStoppedError, match="taken over"):
         run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
+
+
+def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> Group:
+    """Storage that fails so often from now on."""
+    real, left = training.newest_cursor, [times]
+
+    def newest_cursor(output: str) -> Cursor:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise StorageError(output, "answered 503", "try again")
+        return real(output)
+
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.0)
+    return lambda: monkeypatch.setattr(training, "newest_cursor", newest_cursor)
+
+
+def test_storage_that_fails_between_groups_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.train(in_turn(partial(run.save, 2), failing(2, monkeypatch), die), partial(run.save, 4)).attempt == 3
+
+
+def test_storage_lost_between_groups_is_no_mistake_of_the_user(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingStoppedError, match=r"answered 503.*the checkpoints are kept"):
+        run.train(in_turn(partial(run.save, 2), failing(100, monkeypatch), die))
+
+
+@pytest.mark.parametrize(("keys", "workers", "gib"), [([], 1, 2.0), (BIG, 8, 4 * 24 * 64 * 16 * 224**2 * 3 / 2**30)])
+def test_reading_ahead_has_room_for_every_decoder_and_worker(keys: list[str], workers: int, gib: float) -> None:
+    config = load_config(PretrainConfig, "pretrain", ["data=d", "output=o", "steps=1", *keys])
+    assert training.read_ahead_bytes(config, workers) / 2**30 == pytest.approx(gib)
+
+
+def test_an_object_store_too_small_to_read_ahead_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.ray, "cluster_resources", lambda: {"object_store_memory": 3 * 2**30})
+    assert training._read_ahead(run.job(), run.watch, 1) == 2 * 2**30  # type: ignore[arg-type]
+    assert "half of the cluster's object store is 1.5" in run.watch.said[0]
