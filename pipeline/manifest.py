@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from pipeline.annotations import ANNOTATION_SCHEMA, VIDEO_SUFFIXES, Annotations, file_stem, source_video_of
 from pipeline.columns import malformed_named
 from pipeline.conventions import ManifestConfig, detect, locate, read_annotations, read_class_list
-from pipeline.inventory import read_inventory
+from pipeline.inventory import inventory_parts
 from pipeline.schema import REJECTED_SCHEMA
 from pipeline.splits import SPLITS, Codes, Digests, assign_splits, first_occurrences, name_digests, seeded
-from pipeline.storage import absolute, is_local, list_files, local_path
+from pipeline.storage import LISTING_SCHEMA, absolute, is_local, listed_in_parts, local_path
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
 MANIFEST_SCHEMA = pa.schema(
@@ -34,6 +34,7 @@ MANIFEST_SCHEMA = pa.schema(
 """One video to prepare. ``content_version`` (ETag, or size and time of change) and ``size`` are null when the source
 was not listed; whoever opens the video finds them then."""
 
+_VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
 _LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
@@ -76,14 +77,12 @@ class _Checked(NamedTuple):
     message: str
 
 
-def read_manifest(
-    source: str, config: ManifestConfig, *, seed: int, known_splits: Mapping[str, str] | None = None
-) -> Manifest:
+def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_splits: pa.Table | None = None) -> Manifest:
     """Every video of ``source`` with its label and split.
 
     Args:
         source: folder, prefix, or a manifest file itself (CSV, Parquet).
-        known_splits: URI → split in earlier versions of the set; they stay.
+        known_splits: columns ``uri`` and ``split`` of earlier versions of the set; they stay.
 
     Raises:
         ManifestError: annotations that do not follow their convention.
@@ -97,12 +96,12 @@ def read_manifest(
     if convention in ("folder", "bare", "inventory"):
         assert listing is not None
         annotations = _from_folders(root, listing, convention, asked=config.convention == "folder")
-        rows = _gathered(root, annotations, listing, bool(config.unlisted))
     else:
         with malformed_named(config.annotations):
             annotations = read_annotations(convention, config)
-            rows = _gathered(root, annotations, listing, bool(config.unlisted))  # reads them, a batch at a time
-    table, rejected, classes = _finished(rows, annotations, config, seed, known_splits or {})
+        annotations = replace(annotations, batches=_errors_named(annotations.batches, config.annotations))
+    rows = _gathered(root, annotations, listing, bool(config.unlisted))
+    table, rejected, classes = _finished(rows, annotations, config, seed, known_splits)
     return Manifest(table, rejected, classes, convention, skipped)
 
 
@@ -112,18 +111,22 @@ def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
 
 
 def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
-    """The videos below a root, and the number of other files."""
+    """The videos below a root, and the number of other files; read a part at a time, as a prefix may hold millions."""
+    below = root.rstrip("/") + "/" if inventory is not None and not is_local(root) else ""
+    videos, files = [], 0
     with malformed_named(inventory or root):
-        listed = list_files(root) if inventory is None else read_inventory(inventory)
-    if inventory is not None and not is_local(root):
-        listed = listed.filter(pc.starts_with(listed["uri"], root.rstrip("/") + "/"))
-    is_video = pc.match_substring_regex(pc.utf8_lower(listed["uri"]), _ends_with(VIDEO_SUFFIXES))
-    videos = listed.filter(is_video)
-    return videos, len(listed) - len(videos)
+        for part in listed_in_parts(root) if inventory is None else inventory_parts(inventory):
+            listed = part.filter(pc.starts_with(part["uri"], below))
+            videos.append(listed.filter(pc.match_substring_regex(pc.utf8_lower(listed["uri"]), _VIDEO_NAME)))
+            files += len(listed)
+    found = pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table()
+    return found, files - len(found)
 
 
-def _ends_with(suffixes: tuple[str, ...]) -> str:
-    return "(" + "|".join(suffix.replace(".", r"\.") for suffix in suffixes) + ")$"
+def _errors_named(batches: Iterable[pa.Table], place: str | None) -> Iterator[pa.Table]:
+    """The batches, which are read as they are taken; what is done with them meanwhile has errors of its own."""
+    with malformed_named(place):
+        yield from batches
 
 
 def _from_folders(root: str, listing: pa.Table, convention: str, *, asked: bool) -> Annotations:
@@ -171,6 +174,24 @@ def _gathered(root: str, annotations: Annotations, listing: pa.Table | None, unl
     return rows
 
 
+class _Places:
+    """Where each of N texts stands among them; made once, for any number of batches (`index_in` hashes all anew)."""
+
+    def __init__(self, texts: pa.ChunkedArray | pa.Array) -> None:
+        digests = name_digests(pc.fill_null(texts, ""))
+        self._order = np.argsort(digests, kind="stable")
+        self._digests = digests[self._order]
+
+    def places(self, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """The first place of each text, null where it is not among them. [wanted]"""
+        if not len(self._digests):
+            return pa.nulls(len(wanted), pa.int64())
+        digests = name_digests(pc.fill_null(wanted, ""))
+        place = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        absent = (self._digests[place] != digests) | np.asarray(wanted.is_null())
+        return pa.array(self._order[place], pa.int64(), mask=absent)
+
+
 class _ListingIndex:
     """What a listing knows of each file, found by URI or by the file's name."""
 
@@ -178,14 +199,22 @@ class _ListingIndex:
         self.uris = pc.cast(listing["uri"], pa.large_string()).combine_chunks()
         self.versions = content_versions(listing).combine_chunks()
         self.sizes = listing["size"].combine_chunks()
-        self._stems: pa.Array | None = None
+
+    def place(self, paths: pa.ChunkedArray) -> pa.Array:
+        """By URI; null where there is none."""
+        return self._by_uri.places(paths)
 
     def place_of_name(self, batch: pa.Table) -> pa.Array:
         """By ``{id}_{start}_{end}``, else by the bare id, in whatever folder the file lies."""
-        if self._stems is None:
-            self._stems = file_stem(self.uris).combine_chunks()
-        by_stem = pc.index_in(batch["stem"], self._stems, skip_nulls=True)
-        return pc.coalesce(by_stem, pc.index_in(batch["bare_id"], self._stems, skip_nulls=True)).combine_chunks()
+        return pc.coalesce(self._by_stem.places(batch["stem"]), self._by_stem.places(batch["bare_id"]))
+
+    @functools.cached_property
+    def _by_uri(self) -> _Places:
+        return _Places(self.uris)
+
+    @functools.cached_property
+    def _by_stem(self) -> _Places:
+        return _Places(file_stem(self.uris))
 
     def not_among(self, digests: Digests) -> pa.Array:
         return self.uris.filter(pa.array(~np.isin(name_digests(self.uris), digests)))
@@ -197,7 +226,7 @@ def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) 
         versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
     else:
         by_name = batch["path"].null_count == len(batch) > 0
-        place = index.place_of_name(batch) if by_name else _combined(pc.index_in(paths, index.uris, skip_nulls=True))
+        place = index.place_of_name(batch) if by_name else index.place(paths)
         uris = pc.take(index.uris, place)
         versions, sizes = pc.take(index.versions, place), pc.take(index.sizes, place)
     source = pc.coalesce(batch["source_video"], source_video_of(uris))
@@ -277,7 +306,7 @@ def content_versions(listing: pa.Table) -> pa.ChunkedArray:
 
 
 def _finished(
-    rows: _Rows, annotations: Annotations, config: ManifestConfig, seed: int, known_splits: Mapping[str, str]
+    rows: _Rows, annotations: Annotations, config: ManifestConfig, seed: int, known_splits: pa.Table | None
 ) -> tuple[pa.Table, pa.Table, tuple[str, ...]]:
     """Part the rows into those to prepare, with their split, and those that cannot be, with the reason."""
     labels, label_codes = _unified(rows.labels)
@@ -350,13 +379,13 @@ def _recoded(codes: Codes, words: list[str], order: Sequence[str]) -> Codes:
     return np.array([*(order.index(word) if word in order else -1 for word in words), -1], np.int32)[codes]
 
 
-def _known(digests: Digests, known: Mapping[str, str]) -> Codes:
+def _known(digests: Digests, known: pa.Table | None) -> Codes:
     """The split of earlier versions for each row, -1 without one."""
-    if not known:
+    if known is None or not len(known):
         return np.full(len(digests), -1, np.int32)
-    names = name_digests(pa.array(list(known), pa.large_string()))
+    names = name_digests(known["uri"])
     order = np.argsort(names)
-    splits = np.array([SPLITS.index(split) for split in known.values()], np.int32)[order]
+    splits = pc.index_in(known["split"], pa.array(SPLITS)).to_numpy()[order]
     place = np.minimum(np.searchsorted(names[order], digests), len(order) - 1)
     return np.where(names[order][place] == digests, splits[place], np.int32(-1))
 

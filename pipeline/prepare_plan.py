@@ -181,9 +181,8 @@ def _draft(
     source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
 ) -> _Draft:
     known = current_videos(output, newest["version"]) if newest else VIDEO_SCHEMA.empty_table()
-    splits = known.filter(pc.is_valid(known["split"]))
-    known_splits = dict(zip(splits["uri"].to_pylist(), splits["split"].to_pylist(), strict=True))
-    manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=known_splits)
+    splits = known.filter(pc.is_valid(known["split"])).select(["uri", "split"])
+    manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=splits)
     excluded = {*(newest["excluded"] if newest else ()), *(_placed(source, uri) for uri in exclude)}
     again = _to_try_again(output, newest["version"], known) if newest else []
     rows, changed = _new_or_changed(manifest.rows, known, excluded, again)
