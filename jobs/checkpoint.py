@@ -127,10 +127,16 @@ def _left_out_if_torn(output: str, step: int, read: Callable[[str, dict[str, Any
 
 
 def _checkpoint(folder: str, marker: dict[str, Any]) -> Checkpoint:
-    files = dict(_verified_files(folder, marker))
-    cursor = _state(files)
-    weights, optimizer = (_tensors(files, kind) for kind in (MODEL, OPTIMIZER))
-    return Checkpoint(cursor.step, cursor.position, weights, optimizer, cursor.extra, marker["metric"])
+    texts: dict[str, bytes] = {}
+    tensors: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}
+    for name, data in _verified_files(folder, marker):  # one at a time: bytes and tensors are not both held whole
+        kind = next((kind for kind in tensors if f"-{kind}-" in name), None)
+        if kind:
+            tensors[kind] |= safetensors.torch.load(data)
+        else:
+            texts[name] = data
+    cursor = _state(texts)
+    return Checkpoint(cursor.step, cursor.position, tensors[MODEL], tensors[OPTIMIZER], cursor.extra, marker["metric"])
 
 
 def _cursor(folder: str, marker: dict[str, Any]) -> Cursor:
@@ -224,14 +230,6 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         part[name] = tensor
         size += tensor.nbytes
     yield part
-
-
-def _tensors(files: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, data in files.items():
-        if f"-{kind}-" in name:
-            tensors |= safetensors.torch.load(data)
-    return tensors
 
 
 def _marker(output: str, step: int) -> dict[str, Any]:

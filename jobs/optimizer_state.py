@@ -9,6 +9,7 @@ for whatever world size and stage goes on. Master weights need no treatment of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,24 +45,34 @@ class FlatBuffer:
     interleaved: bool
 
 
-def gather_weights(engine: Any) -> dict[str, Tensor]:
-    """Full float32 weights of the step's model by name, on the CPU of every rank; all ranks must call it."""
+def gather_weights(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:
+    """Full float32 weights of the step's model by name, on the CPU.
+
+    All ranks must call it; only those that ``keep`` them hold them in memory, the others get nothing.
+    """
     model = engine.module.model
     whole = list(model.parameters()) if engine.zero_optimization_stage() == 3 else []
     with deepspeed.zero.GatheredParameters(whole):
-        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        kept = model.state_dict() if keep else {}
+        return {name: value.detach().cpu().clone() for name, value in kept.items()}
 
 
-def gather_optimizer_state(engine: Any) -> dict[str, Tensor]:
-    """Full optimizer state by ``{parameter name}.{state key}``, on the CPU of every rank; all ranks must call it."""
+def weights_are_finite(engine: Any) -> Tensor:
+    """Whether all weights that this rank keeps (its share at stage 3) are finite numbers: a bool scalar, unread."""
+    kept = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in engine.module.model.parameters()]
+    return torch.nn.utils.get_total_norm(kept, math.inf).isfinite()
+
+
+def gather_optimizer_state(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:
+    """Full optimizer state by ``{parameter name}.{state key}``, on the CPU; ``keep`` as in `gather_weights`."""
     state: dict[str, Tensor] = {}
     for buffer in _buffers(engine):
         for key, value in _optimizer(engine).state.get(buffer.tensor, {}).items():
             if key == STEP_KEY:
                 state[STEP_KEY] = torch.as_tensor(value, dtype=torch.float32).cpu()
             elif value is not None:
-                state |= {f"{member.name}.{key}": full for member, full in _gather(buffer, value)}
-    return state
+                state |= {f"{member.name}.{key}": full for member, full in _gather(buffer, value, keep)}
+    return state if keep else {}
 
 
 def scatter_optimizer_state(engine: Any, state: Mapping[str, Tensor]) -> None:
@@ -126,13 +137,16 @@ def _sub_group_buffers(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterat
         yield FlatBuffer(zero.fp32_partitioned_groups_flat[index], members, interleaved=True)
 
 
-def _gather(buffer: FlatBuffer, value: Tensor) -> Iterator[tuple[Member, Tensor]]:
+def _gather(buffer: FlatBuffer, value: Tensor, keep: bool) -> Iterator[tuple[Member, Tensor]]:
     if value.shape == buffer.members[0].shape and len(buffer.members) == 1 and not _is_slice(buffer):
-        yield buffer.members[0], value.detach().cpu().clone()
+        if keep:
+            yield buffer.members[0], value.detach().cpu().clone()
         return
     ranks = dist.get_world_size()
     slices = [torch.empty_like(value) for _ in range(ranks)]
     dist.all_gather(slices, value.detach().contiguous())
+    if not keep:
+        return
     gathered = torch.stack(slices).cpu()
     for member in buffer.members:
         yield member, _extract(buffer, gathered, member).clone()

@@ -33,7 +33,12 @@ from jobs.checkpoint import Checkpoint, read_checkpoint
 from jobs.checkpoint_writer import CheckpointWriter
 from jobs.held_out import HeldOut
 from jobs.lease import Lease
-from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
+from jobs.optimizer_state import (
+    gather_optimizer_state,
+    gather_weights,
+    scatter_optimizer_state,
+    weights_are_finite,
+)
 from jobs.run_board import Doing, Ending, WorkerBoard
 from jobs.step_log import StepLog, gather_in_stream_order
 from jobs.train_config import TrainConfig
@@ -131,6 +136,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     checkpoint = _checkpoint(config.output, settings["start_step"])
     engine = _engine(job, checkpoint)
     log = _step_log(job, checkpoint, board, engine)
+    del checkpoint  # on every rank as large as weights and optimizer state together
     writer = CheckpointWriter(config.checkpoint, lease)
     agreement = Agreement(board, writer)
     held_out = _held_out(job, engine.device, log, board)
@@ -153,7 +159,9 @@ def train_worker(settings: dict[str, Any]) -> None:
             consumed.append(batch)
 
         board.mark(log.step, len(losses), Doing.AGREEING)
-        mean_loss, failed_views, due, ending = agreement(torch.stack(losses).mean(), consumed, log.step + 1)
+        # A finite loss may have gradients that are not: what they made of the weights must not be saved.
+        sound_loss = torch.where(weights_are_finite(engine), torch.stack(losses).mean(), torch.nan)
+        mean_loss, failed_views, due, ending = agreement(sound_loss, consumed, log.step + 1)
         if ending is Ending.NOT_FINITE or failed_views == config.global_batch:
             ending = max(ending, Ending.UNDECODABLE)
             break
@@ -165,10 +173,11 @@ def train_worker(settings: dict[str, Any]) -> None:
                 board.mark(log.step, 0, Doing.SAVING)
                 writer.save(state, log.take_lines())
 
+    failure = _failure(ending, log.step, consumed)
     board.mark(log.step, 0, Doing.SAVING)
     writer.finish()
     stopped = ending is Ending.REQUESTED and log.step < job.total_steps
-    result = WorkerResult(log.step, stopped, _failure(ending, log.step, consumed, writer))
+    result = WorkerResult(log.step, stopped, failure or writer.failure)
     if _rank() == 0:
         board.end(result)
     board.close()
@@ -271,6 +280,7 @@ class Agreement:
             consumed: this rank's micro-batches.
             step: optimizer steps done.
         """
+        self._writer.look()
         wish = Ending.UNSAVED if self._writer.failure else self._board.wish()
         failed_views = sum(len(batch.failures) for batch in consumed)
         votes = [wish is reason for reason in Ending]
@@ -320,24 +330,26 @@ def _held_out(job: TrainingJob, device: torch.device, log: StepLog, board: Worke
 
 
 def _state(job: TrainingJob, engine: Any, log: StepLog, run_id: str | None, metric: float | None) -> Checkpoint:
-    """All that the run needs to go on; all ranks must call it."""
-    weights, optimizer = gather_weights(engine), gather_optimizer_state(engine)
+    """All that the run needs to go on, whole on the rank that saves; all ranks must call it."""
+    saves = _rank() == 0
+    weights, optimizer = gather_weights(engine, keep=saves), gather_optimizer_state(engine, keep=saves)
     extra = {"run_key": job.run_key, "mlflow_run_id": run_id, "timed_out": log.timed_out}
     return Checkpoint(log.step, log.step * job.config.global_batch, weights, optimizer, extra, metric)
 
 
-def _failure(ending: Ending, step: int, consumed: Sequence[Batch], writer: CheckpointWriter) -> str:
-    """What to tell the person, when training cannot go on; all ranks must call it."""
+def _failure(ending: Ending, step: int, consumed: Sequence[Batch]) -> str:
+    """What to tell the person when the batch is why training cannot go on, else nothing; all ranks must call it."""
     if ending is Ending.NOT_FINITE:
         samples = gather_in_stream_order([batch.sample_ids for batch in consumed])
         return (
-            f"step {step + 1}: the loss is not finite; samples of this batch: {', '.join(samples)}; checkpoints are "
-            "kept: lower optimizer.learning_rate, set optimizer.clip_gradient_norm, or look at these clips"
+            f"step {step + 1}: the loss or its gradient is not finite; samples of this batch: {', '.join(samples)}; "
+            "checkpoints are kept: lower optimizer.learning_rate, set optimizer.clip_gradient_norm, or look at these "
+            "clips"
         )
     if ending is Ending.UNDECODABLE:
         reasons = sorted({failure.reason for batch in consumed for failure in batch.failures})
         return f"step {step + 1}: no view of the global batch could be decoded ({', '.join(reasons)}); look at the data"
-    return writer.failure
+    return ""
 
 
 def _rank() -> int:

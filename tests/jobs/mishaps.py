@@ -1,7 +1,8 @@
 """`python -m tests.jobs.mishaps RECIPE key=value ...`: pretraining in which something goes wrong, or slowly.
 
-The environment says what: `MISHAP=kind:rank:step:flag` lets one rank hang, die or stop in a step (counted from 0)
-unless the file ``flag`` is there, which it makes; `SECONDS_PER_MICRO_BATCH` lets every micro-batch take so much longer.
+The environment says what: `MISHAP=kind:rank:step:flag` lets one rank hang, die, stop or have a gradient that is
+not a number in a step (counted from 0) unless the file ``flag`` is there, which it makes; `SECONDS_PER_MICRO_BATCH`
+lets every micro-batch take so much longer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -36,6 +38,8 @@ class MishapStep(MaskedAutoencoding):
             kind, rank, step, flag = self.mishap.split(":")
             if dist.get_rank() == int(rank) and batch.step == int(step) and not Path(flag).exists():
                 Path(flag).touch()
+                if kind == "gradient":
+                    return super().forward(batch) + torch.sqrt(0 * next(self.parameters()).sum())
                 MISHAPS[kind]()
         return super().forward(batch)
 

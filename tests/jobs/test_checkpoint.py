@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,20 @@ def test_large_states_come_in_several_files(tmp_path: Path, monkeypatch: pytest.
     assert {name: value.tolist() for name, value in found.weights.items()} == {
         name: value.tolist() for name, value in weights.items()
     }
+
+
+def test_a_checkpoint_is_read_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes and its tensors are never both in memory as a whole."""
+    monkeypatch.setattr(module, "FILE_BYTES", 2**20)
+    weights = {f"w{number}": torch.full((2**18,), float(number)) for number in range(16)}  # a MiB each
+    write_checkpoint(str(tmp_path), Checkpoint(1, 8, weights, {}))
+    tracemalloc.start()
+    found = latest_checkpoint(str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert torch.equal(found.weights["w15"], weights["w15"])
+    assert peak < 1.5 * 16 * 2**20
 
 
 @settings(max_examples=25, deadline=None)
@@ -150,6 +168,46 @@ def test_tells_when_nothing_can_be_saved_for_too_long(
     writer.finish()  # goes on trying until the time is over
     assert "max_unsaved_minutes=0.01" in writer.failure
     assert "connection refused" in writer.failure
+
+
+@pytest.fixture
+def storage_goes_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Writing blocks, without an error, until the event is set."""
+    real, goes_on = module.write_bytes, threading.Event()
+
+    def write(uri: str, content: bytes) -> None:
+        goes_on.wait(60)
+        real(uri, content)
+
+    monkeypatch.setattr(module, "write_bytes", write)
+    yield goes_on
+    goes_on.set()
+
+
+def test_nobody_waits_long_for_a_slow_write_and_the_newest_snapshot_comes_next(
+    tmp_path: Path, storage_goes_on: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "SECONDS_BEFORE_TRAINING_GOES_ON", 0.1)
+    writer = writer_for(tmp_path, keep=5)
+    for step in (1, 2, 3):
+        writer.save(make(step), json.dumps({"step": step}) + "\n")  # would wait for ever
+    storage_goes_on.set()
+    while complete_steps(str(tmp_path)) != [1, 3]:
+        writer.look()
+        time.sleep(0.01)
+    writer.finish()
+    assert not writer.failure
+    assert [json.loads(line)["step"] for line in read_journal(str(tmp_path), 3).splitlines()] == [1, 2, 3]
+
+
+def test_a_write_that_never_ends_counts_as_unsaved(tmp_path: Path, storage_goes_on: threading.Event) -> None:
+    writer = writer_for(tmp_path, max_unsaved_minutes=0.005)
+    writer.save(make(1), "")
+    writer.look()
+    assert not writer.failure
+    writer.finish()  # would wait for ever
+    assert "max_unsaved_minutes=0.005" in writer.failure
+    assert "a write does not end" in writer.failure
 
 
 def test_a_lost_lease_stops_the_writer_before_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

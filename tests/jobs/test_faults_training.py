@@ -127,6 +127,18 @@ def test_workers_are_not_replaced_for_ever(data: Path, tmp_path: Path) -> None:
     assert "pretrain stopped: workers died (rank 0" in done.stderr
 
 
+def test_a_finite_loss_with_a_gradient_that_is_no_number_is_not_saved(data: Path, tmp_path: Path) -> None:
+    """In the last step: no later loss would show it."""
+    done = run(
+        "tests.jobs.mishaps",
+        *keys(data, tmp_path / "run", steps=4),
+        environment={"MISHAP": f"gradient:1:3:{tmp_path / 'flag'}"},
+    )
+    assert done.returncode == 1
+    assert "step 4: the loss or its gradient is not finite; samples of this batch: " in done.stderr
+    assert complete_steps(str(tmp_path / "run")) == [2]
+
+
 def test_a_second_start_takes_over_and_the_first_stops(data: Path, tmp_path: Path) -> None:
     """A forgotten job: it loses, says so and stops; the later one goes on and ends."""
     output = tmp_path / "shared"

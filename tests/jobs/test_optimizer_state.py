@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
@@ -15,7 +16,12 @@ from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
 from hiera_video import OptimizerConfig, build_optimizer
-from jobs.optimizer_state import gather_optimizer_state, gather_weights, scatter_optimizer_state
+from jobs.optimizer_state import (
+    gather_optimizer_state,
+    gather_weights,
+    scatter_optimizer_state,
+    weights_are_finite,
+)
 from jobs.trainer import TrainStep
 
 pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start
@@ -75,7 +81,9 @@ def _run(rank: int, world: int, port: int, case: tuple[int, str], first: int, la
             sums += loss.detach() / MICRO_BATCHES
         dist.all_reduce(sums)
         losses.append(float(sums))
-    state = {"weights": gather_weights(engine), "optimizer": gather_optimizer_state(engine)}
+    saves = rank == 0
+    state = {"weights": gather_weights(engine, keep=saves), "optimizer": gather_optimizer_state(engine, keep=saves)}
+    assert saves or not (state["weights"] or state["optimizer"])
     state["losses"] = {"losses": torch.tensor(losses, dtype=torch.float64)}
     if rank == 0:
         torch.save(state, end)
@@ -131,6 +139,18 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("reference")
     names = ("adamw", "sgd")
     return {name: _train((0, name), 2, 0, LONG, None, folder / name)["losses"]["losses"] for name in names}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_bad_weight_is_seen_whole_or_partitioned(value: float) -> None:
+    engine = SimpleNamespace(module=TinyStep(nn.Linear(3, 2)))
+    assert weights_are_finite(engine)
+    bias: Any = engine.module.model.bias
+    with torch.no_grad():
+        bias[1] = value
+    assert not weights_are_finite(engine)
+    bias.ds_tensor = torch.zeros(1)  # the share of a rank that has the other half
+    assert weights_are_finite(engine)
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
