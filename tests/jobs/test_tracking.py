@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
 from jobs.errors import StopRequestedError, UserError
@@ -144,12 +146,21 @@ def test_sync_leaves_how_an_unfinished_run_ended(status: str, tmp_path: Path) ->
     assert recorded_run(store, key).info.status == status
 
 
-def test_the_figures_of_a_large_cluster_go_in_several_requests(store: str) -> None:
+def test_the_figures_of_a_large_cluster_go_in_several_requests(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server refuses larger ones; a store that is opened directly takes them."""
+    real, sizes = MlflowClient.log_batch, list[int]()
+
+    def log_batch(client: MlflowClient, run_id: str, metrics: Sequence[Metric] = (), **others: Any) -> Any:
+        sizes.append(len(metrics))
+        return real(client, run_id, metrics=metrics, **others)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
     run = started(store, "large")
     run.log_metrics({f"once/{number}": 1.0 for number in range(METRICS_PER_REQUEST + 1)})
     run.log_sample({f"system/host{number}/cpu_percent": 2.0 for number in range(METRICS_PER_REQUEST + 1)}, step=1)
     assert run.finish()
     assert len(recorded_run(store, "large").data.metrics) == 2 * (METRICS_PER_REQUEST + 1)
+    assert max(sizes) == METRICS_PER_REQUEST
 
 
 def test_samples_for_a_dead_server_fill_no_memory() -> None:
