@@ -38,7 +38,8 @@ from jobs.motion_videos import render_motion_videos
 from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.run_board import RunBoard
 from jobs.trainer import TrainingJob, TrainStep, train_worker
-from jobs.training import plan_job, train
+from jobs.training import plan_job
+from jobs.worker_groups import train
 from pipeline import open_prepared, stream_execution_options
 
 SECONDS_PER_MICRO_BATCH = 0.5

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ray.train import TrainingFailedError
 
-from jobs import training
+from jobs import worker_groups
 from jobs.checkpoint import Checkpoint, Cursor, write_checkpoint
 from jobs.config import load_config
 from jobs.errors import StopRequestedError, TrainingStoppedError
@@ -56,9 +56,9 @@ class Run:
         self.groups: list[Group] = []
         self.output = str(output)
         room = SimpleNamespace(asked_for=self.watch.watching, wait=self.wait, gpus=False)
-        monkeypatch.setattr(training, "RunWatch", lambda *_, **__: self.watch)
-        monkeypatch.setattr(training, "RoomForWorkers", lambda *_: room)
-        monkeypatch.setattr(training, "_run_group", lambda *_: self.groups.pop(0)())
+        monkeypatch.setattr(worker_groups, "RunWatch", lambda *_, **__: self.watch)
+        monkeypatch.setattr(worker_groups, "RoomForWorkers", lambda *_: room)
+        monkeypatch.setattr(worker_groups, "_run_group", lambda *_: self.groups.pop(0)())
 
     def wait(self, _seconds: float, *, given_up: Callable[[], bool], **_keys: Any) -> int:
         return 0 if given_up() else 1
@@ -83,7 +83,7 @@ class Run:
 
     def train(self, *groups: Group) -> Lease:
         self.groups = list(groups)
-        return training.train(self.job(), take_lease(self.output), SimpleNamespace(run_id=None))  # type: ignore[arg-type]
+        return worker_groups.train(self.job(), take_lease(self.output), SimpleNamespace(run_id=None))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_lost_lease_counts_for_more_than_a_stop(run: Run) -> None:
 
 def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> Group:
     """Storage that fails so often from now on."""
-    real, left = training.newest_cursor, [times]
+    real, left = worker_groups.newest_cursor, [times]
 
     def newest_cursor(output: str) -> Cursor:
         left[0] -= 1
@@ -135,7 +135,7 @@ def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> Group:
         return real(output)
 
     monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.0)
-    return lambda: monkeypatch.setattr(training, "newest_cursor", newest_cursor)
+    return lambda: monkeypatch.setattr(worker_groups, "newest_cursor", newest_cursor)
 
 
 def test_storage_that_fails_between_groups_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +150,10 @@ def test_storage_lost_between_groups_is_no_mistake_of_the_user(run: Run, monkeyp
 @pytest.mark.parametrize(("keys", "workers", "gib"), [([], 1, 2.0), (BIG, 8, 4 * 24 * 64 * 16 * 224**2 * 3 / 2**30)])
 def test_reading_ahead_has_room_for_every_decoder_and_worker(keys: list[str], workers: int, gib: float) -> None:
     config = load_config(PretrainConfig, "pretrain", ["data=d", "output=o", "steps=1", *keys])
-    assert training.read_ahead_bytes(config, workers) / 2**30 == pytest.approx(gib)
+    assert worker_groups.read_ahead_bytes(config, workers) / 2**30 == pytest.approx(gib)
 
 
 def test_an_object_store_too_small_to_read_ahead_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.ray, "cluster_resources", lambda: {"object_store_memory": 3 * 2**30})
-    assert training._read_ahead(run.job(), run.watch, 1) == 2 * 2**30  # type: ignore[arg-type]
+    monkeypatch.setattr(worker_groups.ray, "cluster_resources", lambda: {"object_store_memory": 3 * 2**30})
+    assert worker_groups._read_ahead(run.job(), run.watch, 1) == 2 * 2**30  # type: ignore[arg-type]
     assert "half of the cluster's object store is 1.5" in run.watch.said[0]
