@@ -105,20 +105,20 @@ def get(uri: str) -> bytes:
     """The whole object."""
     bucket, key = bucket_and_key(uri)
     body = io.BytesIO()
-    _patiently(lambda: s3_client().download_fileobj(bucket, key, _emptied(body), Config=_TRANSFER))
+    _asked_once_more(lambda: s3_client().download_fileobj(bucket, key, _emptied(body), Config=_TRANSFER))
     return body.getvalue()
 
 
 def download(uri: str, path: str) -> None:
     """The whole object into a local file."""
     bucket, key = bucket_and_key(uri)
-    _patiently(lambda: s3_client().download_file(bucket, key, path, Config=_TRANSFER))
+    _asked_once_more(lambda: s3_client().download_file(bucket, key, path, Config=_TRANSFER))
 
 
 def put(uri: str, data: bytes) -> None:
     """One PUT."""
     bucket, key = bucket_and_key(uri)
-    _patiently(lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data))
+    _asked_once_more(lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data))
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -130,7 +130,7 @@ def put_if_unchanged(uri: str, before: bytes, data: bytes) -> bool:
     """One PUT with ``If-Match``; whether it replaced an object whose content was ``before``."""
     bucket, key = bucket_and_key(uri)
     try:
-        answer = _patiently(lambda: s3_client().get_object(Bucket=bucket, Key=key))
+        answer = _asked_once_more(lambda: s3_client().get_object(Bucket=bucket, Key=key))
         if answer["Body"].read() != before:
             return False
     except botocore.exceptions.ClientError as error:
@@ -151,7 +151,7 @@ def _put_if(uri: str, data: bytes, **condition: str) -> bool:
         s3_client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
 
     try:
-        _patiently(put)
+        _asked_once_more(put)
     except botocore.exceptions.ClientError as error:
         if code_of(error) not in _LOST_RACE:
             raise
@@ -165,12 +165,12 @@ def is_there(uri: str) -> bool:
     """Whether an object or a non-empty prefix has this name."""
     bucket, key = bucket_and_key(uri)
     try:
-        _patiently(lambda: s3_client().head_object(Bucket=bucket, Key=key))
+        _asked_once_more(lambda: s3_client().head_object(Bucket=bucket, Key=key))
     except botocore.exceptions.ClientError as error:
         if code_of(error) not in ("404", "NoSuchKey"):
             raise
         prefix = key.rstrip("/") + "/"
-        found = _patiently(lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
+        found = _asked_once_more(lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
         return bool(found["KeyCount"])
     return True
 
@@ -178,14 +178,14 @@ def is_there(uri: str) -> bool:
 def etag(uri: str) -> str:
     """The ETag of one object, without its quotes."""
     bucket, key = bucket_and_key(uri)
-    answer = _patiently(lambda: s3_client().head_object(Bucket=bucket, Key=key))
+    answer = _asked_once_more(lambda: s3_client().head_object(Bucket=bucket, Key=key))
     return str(answer["ETag"].strip('"'))
 
 
 def remove(uri: str) -> None:
     """Delete one object; one that is not there is fine."""
     bucket, key = bucket_and_key(uri)
-    _patiently(lambda: s3_client().delete_object(Bucket=bucket, Key=key))
+    _asked_once_more(lambda: s3_client().delete_object(Bucket=bucket, Key=key))
 
 
 def list_objects(uri: str, recursive: bool) -> Iterator[tuple[str, int, int, str]]:
@@ -201,7 +201,7 @@ def list_objects(uri: str, recursive: bool) -> Iterator[tuple[str, int, int, str
                 yield f"s3://{bucket}/{item['Key']}", item["Size"], modified_ns, item["ETag"].strip('"')
 
 
-def _patiently(request: Callable[[], Result]) -> Result:
+def _asked_once_more(request: Callable[[], Result]) -> Result:
     """Once more all of botocore's attempts, where a server that is there answers badly."""
     try:
         return request()

@@ -137,7 +137,7 @@ def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         files, path = filesystem(uri)
         return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
 
-    return _patiently(uri, read)
+    return _read_again(uri, read)
 
 
 class RowGroupReader:
@@ -187,7 +187,7 @@ class RowGroupReader:
         def read() -> pa.Table:
             return self._files(uri).read_row_group(number)
 
-        table = _patiently(uri, read, before_retry=self._files.cache_clear)
+        table = _read_again(uri, read, before_retry=self._files.cache_clear)
         self.bytes_read += table.nbytes
         return table
 
@@ -214,7 +214,7 @@ class _OpenShard:
             return self._file.read_row_group(number)
 
 
-def _patiently(uri: str, read: Callable[[], pa.Table], before_retry: Callable[[], None] = lambda: None) -> pa.Table:
+def _read_again(uri: str, read: Callable[[], pa.Table], before_retry: Callable[[], None] = lambda: None) -> pa.Table:
     """Arrow retries requests, not bodies that break off: read again, a few times."""
     for _ in range(READ_ATTEMPTS - 1):
         try:
