@@ -12,6 +12,7 @@ Files carry the attempt of their writer: one that was cut off and comes back tou
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,7 +148,7 @@ class PlannedVersion:
         rows = video_rows(self._tables(tags), self.units, told)
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, VIDEO_SCHEMA, compression="zstd") as file:
-            while some := [row for row, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]:
+            while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
                 file.write_table(pa.Table.from_pylist(some, schema=VIDEO_SCHEMA))
         patiently(lambda: write_bytes(join(self.output, name), buffer.getvalue()))
 
