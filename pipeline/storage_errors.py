@@ -59,17 +59,17 @@ def errors_named(uri: str) -> Iterator[None]:
     """Turn the libraries' errors into one that says where, what and what to do, and no more."""
     try:
         yield
+    except S3_ERRORS as error:  # first: botocore's time-outs are OSErrors too
+        code = code_of(error)
+        remedy = REMEDIES.get(code, "check AWS_ENDPOINT_URL, the credentials and the network")
+        missing = code in ("404", "NoSuchKey", "NoSuchBucket")
+        raise StorageError(uri, f"object storage answered {code}", remedy, missing=missing) from error
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         if isinstance(error, FileExistsError | NotADirectoryError):
             raise StorageError(uri, "a file is where a folder has to be", "check the path") from error
         remedy = "check the path" if missing else "check the path, its permissions and the free space"
         raise StorageError(uri, (error.strerror or str(error)).lower(), remedy, missing=missing) from error
-    except S3_ERRORS as error:
-        code = code_of(error)
-        remedy = REMEDIES.get(code, "check AWS_ENDPOINT_URL, the credentials and the network")
-        missing = code in ("404", "NoSuchKey", "NoSuchBucket")
-        raise StorageError(uri, f"object storage answered {code}", remedy, missing=missing) from error
 
 
 def code_of(error: Exception) -> str:

@@ -7,6 +7,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import botocore.exceptions
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,7 @@ from pipeline import (
     write_if_absent,
 )
 from pipeline.storage import local_path, redacted, replace_if_unchanged
+from pipeline.storage_errors import errors_named
 from tests.pipeline.s3_server import SECRET, set_s3_environment
 
 
@@ -143,6 +145,14 @@ def test_an_unwritable_place_is_one_error(tmp_path: Path) -> None:
         write_bytes(str(tmp_path / "file" / "below"), b"x")
     copy = pickle.loads(pickle.dumps(error.value))  # noqa: S301 our own bytes
     assert (str(copy), copy.missing) == (str(error.value), error.value.missing)
+
+
+def test_a_time_out_of_object_storage_is_no_fault_of_a_path() -> None:
+    with (
+        pytest.raises(StorageError, match="answered ReadTimeoutError; check AWS_ENDPOINT_URL"),
+        errors_named("s3://b/k"),
+    ):
+        raise botocore.exceptions.ReadTimeoutError(endpoint_url="http://server")
 
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
