@@ -72,7 +72,7 @@ def test_children_never_share_a_folder(places: list[str]) -> None:
         ([*PRETRAIN, "seed=[]"], r"seed=\[\]: must list different values"),
         ([*PRETRAIN, "seed=[1,"], r"seed=\[1,: is not valid YAML"),
         ([*PRETRAIN, "mask_ratio=[0.9,1.5]"], "mask_ratio=1.5: .*must"),
-        ([*PRETRAIN, "mask_ration=[0.9,0.5]"], "mask_ration=0.9: .*Did you mean"),
+        ([*PRETRAIN, "mask_ration=[0.9,0.5]"], "mask_ration=0.9: .*perhaps mask_ratio is meant"),
         (["pretrain", "dmo", "data=/d", "output=/o", "seed=[1,2]"], "recipe=dmo: no such recipe"),
     ],
 )
