@@ -13,9 +13,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mlflow.set_tracking_uri` writes it into the environment, from where another test's programs would take it."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def no_tracking_uri() -> Iterator[None]:
+    """`mlflow.set_tracking_uri` writes it into the environment, from where the programs of another test, or of a
+    module's fixtures (set up before this one), would take it: it goes before a test and after it."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")
