@@ -26,6 +26,8 @@ from pipeline import (
     IsolatedDecoder,
     StorageError,
     absolute,
+    current_rejected,
+    current_videos,
     exists,
     filesystem,
     join,
@@ -33,7 +35,6 @@ from pipeline import (
     read_bytes,
     write_bytes,
 )
-from pipeline.prepare_versions import current_rejected, current_videos
 
 CELL_PIXELS = 128
 UNLABELLED = "(unlabelled)"

@@ -17,12 +17,25 @@ from jobs.output import FREE_KEYS, Claim, claim_output, release_output
 from jobs.program import console, run_program
 from jobs.stop_request import keeping_finished_work
 from jobs.tracking import TrackingConfig, data_tags, recorded, start_run
-from pipeline import DecodeConfig, StorageError, absolute, exists, join, open_prepared, read_bytes
-from pipeline.columns import ManifestError
-from pipeline.conventions import ManifestConfig
-from pipeline.prepare import Outcome, PlannedVersion, PrepareSettings, finish_version, plan_version, preview
-from pipeline.shard_writer import StoreConfig
-from pipeline.transcode_config import TranscodeConfig
+from pipeline import (
+    DecodeConfig,
+    ManifestConfig,
+    ManifestError,
+    Outcome,
+    PlannedSet,
+    PrepareSettings,
+    StorageError,
+    StoreConfig,
+    TranscodeConfig,
+    absolute,
+    exists,
+    finish_set,
+    join,
+    open_prepared,
+    plan_set,
+    preview_set,
+    read_bytes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +107,22 @@ def dry_run(config: PrepareConfig) -> dict[str, Any]:
         UserError: annotations that do not follow their convention.
     """
     with _mistakes_told():
-        return preview(absolute(config.source), config.output, config.settings, _excluded(config.exclude))
+        return preview_set(absolute(config.source), config.output, config.settings, _excluded(config.exclude))
 
 
-def _planned(config: PrepareConfig, claim: Claim) -> PlannedVersion | Outcome:
+def _planned(config: PrepareConfig, claim: Claim) -> PlannedSet | Outcome:
     try:
         with _mistakes_told():
-            return plan_version(config.source, config.output, config.settings, _excluded(config.exclude))
+            return plan_set(config.source, config.output, config.settings, _excluded(config.exclude))
     except (UserError, StorageError):
         if not exists(join(config.output, "_prepare")):
             release_output(config.output, claim)  # nothing was planned yet: the mended command is not refused
         raise
 
 
-def _finished(planned: PlannedVersion, config: PrepareConfig) -> Outcome:
+def _finished(planned: PlannedSet, config: PrepareConfig) -> Outcome:
     with _progress_bar() as progress:
-        return finish_version(planned, config.workers, progress)
+        return finish_set(planned, config.workers, progress)
 
 
 @contextmanager
@@ -140,6 +153,7 @@ def _report(outcome: Outcome) -> dict[str, Any]:
         "clips_by_split": counts["clips_by_split"],
         "labelled_clips": counts["labelled_clips"],
         "classes": len(version["classes"]),
+        "classes_without_training_clips": counts.get("classes_without_training_clips", []),
         "rejected": counts["rejected"],
         "exclude_unmatched": version.get("exclude_unmatched", []),
         "skipped_files": counts["skipped_files"],

@@ -74,7 +74,7 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps between printed lines; the journal has every step."""
     peak_tflops: float | None = None
-    """Peak of one worker's device in TFLOP/s at this precision, for model FLOP utilisation. Default: a known GPU's."""
+    """Peak of one worker's device in TFLOP/s at this precision, for MFU. Default: its data sheet's, or measured."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     trace_samples: bool = False
     """Write the sample ids of every step to the journal."""

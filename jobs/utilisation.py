@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import torch
 
 BACKWARD_AND_FORWARD = 3  # the backward pass takes two products for each one of the forward pass
 FLOPS_PER_MULTIPLY_ADD = 2
+PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+PRODUCTS = 6  # the first ones warm up
 
 
 class Peak(NamedTuple):
@@ -36,9 +39,25 @@ PEAKS = {
 }
 
 
-def peak_tflops(device: torch.device, precision: str) -> float | None:
-    """The peak of a known device at a precision; None for CPUs, and for GPUs that are not in the table."""
-    return peak_of(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+def peak_tflops(device: torch.device, precision: str) -> float:
+    """The peak of a device at a precision: of its data sheet where it is a known GPU, else measured here."""
+    known = peak_of(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    return known or measured_tflops(device, precision)
+
+
+def measured_tflops(device: torch.device, precision: str) -> float:
+    """The best of a few large matrix products, with the threads that this process has; 0.2 s on one core of a CPU."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = PRODUCT_SIZE[device.type]
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    seconds = min(_seconds_of_product(left, right) for _ in range(PRODUCTS))
+    return FLOPS_PER_MULTIPLY_ADD * size**3 / seconds / 1e12
+
+
+def _seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
+    started = time.perf_counter()
+    (left @ right)[0, 0].item()  # waits for the device
+    return time.perf_counter() - started
 
 
 def peak_of(name: str, precision: str) -> float | None:

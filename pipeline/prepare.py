@@ -21,7 +21,7 @@ import ray.data
 
 from pipeline.patience import patiently
 from pipeline.prepare_chunk import ChunkSettings, PrepareChunk
-from pipeline.prepare_plan import Outcome, PlannedVersion, PrepareSettings, chunk_settings, plan_version, preview
+from pipeline.prepare_plan import Outcome, PlannedSet, PrepareSettings, chunk_settings, plan_set, preview_set
 from pipeline.prepare_versions import (
     current_videos,
     kept_rejected,
@@ -39,7 +39,7 @@ from pipeline.shard_writer import write_shard
 from pipeline.shards import read_shard
 from pipeline.storage import StorageError, join, read_bytes, write_if_absent
 
-__all__ = ["Outcome", "PlannedVersion", "PrepareSettings", "finish_version", "plan_version", "prepare", "preview"]
+__all__ = ["Outcome", "PlannedSet", "PrepareSettings", "finish_set", "plan_set", "prepare", "preview_set"]
 
 Progress = Callable[[int, int], None]
 """Called with the videos that are done and their total."""
@@ -56,14 +56,14 @@ def prepare(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Bring ``output`` up to date with ``source``: `plan_version`, then `finish_version`."""
-    planned = plan_version(source, output, settings, exclude)
+    """Bring ``output`` up to date with ``source``: `plan_set`, then `finish_set`."""
+    planned = plan_set(source, output, settings, exclude)
     if isinstance(planned, Outcome):
         return planned
-    return finish_version(planned, workers, progress or (lambda _done, _total: None))
+    return finish_set(planned, workers, progress or (lambda _done, _total: None))
 
 
-def finish_version(planned: PlannedVersion, workers: int | None, progress: Progress) -> Outcome:
+def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> Outcome:
     """Do the chunks that have no record yet, and commit. Needs a running Ray, unless ``workers`` is 0.
 
     Another version follows when the plan is an earlier call's and lacks something of what is to be taken out.
@@ -79,8 +79,8 @@ def finish_version(planned: PlannedVersion, workers: int | None, progress: Progr
     outcome = Outcome(_commit(planned), is_new=True)
     if not planned.forgets_exclude:
         return outcome
-    following = plan_version(planned.source, planned.output, planned.settings, planned.exclude)
-    return outcome if isinstance(following, Outcome) else finish_version(following, workers, progress)
+    following = plan_set(planned.source, planned.output, planned.settings, planned.exclude)
+    return outcome if isinstance(following, Outcome) else finish_set(following, workers, progress)
 
 
 def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
@@ -119,7 +119,7 @@ def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) 
     yield from summaries.iter_rows()
 
 
-def _commit(planned: PlannedVersion) -> dict[str, Any]:
+def _commit(planned: PlannedSet) -> dict[str, Any]:
     """Write the version's record; of two writers one succeeds."""
     output, plan = planned.output, planned.plan
     version = patiently(lambda: _version(output, plan, planned.parent, planned.settings))
@@ -142,7 +142,7 @@ def _version(
     videos = current_videos(output, plan["version"])
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
     rejected = [*_earlier_rejected(output, plan, newest), *plan["rejected"], *rejected_files(output, plan["version"])]
-    counts = version_counts(videos, rejected_by_reason(output, rejected), shards)
+    counts = version_counts(videos, rejected_by_reason(output, rejected), shards, plan["classes"])
     return {
         "version": plan["version"],
         "parent": plan["parent"],

@@ -68,7 +68,7 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedVersion:
+class PlannedSet:
     """A version that is planned, and at most half done."""
 
     source: str
@@ -85,9 +85,7 @@ class PlannedVersion:
         return not {_placed(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
 
 
-def plan_version(
-    source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()
-) -> PlannedVersion | Outcome:
+def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> PlannedSet | Outcome:
     """Plan everything at first, later what is new or changed; the outcome when there is nothing to do.
 
     A plan that an earlier call left unfinished is the plan.
@@ -108,7 +106,7 @@ def plan_version(
     if plan is None:
         assert newest is not None
         return Outcome(newest, is_new=False)
-    return PlannedVersion(source, output, settings, plan, newest, exclude)
+    return PlannedSet(source, output, settings, plan, newest, exclude)
 
 
 def chunk_settings(output: str, settings: PrepareSettings, version: int, videos: int) -> ChunkSettings:
@@ -123,11 +121,11 @@ def chunk_settings(output: str, settings: PrepareSettings, version: int, videos:
     )
 
 
-def preview(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
+def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
     """What `prepare` would do, in figures; nothing is written and no video opened.
 
     Raises:
-        ManifestError, StorageError: as `plan_version`.
+        ManifestError, StorageError: as `plan_set`.
     """
     output = absolute(output)
     versions = patiently(lambda: read_versions(output))

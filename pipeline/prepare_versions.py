@@ -143,16 +143,18 @@ def rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:
 
 
 def version_counts(
-    videos: pa.Table, rejected: Mapping[str, int], shards: Sequence[Mapping[str, Any]]
+    videos: pa.Table, rejected: Mapping[str, int], shards: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> dict[str, Any]:
     stored = videos.filter(pc.greater(videos["clips"], 0))
     by_split = stored.group_by("split").aggregate([("clips", "sum")])
     labelled = stored.filter(pc.is_valid(stored["label"]))
+    trained = set(pc.unique(labelled["label"].filter(pc.equal(labelled["split"], "train"))).to_pylist())
     return {
         "videos": len(stored),
         "clips": sum(shard["rows"] for shard in shards),
         "labelled_clips": pc.sum(labelled["clips"]).as_py() or 0,
         "clips_by_split": dict(zip(by_split["split"].to_pylist(), by_split["clips_sum"].to_pylist(), strict=True)),
+        "classes_without_training_clips": [name for name in classes if name not in trained],
         "seconds": pc.sum(stored["duration_seconds"]).as_py() or 0.0,
         "source_bytes": pc.sum(stored["bytes"]).as_py() or 0,
         "stored_bytes": sum(shard["bytes"] for shard in shards),

@@ -49,11 +49,11 @@ DAMAGE_BYTES = (50, 8, 1)
 PLAN = """
 import pathlib, resource, sys, time
 from jobs.prepare import PrepareConfig
-from pipeline.prepare import plan_version
+from pipeline.prepare import plan_set
 config = PrepareConfig(source=sys.argv[1], output=sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF)
 started = time.perf_counter()
-plan_version(config.source, config.output, config.settings)
+plan_set(config.source, config.output, config.settings)
 after = resource.getrusage(resource.RUSAGE_SELF)
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 # Not ru_maxrss: a new process begins with its parent's.

@@ -28,7 +28,7 @@ from jobs.prepare import PrepareConfig
 from jobs.tracking import TrackingConfig
 from pipeline import CLIP_SCHEMA, REJECTED_SCHEMA, DecodeConfig, FrameView, IsolatedDecoder, StorageError
 from pipeline.prepare_chunk import PrepareChunk
-from pipeline.prepare_plan import PlannedVersion, chunk_settings, plan_version
+from pipeline.prepare_plan import PlannedSet, chunk_settings, plan_set
 from pipeline.prepare_versions import current_videos, publish
 from pipeline.shard_writer import StoreConfig
 from pipeline.transcode_config import TranscodeConfig
@@ -147,8 +147,8 @@ def test_equal_sources_give_equal_sets(prepared: Path, source: Path, tmp_path: P
 
 def unfinished(config: PrepareConfig) -> Any:
     """The state that a killed run leaves: a plan, no commit."""
-    planned = plan_version(config.source, config.output, config.settings)
-    assert isinstance(planned, PlannedVersion)
+    planned = plan_set(config.source, config.output, config.settings)
+    assert isinstance(planned, PlannedSet)
     return chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
 
 
@@ -289,6 +289,9 @@ def test_annotations_with_every_kind_of_mistake(source: Path, tmp_path: Path) ->
     )
     assert report["clips"] == 1
     assert report["classes"] == 2
+    assert report["clips_by_split"] in ({"train": 1}, {"val": 1})
+    in_training = "train" in report["clips_by_split"]
+    assert report["classes_without_training_clips"] == (["unseen"] if in_training else ["seen", "unseen"])
     assert rejected_reasons(tmp_path / "set") == ["duplicate", "missing", "unknown_label", "unreadable"]
 
 
