@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
-from jobs.errors import UserError
+from jobs.errors import StopRequestedError, UserError
 
 # Two train workers must leave CPUs to the data tasks, also on a two-core machine (logical CPUs only).
 LOCAL_CPUS = max(4, os.cpu_count() or 1)
@@ -35,8 +39,28 @@ def connect() -> None:
     # Only says that a token is used because there is one.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if not ray.is_initialized():
-        _start(os.environ.get("RAY_ADDRESS"))
+        with _own_sigterm_handler():
+            _start(os.environ.get("RAY_ADDRESS"))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """`ray.init` puts a handler that exits in the place of the program's own; this puts that one back.
+
+    Raises:
+        StopRequestedError: SIGTERM arrived meanwhile.
+    """
+    own = signal.getsignal(signal.SIGTERM)
+    if not callable(own) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:
+        raise StopRequestedError("Ray was being started; nothing that was finished before is lost") from error
+    finally:
+        signal.signal(signal.SIGTERM, own)
 
 
 def _start(address: str | None) -> None:

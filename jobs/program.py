@@ -23,6 +23,7 @@ from rich.table import Table
 from jobs.config import config_yaml, describe_keys, load_config, recipe_names
 from jobs.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.redaction import clean_tracebacks, public, without_secrets
+from jobs.stop_request import stopping_on_sigterm
 from pipeline import StorageError, exists, is_local_relative, join, list_files, write_bytes
 
 ConfigT = TypeVar("ConfigT")
@@ -69,7 +70,8 @@ def run_program(
     program = Program(name, config_class, run, description, dry_run, keep_report, load, usage)
     clean_tracebacks()
     try:
-        _run(program, sys.argv[1:])
+        with stopping_on_sigterm("nothing that was finished is lost; the same command goes on"):
+            _run(program, sys.argv[1:])
         code = 0
     except (UserError, StorageError) as error:
         console.print(f"[bold red]{name}[/]: {_plain(error)}", highlight=False, soft_wrap=True)

@@ -33,6 +33,7 @@ class RoomForWorkers:
         self.gpus = has_gpus()
         """Whether workers take GPUs; decided once, because the last host with GPUs may be the one that is lost."""
         self._failed_at, self._failed_on = -math.inf, frozenset[str]()
+        self._cpus_of_others = 0.0
 
     @contextmanager
     def asked_for(self) -> Iterator[None]:
@@ -69,11 +70,12 @@ class RoomForWorkers:
             fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=self.gpus)
             waited = time.monotonic() - begun
             if fitting >= self._most or (fitting and waited > SECONDS_TO_SETTLE):
+                self._cpus_of_others = _cpus(ray.cluster_resources()) - _cpus(ray.available_resources())
                 return min(fitting, self._most)
             if waited > seconds:
                 raise TrainingStoppedError(
                     f"workers={self._permitted[0]}: the cluster had no room for so many for {waited / 60:.0f} minutes "
-                    f"(free: {ray.available_resources().get('CPU', 0):g} CPUs); start the same command again later"
+                    f"(free: {_cpus(ray.available_resources()):g} CPUs); start the same command again later"
                 )
             if waited > SECONDS_TO_SETTLE and not told:
                 tell(f"waiting for room for {self._permitted[0]} workers")
@@ -97,18 +99,29 @@ class RoomForWorkers:
         return most_that_fit(exactly, ray.cluster_resources(), self._cpus_beside, gpus=self.gpus) > 0
 
     def may_grow(self, workers: int) -> bool:
-        """Whether more workers than now have room beside those that run.
+        """Whether more workers than now have room beside those that run and their stream.
 
-        After a group that could not be started: not before the hosts have changed, or some minutes have passed.
+        CPUs that are free at the moment are not enough of an answer: the stream lets its own go as soon as it has
+        read to the end, long before the last step. So what the hosts have is counted, less what others were using
+        when this group began. After a group that could not be started: not before the hosts have changed, or some
+        minutes have passed.
         """
         if workers == self._permitted[-1]:
             return False
         if self._failed_on == _hosts() and time.monotonic() - self._failed_at < SECONDS_AFTER_FAILURE:
             return False
         self._most = self._permitted[-1]
-        free = ray.available_resources()
-        more = range(1, self._permitted[-1] - workers + 1)
-        return most_that_fit(more, free, 0.0, gpus=self.gpus) > 0
+        free, more = ray.available_resources(), range(1, self._permitted[-1] - workers + 1)
+        if not most_that_fit(more, free, 0.0, gpus=self.gpus):
+            return False
+        if self.gpus:
+            return True  # the stream takes none of them
+        ours_at_most = _cpus(ray.cluster_resources()) - self._cpus_of_others
+        return ours_at_most >= workers + 1 + self._cpus_beside
+
+
+def _cpus(resources: Mapping[str, float]) -> float:
+    return resources.get("CPU", 0.0)
 
 
 def _hosts() -> frozenset[str]:
@@ -117,7 +130,7 @@ def _hosts() -> frozenset[str]:
 
 def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:
     """The largest permitted number of workers, one GPU or one CPU each, that resources have room for; 0 for none."""
-    cpus = free.get("CPU", 0.0) - cpus_beside
+    cpus = _cpus(free) - cpus_beside
     if cpus < 0:
         return 0
     workers = int(free.get("GPU", 0.0) if gpus else cpus)

@@ -61,7 +61,7 @@ class RunWatch:
         self._stop_requested, self._ended = threading.Event(), threading.Event()
         self._lease: Lease | None = None
         self._workers = self._first_step = self._steps = 0
-        self._too_small = self._told = False
+        self._too_small = self._told = self._acknowledged = False
         self._signs: Mapping[int, SignOfLife] = {}
         self._moved_at = self._size_checked_at = time.monotonic()
 
@@ -142,11 +142,17 @@ class RunWatch:
 
     def _look_and_check(self) -> None:
         if self.stop_requested:
+            self._acknowledge_stop()
             self.board.request.remote(Ending.REQUESTED)
         self._look()
         if self._lease is not None:
             self._check_for_hang(self._lease)
             self._check_size()
+
+    def _acknowledge_stop(self) -> None:
+        if not self._acknowledged:
+            self.say("asked to stop: the step under way is finished and saved first")
+        self._acknowledged = True
 
     def _look(self) -> None:
         lines: list[str]

@@ -38,12 +38,22 @@ def stopping_on_sigterm(what_is_kept: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
         raise StopRequestedError(what_is_kept)
 
     former = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except StopRequestedError:
+        raise
+    except Exception as error:
+        if not asked:
+            raise
+        # Raised while compiled code runs, as Ray's, the request arrives as that code's own error.
+        raise StopRequestedError(what_is_kept) from error
     finally:
         signal.signal(signal.SIGTERM, former)

@@ -23,7 +23,7 @@ from jobs.errors import StopRequestedError, UserError
 from jobs.output import Claim, claim_output, release_output
 from jobs.program import console, run_program
 from jobs.sole_writer import SoleWriter, last_sealed, sole_writer
-from jobs.stop_request import keeping_finished_work
+from jobs.stop_request import keeping_finished_work, stopping_on_sigterm
 from jobs.tag_chain import probe_videos, scored_chunks
 from jobs.tag_config import FREE_TAG_KEYS, ScoringPlan, TagConfig, plan_scoring
 from jobs.tag_failures import FailureWatch
@@ -56,6 +56,7 @@ __all__ = ["TagConfig", "TagJob", "main", "run"]
 PUT_THREADS = 4
 LOG_SECONDS = 20.0
 MLFLOW_WAIT_SECONDS = 10.0
+KEPT = "finished chunks are kept, the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def run(config: TagConfig) -> dict[str, Any]:
         )
         facts = {"source": absolute(config.source), "run_id": tracking.wait_for_id(MLFLOW_WAIT_SECONDS)}
         job = TagJob(plan, output, writer, claim.run_key, facts)
-        with recorded(tracking), keeping_finished_work("finished chunks are kept, the same command goes on"):
+        with recorded(tracking), keeping_finished_work(KEPT):
             figures = [tag_version(job, planned) for planned in versions_to_tag(job, listing)]
             report = summary(output, listing, figures)
             if figures and config.gallery_videos:
@@ -206,7 +207,8 @@ def tag_version(job: TagJob, planned: PlannedVersion) -> VersionFigures:
     missing = planned.missing_chunks()
     begun = planned.count_begun(missing)
     try:
-        windows, repeats = score_chunks(job, planned, missing, begun)
+        with stopping_on_sigterm(KEPT):
+            windows, repeats = score_chunks(job, planned, missing, begun)
     except StopRequestedError:
         if len(planned.missing_chunks()) < planned.num_chunks:
             planned.commit(job.facts, partial=True, seal=job.writer.seal)

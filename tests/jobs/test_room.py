@@ -30,10 +30,14 @@ def test_most_that_fit(permitted: range, free: dict[str, float], gpus: bool, fit
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A cluster that offers what its attributes say."""
-    offered = SimpleNamespace(free={"CPU": 3.0}, hosts=["a"])
+    offered = SimpleNamespace(free={"CPU": 3.0}, used={"CPU": 0.0}, hosts=["a"])
+
+    def all_there_is() -> dict[str, float]:
+        return {kind: count + offered.used.get(kind, 0.0) for kind, count in offered.free.items()}
+
     fake = SimpleNamespace(
         available_resources=lambda: offered.free,
-        cluster_resources=lambda: offered.free,
+        cluster_resources=all_there_is,
         nodes=lambda: [{"NodeID": name, "Alive": True} for name in offered.hosts],
     )
     monkeypatch.setattr(module, "ray", fake)
@@ -59,6 +63,18 @@ def test_growing_waits_for_other_hosts_after_a_group_that_did_not_start(cluster:
     assert not room.may_grow(1)
     cluster.hosts = ["a", "b"]
     assert room.may_grow(1)
+
+
+def test_what_the_stream_lets_go_at_its_end_is_no_room_for_another_worker(cluster: Any) -> None:
+    room = RoomForWorkers(range(1, 4), 1.0)
+    cluster.used = {"CPU": 2.0}  # somebody else's
+    assert room.wait(1.0) == 2
+    cluster.free, cluster.used = {"CPU": 1.0}, {"CPU": 4.0}  # two workers, and the stream has ended
+    assert not room.may_grow(2)
+    cluster.free = {"CPU": 2.0}  # another host
+    assert room.may_grow(2)
+    cluster.free, cluster.used = {"CPU": 0.0}, {"CPU": 6.0}  # which somebody else takes
+    assert not room.may_grow(2)
 
 
 def test_a_lost_host_leaves_too_little(cluster: Any) -> None:
