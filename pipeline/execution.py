@@ -27,6 +27,26 @@ class SteadySteps(ExecutionCallback):  # type: ignore[misc]
         self._ended = time.monotonic()
 
 
+class KeptBudget(ExecutionCallback):  # type: ignore[misc]
+    """A chain keeps the most that it was ever granted.
+
+    While a host is drained, Ray's coordinator may grant Ray Data nothing. The chain's actors, whose number is fixed,
+    hold their CPUs all the same, but nobody reads what they have: training would wait until the host is gone.
+    """
+
+    def before_execution_starts(self, executor: StreamingExecutor) -> None:
+        """Put a memory before the question what there is."""
+        manager = executor._resource_manager
+        ask, most = manager._get_total_resources, ray.data.ExecutionResources.zero()
+
+        def most_so_far() -> ray.data.ExecutionResources:
+            nonlocal most
+            most = most.max(ask())
+            return most
+
+        manager._get_total_resources = most_so_far
+
+
 def configure_execution(
     dataset: ray.data.Dataset, *, block_bytes: int, options: ray.data.ExecutionOptions | None = None
 ) -> None:
@@ -40,4 +60,4 @@ def configure_execution(
     context.target_max_block_size = block_bytes
     context.enable_fallback_to_arrow_object_ext_type = False
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [SteadySteps]
+    context.custom_execution_callback_classes = [SteadySteps, KeptBudget]
