@@ -57,10 +57,14 @@ def gather_weights(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in kept.items()}
 
 
-def weights_are_finite(engine: Any) -> Tensor:
-    """Whether all weights that this rank keeps (its share at stage 3) are finite numbers: a bool scalar, unread."""
+def step_was_sound(engine: Any) -> Tensor:
+    """Whether the optimizer took every step and left finite weights on this rank (its share at stage 3): a bool scalar.
+
+    A gradient that is no number spoils the weights without ZeRO or clipping; else DeepSpeed skips its step in silence.
+    """
     kept = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in engine.module.model.parameters()]
-    return torch.nn.utils.get_total_norm(kept, math.inf).isfinite()
+    finite: Tensor = torch.nn.utils.get_total_norm(kept, math.inf).isfinite()
+    return finite & bool(engine.skipped_steps == 0)
 
 
 def gather_optimizer_state(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:

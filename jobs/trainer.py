@@ -37,7 +37,7 @@ from jobs.optimizer_state import (
     gather_optimizer_state,
     gather_weights,
     scatter_optimizer_state,
-    weights_are_finite,
+    step_was_sound,
 )
 from jobs.run_board import Doing, Ending, WorkerBoard
 from jobs.step_log import StepLog, gather_in_stream_order
@@ -159,8 +159,8 @@ def train_worker(settings: dict[str, Any]) -> None:
             consumed.append(batch)
 
         board.mark(log.step, len(losses), Doing.AGREEING)
-        # A finite loss may have gradients that are not: what they made of the weights must not be saved.
-        sound_loss = torch.where(weights_are_finite(engine), torch.stack(losses).mean(), torch.nan)
+        # A finite loss may have gradients that are not: neither what they made of the weights nor a lost step is saved.
+        sound_loss = torch.where(step_was_sound(engine), torch.stack(losses).mean(), torch.nan)
         mean_loss, failed_views, due, ending = agreement(sound_loss, consumed, log.step + 1)
         if ending is Ending.NOT_FINITE or failed_views == config.global_batch:
             ending = max(ending, Ending.UNDECODABLE)

@@ -20,7 +20,7 @@ from jobs.optimizer_state import (
     gather_optimizer_state,
     gather_weights,
     scatter_optimizer_state,
-    weights_are_finite,
+    step_was_sound,
 )
 from jobs.trainer import TrainStep
 
@@ -143,14 +143,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_one_bad_weight_is_seen_whole_or_partitioned(value: float) -> None:
-    engine = SimpleNamespace(module=TinyStep(nn.Linear(3, 2)))
-    assert weights_are_finite(engine)
+    engine = SimpleNamespace(module=TinyStep(nn.Linear(3, 2)), skipped_steps=0)
+    assert step_was_sound(engine)
     bias: Any = engine.module.model.bias
     with torch.no_grad():
         bias[1] = value
-    assert not weights_are_finite(engine)
+    assert not step_was_sound(engine)
     bias.ds_tensor = torch.zeros(1)  # the share of a rank that has the other half
-    assert weights_are_finite(engine)
+    assert step_was_sound(engine)
+    engine.skipped_steps = 1
+    assert not step_was_sound(engine)
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
