@@ -25,8 +25,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIGEST_CHARACTERS = 16
 SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
-# A worker that dies takes its rows along to one more attempt; by default Ray Data repeats such a task for ever.
-ACTOR_RETRIES = {"max_restarts": 4, "max_task_retries": 1}
+# A video that ends its worker does so twice before it is given up, so one task bears two of them; by default Ray Data
+# would repeat a task for ever.
+ACTOR_RETRIES = {"max_restarts": 8, "max_task_retries": 4}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,242 @@
+"""Tagging against kills, a video that kills its workers, and object storage on a bad day: every unit exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+
+from hiera_video import create_model, save_model
+from jobs import tag_chain
+from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.tag import TagConfig, run
+from jobs.tracking import TrackingConfig
+from pipeline import DecodeWindows, join, read_tags, read_videos, write_bytes
+from pipeline.object_storage import s3_client
+from tests.jobs.runs import command, family_of, kill_family
+from tests.pipeline.faulty_proxy import FAULTS, faulty_proxy
+from tests.pipeline.s3_server import light_s3_server, set_s3_environment
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+VIDEOS = 48
+WINDOWS = {"window_seconds": 0.4, "hop_seconds": 0.04}
+CHUNKS = {"batch_size": 4, "chunk_batches": 2}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_model(path, create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    render_motion_videos(folder, VIDEOS, seed=3, size=64, num_frames=50)
+    (folder / "broken.mp4").write_text("no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def peace(weights: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
+    """The view of a run that was left in peace."""
+    output = tmp_path_factory.mktemp("peace") / "tags"
+    keys = _keys(source, weights, output)
+    subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, timeout=300)
+    return _view(output)
+
+
+def _keys(source: Path | str, weights: Path, output: Path | str) -> list[str]:
+    settings = {"source": source, "init": weights, "output": output, **WINDOWS, **CHUNKS}
+    return [*(f"{key}={value}" for key, value in settings.items()), "tracking.uri=none", "gallery_videos=0"]
+
+
+def _view(output: Path | str) -> dict[tuple[str, int], Any]:
+    """(name, window) → labels and scores, each once."""
+    rows = read_tags(str(output)).to_pylist()
+    view = {(row["uri"].rsplit("/", 1)[-1], row["window_index"]): row for row in rows}
+    assert len(view) == len(rows)
+    return view
+
+
+def _assert_equal(view: dict[tuple[str, int], Any], peace: dict[tuple[str, int], Any]) -> None:
+    assert view.keys() == peace.keys()
+    for key, row in view.items():
+        assert row["labels"] == peace[key]["labels"]
+        np.testing.assert_allclose(row["scores"], peace[key]["scores"], atol=1e-5)
+
+
+def test_five_kills_in_a_row_leave_every_unit_once(
+    weights: Path, source: Path, peace: dict[tuple[str, int], Any], tmp_path: Path
+) -> None:
+    """At random moments: a worker first, then the driver with all its Ray, or the driver alone."""
+    draw, output = random.Random(0), tmp_path / "tags"
+    keys = _keys(source, weights, output)
+    done: dict[str, int] = {}
+    begun_not_done = 0
+    for kill in range(5):
+        job = subprocess.Popen(command("jobs.tag", *keys), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _wait_for_chunks(output, len(done) + 4, job)
+        if kill % 2:
+            _kill_a_worker(job, draw)
+        time.sleep(draw.uniform(0, 0.5))
+        assert job.poll() is None, "ended before it could be killed"
+        (job.kill if kill % 3 == 1 else lambda job=job: kill_family(job))()
+        job.wait()
+        _wait_for_orphans(output)
+        now = _chunk_times(output)
+        assert {name: now[name] for name in done} == done
+        done = now
+        begun_not_done += len(_begun(output) - {name.split("-")[1] for name in done})
+    finished = subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, text=True, timeout=300)
+    _assert_equal(_view(output), peace)
+    assert len(read_videos(str(output))) == VIDEOS + 1
+    report = json.loads((output / "report.json").read_text())
+    assert report["chunks_skipped"] >= len(done), finished.stderr
+    # Killed workers add at most the chunks that were decoded and not yet scored, to those the killed jobs had begun.
+    assert 0 < report["chunks_done_again"] <= begun_not_done + 4
+    assert begun_not_done <= 5 * 16
+
+
+def _wait_for_chunks(output: Path, count: int, job: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 180
+    while len(_chunk_times(output)) < count:
+        assert job.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _chunk_times(output: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (output / "tags").glob("*.parquet")}
+
+
+def _begun(output: Path) -> set[str]:
+    return {path.stem for path in (output / "_attempts" / "000000").glob("*.json")}
+
+
+def _kill_a_worker(job: subprocess.Popen[bytes], draw: random.Random) -> None:
+    """One of the actors that decode or score."""
+    actors = [member for member in family_of(job) if "ray::" in " ".join(member.cmdline()[:1])]
+    draw.choice(actors).send_signal(signal.SIGKILL)
+
+
+def _wait_for_orphans(output: Path) -> None:
+    """Workers of a killed driver may still begin a chunk; Ray ends them within seconds."""
+    before, since = _begun(output), time.monotonic()
+    while time.monotonic() - since < 2.0:
+        time.sleep(0.2)
+        if _begun(output) != before:
+            before, since = _begun(output), time.monotonic()
+
+
+def test_sigterm_commits_what_is_done_and_the_next_run_the_rest(
+    weights: Path, source: Path, peace: dict[tuple[str, int], Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "tags"
+    keys = _keys(source, weights, output)
+    job = subprocess.Popen(command("jobs.tag", *keys), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (output / "attempts").exists():
+        assert job.poll() is None
+        time.sleep(0.1)
+    second = subprocess.run(command("jobs.tag", *keys), capture_output=True, text=True, timeout=100, check=False)
+    assert second.returncode == 2
+    assert "another program is at work on it" in second.stderr
+    _wait_for_chunks(output, 8, job)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 3
+    assert 0 < len(read_videos(str(output))) < VIDEOS + 1
+    subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, timeout=300)
+    _assert_equal(_view(output), peace)
+
+
+class _DiesOfOneVideo(DecodeWindows):
+    """An actor that the video named `killer` kills."""
+
+    def __call__(self, units: pa.Table) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        decode = self.decoder.decode
+
+        def dying(path: Path, *arguments: Any) -> Any:
+            if "killer" in str(path):
+                with (Path(path).parent / "kills.txt").open("a") as kills:
+                    kills.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return decode(path, *arguments)
+
+        self.decoder.decode = dying  # type: ignore[method-assign]
+        yield from super().__call__(units)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_crashing_video_is_one_failed_row_after_two_attempts(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    render_motion_videos(source, 40, seed=5, size=64, num_frames=20)
+    next(source.rglob("*.mp4")).rename(source / "killer.mp4")
+    monkeypatch.setattr(tag_chain, "DecodeWindows", _DiesOfOneVideo)
+    config = TagConfig(
+        source=str(source), init=str(weights), output=str(tmp_path / "tags"), batch_size=4, chunk_batches=2,
+        gallery_videos=0, tracking=TrackingConfig(uri="none"),
+    )  # fmt: skip
+    run(config)
+    rows = read_tags(config.output).to_pylist()
+    assert Counter(row["status"] for row in rows) == {"ok": 39, "crashed": 1}
+    (failed,) = (row for row in read_videos(config.output).to_pylist() if row["status"] != "ok")
+    assert failed["uri"].endswith("killer.mp4")
+    assert (failed["error_class"], failed["attempts"]) == ("crashed", 2)
+    assert (source / "kills.txt").read_text() == "xx"
+
+
+def test_object_storage_on_a_bad_day(
+    weights: Path,
+    source: Path,
+    peace: dict[tuple[str, int], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fifth of all requests fail, stall or break off, for source and output: the same view as in peace."""
+    with light_s3_server() as server:
+        set_s3_environment(monkeypatch, server)
+        s3_client().create_bucket(Bucket="tags")
+        for path in source.rglob("*.*"):
+            write_bytes(join("s3://tags/in", path.relative_to(source).as_posix()), path.read_bytes())
+        with faulty_proxy(server, share=0.2, stall_seconds=1) as (url, counts):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+            keys = [*_keys("s3://tags/in", weights, "s3://tags/out"), "batch_size=8", "chunk_batches=8"]
+            subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, text=True, timeout=500)
+        assert all(counts[fault] > 10 for fault in FAULTS)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        _assert_equal(_view("s3://tags/out"), peace)
+        assert read_videos("s3://tags/out")["status"].to_pylist().count("ok") == VIDEOS
+
+
+def test_no_process_is_left_behind(weights: Path, source: Path, tmp_path: Path) -> None:
+    """A driver that is killed takes its Ray and its decoders along (Ray's agents see it after a minute or two)."""
+    job = subprocess.Popen(
+        command("jobs.tag", *_keys(source, weights, tmp_path / "tags")),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _wait_for_chunks(tmp_path / "tags", 2, job)
+    family = family_of(job)
+    job.kill()
+    job.wait()
+    _, alive = psutil.wait_procs(family[1:], timeout=180)
+    assert not alive
