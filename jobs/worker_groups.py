@@ -25,6 +25,7 @@ from ray.train.torch import TorchTrainer
 from jobs.checkpoint import Cursor, complete_steps, discard_after, newest_cursor
 from jobs.errors import StopRequestedError, TrainingStoppedError
 from jobs.lease import Lease
+from jobs.process_group import HostsByTheirAddress
 from jobs.room import RoomForWorkers
 from jobs.run_watch import RunWatch
 from jobs.tracking import Run
@@ -136,6 +137,7 @@ def _run_group(
         TorchTrainer(
             train_worker,
             train_loop_config=settings,
+            torch_config=HostsByTheirAddress(),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=watch.room.gpus),
             run_config=RunConfig(
                 storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group
