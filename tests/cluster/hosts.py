@@ -107,6 +107,7 @@ def two_hosts(environment: Mapping[str, str]) -> Iterator[tuple[Host, Host]]:
         environment: what the processes of both hosts get besides PATH; nothing else of this process is handed on.
     """
     with contextlib.ExitStack() as stack:
+        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)  # of a run that was killed
         _ip("link", "add", BRIDGE, "type", "bridge")
         stack.callback(_ip, "link", "delete", BRIDGE)
         _ip("address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
