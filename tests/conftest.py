@@ -34,5 +34,8 @@ def real_clips() -> Path:
     """A folder of real, troublesome videos; not part of the project, so a clone without it skips."""
     clips = Path(os.environ.get("CLIPS", REPOSITORY.parent / "shared" / "clips"))
     if not (clips / "manifest.csv").exists():
-        pytest.skip(f"no real clips at {clips}; set CLIPS to a folder that holds them")
+        pytest.skip(
+            f"the real clips are other people's videos and no part of the project: none at {clips}; "
+            "set CLIPS to a folder that holds them"
+        )
     return clips

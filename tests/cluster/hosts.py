@@ -107,8 +107,7 @@ def two_hosts(environment: Mapping[str, str]) -> Iterator[tuple[Host, Host]]:
         environment: what the processes of both hosts get besides PATH; nothing else of this process is handed on.
     """
     with contextlib.ExitStack() as stack:
-        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)  # of a run that was killed
-        _ip("link", "add", BRIDGE, "type", "bridge")
+        _add_link(BRIDGE, "type", "bridge")
         stack.callback(_ip, "link", "delete", BRIDGE)
         _ip("address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
@@ -131,7 +130,7 @@ def _host(name: str, address: str, environment: Mapping[str, str]) -> Iterator[H
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == b"ready\n", "mounting needs more rights than this user has"
         inside = f"{host.link}-in"
-        _ip("link", "add", host.link, "type", "veth", "peer", "name", inside, "netns", str(keeper.pid))
+        _add_link(host.link, "type", "veth", "peer", "name", inside, "netns", str(keeper.pid))
         _ip("link", "set", host.link, "master", BRIDGE, "up")
         for arguments in (("link", "set", "lo", "up"), ("address", "add", f"{address}/24", "dev", inside)):
             host.run("ip", *arguments).check_returncode()
@@ -160,6 +159,12 @@ def wait_for(happened: Callable[[], object], seconds: float, what: str) -> None:
     while not happened():
         assert time.monotonic() < ends_at, f"waited {seconds:.0f} s for {what}"
         time.sleep(0.5)
+
+
+def _add_link(name: str, *what: str) -> None:
+    """Make a link anew: one of that name is left of a run that was killed."""
+    subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
+    _ip("link", "add", name, *what)
 
 
 def _ip(*arguments: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from pathlib import Path
@@ -93,20 +92,23 @@ def test_two_workers_then_one_then_two(data: Path, tmp_path: Path) -> None:
     assert losses(changing) == pytest.approx(losses(whole), rel=1e-5)
 
 
+def run_with_mishap(mishap: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A training in which a ``kind:rank:step`` of `mishaps` happens, once."""
+    flag = folder / f"{mishap.split(':')[0]}.flag"
+    done = run("tests.jobs.mishaps", *arguments, environment={"MISHAP": f"{mishap}:{flag}"})
+    assert flag.exists(), done.stderr
+    return done
+
+
 def test_dead_and_hanging_workers_are_replaced(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """One worker dies, one falls asleep: the run ends by itself, with the same losses.
 
     `test_stacks` has processes that are stopped, or hold the interpreter's lock.
     """
     for kind in ("die", "hang"):
-        output, flag = tmp_path / kind, tmp_path / f"{kind}.flag"
-        done = run(
-            "tests.jobs.mishaps",
-            *keys(data, output, "hang_minutes=0.4"),
-            environment={"MISHAP": f"{kind}:1:3:{flag}"},
-        )
+        output = tmp_path / kind
+        done = run_with_mishap(f"{kind}:1:3", keys(data, output, "hang_minutes=0.4"), tmp_path)
         assert done.returncode == 0, done.stderr
-        assert flag.exists()
         assert losses(output) == losses(uninterrupted)
         if kind == "die":
             assert "warning: workers died (" in done.stderr
@@ -115,26 +117,18 @@ def test_dead_and_hanging_workers_are_replaced(data: Path, uninterrupted: Path, 
         assert "warning: a hang: no step for 0.4 minutes; slow: rank 1 on " in done.stderr
         (written,) = (output / "hangs").iterdir()
         assert "in fall_asleep" in written.read_text()
-        assert re.search("rank 0 on .*: backward in step 4", written.read_text())  # where the other rank waits
+        assert "all_reduce" in written.read_text()  # where the other rank waits
 
 
 def test_workers_are_not_replaced_for_ever(data: Path, tmp_path: Path) -> None:
-    done = run(
-        "tests.jobs.mishaps",
-        *keys(data, tmp_path / "run", "max_failures=0"),
-        environment={"MISHAP": f"die:0:1:{tmp_path / 'flag'}"},
-    )
+    done = run_with_mishap("die:0:1", keys(data, tmp_path / "run", "max_failures=0"), tmp_path)
     assert done.returncode == 1
     assert "pretrain stopped: workers died (rank 0" in done.stderr
 
 
 def test_a_finite_loss_with_a_gradient_that_is_no_number_is_not_saved(data: Path, tmp_path: Path) -> None:
     """In the last step: no later loss would show it."""
-    done = run(
-        "tests.jobs.mishaps",
-        *keys(data, tmp_path / "run", steps=4),
-        environment={"MISHAP": f"gradient:1:3:{tmp_path / 'flag'}"},
-    )
+    done = run_with_mishap("gradient:1:3", keys(data, tmp_path / "run", steps=4), tmp_path)
     assert done.returncode == 1
     assert "step 4: the loss or its gradient is not finite; samples of this batch: " in done.stderr
     assert complete_steps(str(tmp_path / "run")) == [2]

@@ -88,10 +88,10 @@ def test_a_video_that_is_gone_has_no_picture() -> None:
 
 @pytest.mark.faults
 def test_a_real_browser_shows_it(videos: pa.Table, tmp_path: Path) -> None:
-    """Headless Chromium, if the machine has one: the pictures are there, in their colours."""
+    """Headless Chromium: the pictures are there, in their colours."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        pytest.skip("no chromium or google-chrome on the path")
+        pytest.fail("no chromium or google-chrome on the path; on Debian: apt-get install chromium")
     red = strip_picture(np.full((FRAMES, 120, 160, 3), (255, 0, 0), np.uint8))
     shown = [type(item)(item.video, red) for item in gallery(choose_videos(videos, 2), DecodeConfig())]
     (tmp_path / "report.html").write_bytes(page("Tags", REPORT, videos, shown, {}))
