@@ -22,13 +22,22 @@ SIZE = (64, 96)
 VIEW = ViewConfig(num_frames=4, size=32)
 
 
-def prepared_set(folder: Path, mode: Mode) -> PreparedSet:
-    """Four videos with their numbers painted in, stored in one of the modes."""
-    source = folder / "source"
-    source.mkdir(exist_ok=True)
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Four videos with their numbers painted in.
+
+    Written once a test: clips are named by their bytes, and libx264 does not always write the same bytes for the same
+    pictures (seen with B-frames, 1 file of 400 on a busy machine; they decode to the same pixels).
+    """
+    folder = tmp_path / "source"
+    folder.mkdir()
     for name in "abcd":
-        write_numbered(source / f"{name}.mp4", 24)
-    output = str(folder / mode)
+        write_numbered(folder / f"{name}.mp4", 24)
+    return folder
+
+
+def prepared_set(source: Path, mode: Mode) -> PreparedSet:
+    output = str(source.parent / mode)
     settings = PrepareSettings(
         ManifestConfig(val_share=0), TranscodeConfig(mode=mode), DecodeConfig(), StoreConfig(), seed=0
     )
@@ -44,15 +53,15 @@ def micro_batch(prepared: PreparedSet) -> pa.Table:
     return DecodeMicroBatches(VIEW, DecodeConfig(), 0, frozenset())(row)
 
 
-def test_a_reference_trains_like_the_bytes_themselves(tmp_path: Path) -> None:
-    batches = [micro_batch(prepared_set(tmp_path, mode)) for mode in ("reference", "passthrough")]
+def test_a_reference_trains_like_the_bytes_themselves(source: Path) -> None:
+    batches = [micro_batch(prepared_set(source, mode)) for mode in ("reference", "passthrough")]
     assert batches[0].equals(batches[1])
     assert batches[0]["failure"].to_pylist() == [["", "", "", ""]]
 
 
-def test_an_original_that_is_gone_is_replaced_and_told(tmp_path: Path) -> None:
-    prepared = prepared_set(tmp_path, "reference")
-    (tmp_path / "source" / "b.mp4").unlink()
+def test_an_original_that_is_gone_is_replaced_and_told(source: Path) -> None:
+    prepared = prepared_set(source, "reference")
+    (source / "b.mp4").unlink()
     failures = micro_batch(prepared)["failure"].to_pylist()[0]
     assert sorted(failures) == ["", "", "", "missing"]
 
