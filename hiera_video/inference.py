@@ -13,7 +13,8 @@ class Probabilities(nn.Module):
     """uint8 frames ``[B, T, H, W, 3]`` → softmax scores, float32 ``[B, classes]``.
 
     Args:
-        dtype: arithmetic of the model (autocast); None for float32.
+        dtype: arithmetic of the model up to its head (autocast); None for float32. The head is float32: bfloat16 keeps
+            eight bits of a logit, and close classes would tie.
     """
 
     def __init__(self, model: Hiera, dtype: torch.dtype | None = None) -> None:
@@ -27,6 +28,7 @@ class Probabilities(nn.Module):
             logits = self.model(normalize_video(frames))
         else:
             with torch.autocast(frames.device.type, self._dtype):
-                logits = self.model(normalize_video(frames))
-        scores: Tensor = logits.float().softmax(dim=1)
+                features = self.model.embed(normalize_video(frames))
+            logits = self.model.head(features.float())
+        scores: Tensor = logits.softmax(dim=1)
         return scores

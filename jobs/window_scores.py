@@ -78,10 +78,10 @@ class ScoreWindows:
     def _score(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 ``[b, T, H, W, 3]`` → scores ``[b, C]``, features ``[b, D]``, float32 on the CPU."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            features = self.model.embed(normalize_video(clips.to(self.device)))
-            logits = self.model.head(features).float()
+            features = self.model.embed(normalize_video(clips.to(self.device))).float()
+        logits = self.model.head(features)
         scores = logits.sigmoid() if self.wanted.multi_label else logits.softmax(dim=1)
-        return scores.cpu(), features.float().cpu()
+        return scores.cpu(), features.cpu()
 
 
 def best_classes(scores: Floats, wanted: Answers) -> dict[str, pa.Array]:

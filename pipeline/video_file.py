@@ -26,6 +26,7 @@ Picture = npt.NDArray[np.uint8]
 MISSING_FRAMES_TOLERATED = 2
 SEEK_AHEAD_SECONDS = 5.0
 PROGRESS_PACKETS = 32
+FLOAT_SECONDS = 1e-6  # times that were computed may be off by this much
 OPTIONS = {"protocol_whitelist": "file"}  # a playlist inside a "video" must not reach the network
 
 
@@ -158,6 +159,7 @@ class Video:
         """The picture shown at each time (ascending, unique), without an index of the whole file."""
         base = float(self.stream.time_base)
         start = self.stream.start_time or 0
+        rounded = self._rounded_seconds()
         todo = list(seconds)
         while todo:
             self._seek(start + int(todo[0] / base))
@@ -165,7 +167,7 @@ class Video:
             shown: Any = None
             for frame in self._decoded():
                 now = (frame.pts - start) * base if frame.pts is not None else 0.0
-                while todo and shown is not None and todo[0] < now - base / 2:
+                while todo and shown is not None and todo[0] < now - rounded:
                     yield todo.pop(0), self._picture(shown, scale)
                 shown = frame
                 # Without a picture since the last seek, another would lead to the same key frame again, for ever.
@@ -179,6 +181,12 @@ class Video:
         """All frames in order as PyAV frames."""
         self._seek_start()
         return self._decoded()
+
+    def _rounded_seconds(self) -> float:
+        """How far a frame's time stamp may lie from its true time: half a tick, none where frames last whole ticks."""
+        tick = float(self.stream.time_base)
+        ticks = 1 / (self.fps * tick) if self.fps else 0.0
+        return FLOAT_SECONDS if abs(ticks - round(ticks)) < 1e-3 else max(tick / 2, FLOAT_SECONDS)
 
     def _rest(self, todo: list[float], shown: Any, start: int, scale: float) -> Iterator[tuple[float, Picture]]:
         """The last frame stays on screen to the end of the video, and a little longer."""

@@ -85,6 +85,18 @@ def test_times_pick_the_frame_on_screen(decoder: IsolatedDecoder, tmp_path: Path
     assert decoder.probe(path).duration_seconds == pytest.approx(5.5, abs=0.6)
 
 
+@pytest.mark.parametrize("ending", [".avi", ".mp4", ".mkv"])
+@pytest.mark.parametrize("fps", [25, 30])
+def test_a_frame_is_on_screen_until_the_next_one(
+    decoder: IsolatedDecoder, tmp_path: Path, ending: str, fps: int
+) -> None:
+    """Whether the container counts frames (AVI), microseconds, or milliseconds to which times were rounded."""
+    path = write_numbered(tmp_path / f"video{ending}", 20, fps=fps, b_frames=0)
+    shares = np.array([0.0, 0.4, 0.6, 0.95])  # of a frame's time
+    (clip,) = decoder.decode(path, [TimeView((np.array([2, 3, 7, 11]) + shares) / fps, None, SIZE)])
+    assert read_numbers(clip) == [2, 3, 7, 11]
+
+
 def test_rotation_is_applied(decoder: IsolatedDecoder, tmp_path: Path) -> None:
     path = write_numbered(tmp_path / "turned.mp4", 12, size=(64, 96), rotation=90, b_frames=0)
     info = decoder.probe(path)
