@@ -111,6 +111,7 @@ class CheckpointWriter:
             self._pending.result(max(seconds, 0))
             self._saved_at, self._reason = time.monotonic(), NO_ANSWER
             self._unsent = None if self._unsent is self._writing else self._unsent
+            self._writing = None  # as large as weights and optimizer state together
         except LeaseLostError as lost:
             self.failure = str(lost)
         except StorageError as error:

@@ -58,13 +58,26 @@ def gather_weights(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:
 
 
 def step_was_sound(engine: Any) -> Tensor:
-    """Whether the optimizer took every step and left finite weights on this rank (its share at stage 3): a bool scalar.
+    """Whether the optimizer took every step and left this rank's share of the weights finite: a bool scalar.
 
     A gradient that is no number spoils the weights without ZeRO or clipping; else DeepSpeed skips its step in silence.
     """
-    kept = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in engine.module.model.parameters()]
-    finite: Tensor = torch.nn.utils.get_total_norm(kept, math.inf).isfinite()
+    finite: Tensor = torch.nn.utils.get_total_norm(_own_weights(engine), math.inf).isfinite()
     return finite & bool(engine.skipped_steps == 0)
+
+
+def _own_weights(engine: Any) -> list[Tensor]:
+    """What this rank's optimizer updates. Flat from ZeRO 1 on: a tenth as many tensors as the model has."""
+    if engine.zero_optimization_stage() < 3:
+        return [tensor.detach() for group in _optimizer(engine).param_groups for tensor in group["params"]]
+    shares = [own_share(parameter, dist.get_rank()) for parameter in engine.module.model.parameters()]
+    return [share for share in shares if share.numel()]
+
+
+def own_share(parameter: Any, rank: int) -> Tensor:
+    """A rank's elements of a parameter of ZeRO 3, without the padding, which is memory that nobody has written."""
+    share: Tensor = parameter.ds_tensor.detach()
+    return share[: max(0, parameter.ds_numel - rank * share.numel())]
 
 
 def gather_optimizer_state(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:

@@ -103,8 +103,8 @@ class RoomForWorkers:
 
         CPUs that are free at the moment are not enough of an answer: the stream lets its own go as soon as it has
         read to the end, long before the last step. So what the hosts have is counted, less what others were using
-        when this group began. After a group that could not be started: not before the hosts have changed, or some
-        minutes have passed.
+        when this group began, or can be using now. After a group that could not be started: not before the hosts have
+        changed, or some minutes have passed.
         """
         if workers == self._permitted[-1]:
             return False
@@ -116,8 +116,9 @@ class RoomForWorkers:
             return False
         if self.gpus:
             return True  # the stream takes none of them
-        ours_at_most = _cpus(ray.cluster_resources()) - self._cpus_of_others
-        return ours_at_most >= workers + 1 + self._cpus_beside
+        offered = _cpus(ray.cluster_resources())
+        others = min(self._cpus_of_others, offered - _cpus(free) - workers)  # some of them may have gone since
+        return offered - others >= workers + 1 + self._cpus_beside
 
 
 def _cpus(resources: Mapping[str, float]) -> float:

@@ -59,6 +59,7 @@ class RunWatch:
         self._progress = _progress()
         self._task = self._progress.add_task(name, total=total_steps)
         self._stop_requested, self._ended = threading.Event(), threading.Event()
+        self._telling = threading.Lock()
         self._lease: Lease | None = None
         self._workers = self._first_step = self._steps = 0
         self._too_small = self._told = self._acknowledged = False
@@ -135,9 +136,10 @@ class RunWatch:
             self.lost = f"the actor between driver and workers died ({error}); start the same command again"
             return False
         except (RayError, StorageError, ValueError, KeyError) as error:
-            if not self._told:
+            with self._telling:  # both watches look through here
+                told, self._told = self._told, True
+            if not told:
                 self.say(f"warning: the watch over the workers goes on after {type(error).__name__}: {error}")
-            self._told = True
         return True
 
     def _look_and_check(self) -> None:

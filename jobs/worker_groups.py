@@ -110,7 +110,10 @@ def _between_groups(lease: Lease) -> tuple[Lease, Cursor]:
 
 def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
     """How a run ends that was asked to stop while no worker could save any more."""
-    step = max(complete_steps(job.config.output), default=0)
+    try:
+        step = max(patiently(partial(complete_steps, job.config.output)), default=0)
+    except StorageError as error:
+        return TrainingStoppedError(f"asked to stop, and what is saved cannot be told: {error}")
     if not step:
         return TrainingStoppedError("asked to stop before the first checkpoint; the same command begins anew")
     return _saved_and_stopped(job, step)

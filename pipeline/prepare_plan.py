@@ -19,6 +19,7 @@ from pipeline.patience import patiently
 from pipeline.prepare_chunk import VIDEO_SCHEMA, ChunkSettings
 from pipeline.prepare_versions import (
     READERS,
+    contents_with_status,
     current_videos,
     publish,
     read_versions,
@@ -258,11 +259,11 @@ def _versions_now(rows: pa.Table, place: pa.ChunkedArray) -> pa.Array:
 
 def _to_try_again(output: str, version: int, known: pa.Table) -> list[str]:
     """Videos that were rejected for what may lie outside their bytes: readable by now, or not tried often enough."""
-    away, ended = with_status(known, OUT_OF_REACH), with_status(known, DECODERS_END)
+    away, ended = with_status(known, OUT_OF_REACH), contents_with_status(known, DECODERS_END)
     with ThreadPoolExecutor(READERS) as pool:
         back = [uri for uri, found in zip(away, pool.map(_version_now, away), strict=True) if found is not None]
     times = times_rejected(output, version, DECODERS_END) if ended else Counter()
-    return [*back, *(uri for uri in ended if times[uri] < VERSIONS_TRIED)]
+    return [*back, *(content[0] for content in ended if times[content] < VERSIONS_TRIED)]
 
 
 def _version_now(uri: str) -> str | None:

@@ -55,16 +55,22 @@ def current_videos(output: str, version: int) -> pa.Table:
     return videos.take(pa.array(np.sort(newest)))
 
 
-def times_rejected(output: str, version: int, reasons: Sequence[str]) -> Counter[str]:
-    """How many versions up to this one rejected a video for one of the reasons, by URI."""
+def times_rejected(output: str, version: int, reasons: Sequence[str]) -> Counter[tuple[str, str | None]]:
+    """How many versions up to this one rejected a video for one of the reasons, by URI and content version."""
     tables = [table for number in range(1, version + 1) for table in version_videos(output, number)]
-    return Counter(uri for table in tables for uri in with_status(table, reasons))
+    return Counter(content for table in tables for content in contents_with_status(table, reasons))
 
 
 def with_status(videos: pa.Table, statuses: Sequence[str]) -> list[str]:
     """URIs of the videos (`VIDEO_SCHEMA`) that have one of the statuses."""
     uris: list[str] = videos.filter(pc.is_in(videos["status"], pa.array(statuses)))["uri"].to_pylist()
     return uris
+
+
+def contents_with_status(videos: pa.Table, statuses: Sequence[str]) -> list[tuple[str, str | None]]:
+    """URI and content version of the videos (`VIDEO_SCHEMA`) that have one of the statuses."""
+    found = videos.filter(pc.is_in(videos["status"], pa.array(statuses)))
+    return list(zip(found["uri"].to_pylist(), found["content_version"].to_pylist(), strict=True))
 
 
 def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:

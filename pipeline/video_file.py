@@ -185,7 +185,7 @@ class Video:
     def _rounded_seconds(self) -> float:
         """How far a frame's time stamp may lie from its true time: half a tick, none where frames last whole ticks."""
         tick = float(self.stream.time_base)
-        ticks = 1 / (self.fps * tick) if self.fps else 0.0
+        ticks = 1 / (self.fps * tick) if self.fps else 0.5
         return FLOAT_SECONDS if abs(ticks - round(ticks)) < 1e-3 else max(tick / 2, FLOAT_SECONDS)
 
     def _rest(self, todo: list[float], shown: Any, start: int, scale: float) -> Iterator[tuple[float, Picture]]:

@@ -6,8 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import ray
+
+# No deadline and no complaint about slowness: machines stall. The same examples every time: a failure is one of the
+# change that is tested.
+hypothesis.settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -162,11 +162,11 @@ def test_tells_when_nothing_can_be_saved_for_too_long(
     def fail(uri: str, content: bytes) -> None:
         raise StorageError(uri, "connection refused", "check the endpoint")
 
-    writer = writer_for(tmp_path, max_unsaved_minutes=0.01)
+    writer = writer_for(tmp_path, max_unsaved_minutes=0.05)
     monkeypatch.setattr(module, "write_bytes", fail)
     writer.save(make(1), "")
     writer.finish()  # goes on trying until the time is over
-    assert "max_unsaved_minutes=0.01" in writer.failure
+    assert "max_unsaved_minutes=0.05" in writer.failure
     assert "connection refused" in writer.failure
 
 
@@ -201,12 +201,12 @@ def test_nobody_waits_long_for_a_slow_write_and_the_newest_snapshot_comes_next(
 
 
 def test_a_write_that_never_ends_counts_as_unsaved(tmp_path: Path, storage_goes_on: threading.Event) -> None:
-    writer = writer_for(tmp_path, max_unsaved_minutes=0.005)
+    writer = writer_for(tmp_path, max_unsaved_minutes=0.05)
     writer.save(make(1), "")
     writer.look()
     assert not writer.failure
     writer.finish()  # would wait for ever
-    assert "max_unsaved_minutes=0.005" in writer.failure
+    assert "max_unsaved_minutes=0.05" in writer.failure
     assert "a write does not end" in writer.failure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -19,6 +20,7 @@ from hiera_video import OptimizerConfig, build_optimizer
 from jobs.optimizer_state import (
     gather_optimizer_state,
     gather_weights,
+    own_share,
     scatter_optimizer_state,
     step_was_sound,
 )
@@ -143,16 +145,29 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_one_bad_weight_is_seen_whole_or_partitioned(value: float) -> None:
-    engine = SimpleNamespace(module=TinyStep(nn.Linear(3, 2)), skipped_steps=0)
+    model = nn.Linear(3, 2)
+    engine = SimpleNamespace(
+        module=TinyStep(model),
+        skipped_steps=0,
+        optimizer=torch.optim.SGD(model.parameters()),
+        zero_optimization_stage=lambda: 1,
+    )
     assert step_was_sound(engine)
-    bias: Any = engine.module.model.bias
     with torch.no_grad():
-        bias[1] = value
+        model.bias[1] = value
     assert not step_was_sound(engine)
-    bias.ds_tensor = torch.zeros(1)  # the share of a rank that has the other half
-    assert step_was_sound(engine)
+    with torch.no_grad():
+        model.bias[1] = 0
     engine.skipped_steps = 1
     assert not step_was_sound(engine)
+
+
+def test_padding_of_a_share_is_no_weight() -> None:
+    """Five elements over two ranks, three each: what lies in the sixth place was never written."""
+    last = SimpleNamespace(ds_numel=5, ds_tensor=torch.tensor([1.0, 2.0, math.nan]))
+    assert own_share(last, rank=1).tolist() == [1.0, 2.0]
+    assert len(own_share(last, rank=0)) == 3
+    assert len(own_share(last, rank=2)) == 0
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def test_what_the_stream_lets_go_at_its_end_is_no_room_for_another_worker(cluste
     assert not room.may_grow(2)
 
 
+def test_room_that_others_leave_is_taken(cluster: Any) -> None:
+    room = RoomForWorkers(range(1, 4), 1.0)
+    cluster.used = {"CPU": 2.0}  # somebody else's
+    assert room.wait(1.0) == 2
+    cluster.free, cluster.used = {"CPU": 2.0}, {"CPU": 3.0}  # who has gone: two workers and their stream are left
+    assert room.may_grow(2)
+
+
 def test_a_lost_host_leaves_too_little(cluster: Any) -> None:
     room = RoomForWorkers(range(1, 3), 1.0)
     assert room.has(2)

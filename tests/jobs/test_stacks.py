@@ -24,8 +24,8 @@ PROGRAM = """
 import re, time
 from jobs.stacks import stacks_on_signal
 def train_worker():
+    print(stacks_on_signal(), flush=True)
     {hang}
-print(stacks_on_signal(), flush=True)
 train_worker()
 """
 

@@ -60,6 +60,8 @@ def write_numbered(
         stream.codec_context.thread_count = 1
         if path.suffix == ".webm":
             stream.options = {"cpu-used": "8", "deadline": "realtime"}
+        if CODECS[path.suffix] == "libx264":
+            stream.options = {"x264-params": "mbtree=0"}  # else the bytes differ now and then on a busy machine
         if rotation:
             stream.set_display_rotation(rotation)
         if times is not None:

@@ -24,11 +24,7 @@ VIEW = ViewConfig(num_frames=4, size=32)
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Four videos with their numbers painted in.
-
-    Written once a test: clips are named by their bytes, and libx264 does not always write the same bytes for the same
-    pictures (seen with B-frames, 1 file of 400 on a busy machine; they decode to the same pixels).
-    """
+    """Four videos with their numbers painted in; written once a test, because clips are named by their bytes."""
     folder = tmp_path / "source"
     folder.mkdir()
     for name in "abcd":

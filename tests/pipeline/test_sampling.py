@@ -143,8 +143,10 @@ def test_random_crops_are_inside_and_of_the_asked_area(
     assert 0 <= box.left <= box.left + box.width <= width
     assert box.height > 0 < box.width
     if min(height, width) > 100 and max(height, width) < 1.3 * min(height, width) and scale[1] < 0.7:
-        assert scale[0] * 0.97 <= box.height * box.width / (height * width) <= scale[1] * 1.03
-        assert aspect[0] * 0.97 <= box.width / box.height <= aspect[1] * 1.03
+        rounding = box.width + box.height + 1  # half a pixel a side
+        assert scale[0] * height * width - rounding <= box.height * box.width <= scale[1] * height * width + rounding
+        assert (box.width - 0.5) / (box.height + 0.5) <= aspect[1]
+        assert (box.width + 0.5) / (box.height - 0.5) >= aspect[0]
 
 
 @given(sides, sides)
