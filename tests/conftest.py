@@ -36,11 +36,8 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_clips() -> Path:
-    """A folder of real, troublesome videos; not part of the project, so a clone without it skips."""
+    """A folder of real, troublesome videos, which is no part of the project."""
     clips = Path(os.environ.get("CLIPS", REPOSITORY.parent / "shared" / "clips"))
     if not (clips / "manifest.csv").exists():
-        pytest.skip(
-            f"the real clips are other people's videos and no part of the project: none at {clips}; "
-            "set CLIPS to a folder that holds them"
-        )
+        pytest.fail(f"no real clips at {clips}; set CLIPS to a folder that holds them, or leave out the mark `clips`")
     return clips

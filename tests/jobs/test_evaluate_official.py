@@ -26,7 +26,13 @@ from jobs.evaluate import EvaluateConfig, run
 from pipeline import read_class_list
 from tests.hiera_video.official import official_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.clips,
+    pytest.mark.ray,
+    pytest.mark.faults,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.timeout(600),
+]
 
 FRAMES, SIZE, CLIPS = 16, 160, 6
 SHRUNK: dict[str, Any] = {"embed_dim": 16, "stages": (1, 1, 2, 1), "input_size": (FRAMES, SIZE, SIZE)}

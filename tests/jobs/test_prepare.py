@@ -452,6 +452,7 @@ def test_a_worker_tells_of_failing_storage_in_its_row(
 
 
 @pytest.mark.ray
+@pytest.mark.clips
 def test_all_real_clips_are_accounted_for(real_clips: Path, tmp_path: Path, ray_cluster: None) -> None:
     """On Ray, with the actors of a real run."""
     report = prepare.run(PrepareConfig(source=str(real_clips), output=str(tmp_path / "set"), tracking=UNTRACKED))

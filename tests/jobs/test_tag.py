@@ -184,6 +184,7 @@ def test_a_whole_video_is_one_row_with_its_own_labels(weights: Path, source: Pat
     assert rows[0]["embedding"] == pytest.approx(features.mean(0).tolist(), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.clips
 def test_every_real_trouble_maker_is_accounted_for(real_clips: Path, weights: Path, tmp_path: Path) -> None:
     source = real_clips / "trouble"
     config = TagConfig(

@@ -265,6 +265,7 @@ def test_views_must_be_of_one_kind(decoder: IsolatedDecoder, videos: Path) -> No
         decoder.decode(videos / "plain.mp4", [whole([])])
 
 
+@pytest.mark.clips
 def test_real_clips_give_frames_or_a_reason(decoder: IsolatedDecoder, real_clips: Path) -> None:
     unusable = set()
     for path in sorted([*real_clips.glob("unusual/*"), *real_clips.glob("trouble/*")]):

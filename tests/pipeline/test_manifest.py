@@ -315,6 +315,7 @@ def test_a_missing_source_is_one_error(tmp_path: Path) -> None:
         read_manifest(str(tmp_path / "nowhere"), ManifestConfig(), seed=0)
 
 
+@pytest.mark.clips
 def test_the_real_clips(real_clips: Path) -> None:
     manifest = read_manifest(str(real_clips), ManifestConfig(), seed=0)
     assert len(manifest.rows) == 134

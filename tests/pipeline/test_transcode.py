@@ -458,6 +458,7 @@ def test_settings_outside_their_rule(wrong: dict[str, Any]) -> None:
         TranscodeConfig(**wrong)
 
 
+@pytest.mark.clips
 def test_all_real_clips_have_an_outcome(real_clips: Path, transcoder: IsolatedTranscoder) -> None:
     """The short ones here; the full set goes through the program itself."""
     outcomes = {}
