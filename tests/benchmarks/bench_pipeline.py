@@ -61,7 +61,7 @@ def run(quick: bool) -> dict[str, Any]:
     rounds = 3 if quick else 6
     with tempfile.TemporaryDirectory() as folder, _ray():
         originals = Path(folder) / "originals"
-        _collect(originals)
+        collect_videos(originals)
         prepared = {mode: _prepare(originals, Path(folder) / mode, mode) for mode in ("transcode", "passthrough")}
         videos = {mode: _videos(a_set) for mode, a_set in prepared.items()}
         files = [str(path) for path in sorted(originals.iterdir())]
@@ -74,7 +74,7 @@ def run(quick: bool) -> dict[str, Any]:
     return figures
 
 
-def _collect(folder: Path) -> None:
+def collect_videos(folder: Path) -> None:
     """Kinetics-style clips: H.264 MP4s of 4 to 31 s, at most 700 pixels wide or high."""
     folder.mkdir()
     clips = Path(os.environ.get("CLIPS", REPOSITORY.parent / "shared" / "clips")) / "actions"

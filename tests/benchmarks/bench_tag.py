@@ -47,7 +47,7 @@ from pipeline import (
 from pipeline.sampling import center_crop
 from pipeline.storage import content_version
 from pipeline.windows import PROBED_SCHEMA, video_id
-from tests.benchmarks.bench_pipeline import _collect
+from tests.benchmarks.bench_pipeline import collect_videos
 from tests.hiera_video.official import official_model
 
 PRESET = "hiera_base_16x224"
@@ -67,7 +67,7 @@ def run(quick: bool) -> dict[str, Any]:
     """Figures by name; see the module's docstring for what they are of."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _collect(folder / "videos")
+        collect_videos(folder / "videos")
         model, plans = _plans(folder, quick)
         videos = _probed(sorted((folder / "videos").iterdir()))
         units = plan_units(videos, plans["fp32"].views.grid, BATCH * BATCHES_PER_CHUNK)
