@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ from ray.data import ActorPoolStrategy, Dataset
 from hiera_video import Hiera, HieraConfig, Probabilities, build_model, load_model, load_weights, recognize_classifier
 from jobs.cluster import has_gpus
 from jobs.errors import UserError
-from jobs.initial_weights import initial_metadata, local_weights
+from jobs.initial_weights import DIGEST_CHARACTERS, absolute_init, initial_metadata, is_registered, local_weights
+from jobs.registered_weights import keep_under
 from pipeline import ManifestError, absolute, read_class_list
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-DIGEST_CHARACTERS = 16
 SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
 # A video that ends its worker does so twice before it is given up, so one task bears two of them; by default Ray Data
 # would repeat a task for ever.
@@ -36,6 +37,8 @@ class ClassifierWeights:
 
     uri: str
     """What `init` named, absolute."""
+    place: str
+    """Where the file is read: ``uri``, but for a model of the registry, which only the driver knows."""
     digest: str
     """First characters of the file's SHA-256."""
     input_size: tuple[int, int, int]
@@ -63,19 +66,25 @@ class PublicWeightsConfig:
     400 classes, else unnamed."""
 
 
-def find_classifier(init: str, public: PublicWeightsConfig | None = None) -> ClassifierWeights:
+def find_classifier(
+    init: str, public: PublicWeightsConfig | None = None, *, fetched: str | None = None
+) -> ClassifierWeights:
     """Describe the weights of ``init``: the output of a fine-tuning run, its `.safetensors`, or a public file.
+
+    Args:
+        fetched: where `initial_file` has put what ``init`` names.
 
     Raises:
         UserError: nothing is there, or it is no video classifier.
     """
     public = public or PublicWeightsConfig()
-    metadata = initial_metadata(init)
-    with local_weights(init) as path:
+    place = fetched or init
+    metadata = initial_metadata(place)
+    with local_weights(place) as path:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARACTERS]
         if "config_class" not in metadata:
-            return _public_classifier(init, str(path), digest, public)
+            return _public_classifier(init, place, str(path), digest, public)
     architecture = json.loads(metadata.get("config", "{}"))
     if metadata["config_class"] != "HieraConfig" or len(architecture["input_size"]) != 3:
         raise UserError(
@@ -86,10 +95,19 @@ def find_classifier(init: str, public: PublicWeightsConfig | None = None) -> Cla
         raise UserError(f"model, model_overrides, classes: are for public weights; init={init} says its own; drop them")
     frames, height, width = architecture["input_size"]
     classes = _class_names(init, metadata, architecture["num_classes"])
-    return ClassifierWeights(absolute(init), digest, (frames, height, width), classes, _links(metadata))
+    return ClassifierWeights(
+        absolute_init(init), absolute(place), digest, (frames, height, width), classes, _links(metadata)
+    )
 
 
-def _public_classifier(init: str, path: str, digest: str, public: PublicWeightsConfig) -> ClassifierWeights:
+def shared(weights: ClassifierWeights, output: str) -> ClassifierWeights:
+    """The same, with those of the registry copied under ``output``, where all workers can read them."""
+    if not is_registered(weights.uri):
+        return weights
+    return dataclasses.replace(weights, place=keep_under(absolute(output), weights.place))
+
+
+def _public_classifier(init: str, place: str, path: str, digest: str, public: PublicWeightsConfig) -> ClassifierWeights:
     """Official or Hugging Face weights; a pickle is read as tensors only."""
     try:
         architecture = recognize_classifier(path, public.model, **public.model_overrides)
@@ -110,8 +128,9 @@ def _public_classifier(init: str, path: str, digest: str, public: PublicWeightsC
             f"classes={listed}: names {len(names)} classes, init={init} has {architecture.num_classes}; give its own "
             "class list"
         )
+    named, size = listed is not None, (frames, height, width)
     return ClassifierWeights(
-        absolute(init), digest, (frames, height, width), names, {}, architecture, has_class_names=listed is not None
+        absolute_init(init), absolute(place), digest, size, names, {}, architecture, has_class_names=named
     )
 
 
@@ -146,7 +165,7 @@ class ScoreVideos:
     def __init__(
         self, weights: ClassifierWeights, precision: Precision, use_gpu: bool, keep: tuple[str, ...], top_k: int
     ) -> None:
-        self.classifier = Classifier(weights.uri, precision, use_gpu, weights.architecture)
+        self.classifier = Classifier(weights.place, precision, use_gpu, weights.architecture)
         self.keep = keep
         self.top_k = top_k
 

@@ -25,7 +25,8 @@ from jobs.compare_page import curves_picture, loss_curve, page
 from jobs.errors import UserError
 from jobs.mlflow_run import FAILURES
 from jobs.program import run_program
-from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingConfig, tracking_client
+from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG
+from jobs.tracking import TrackingPlace as TrackingPlace
 from pipeline import join, write_bytes
 
 PAGE = 500
@@ -39,18 +40,6 @@ LOWER_IS_BETTER = ("loss", "error", "seconds", "failed", "not_scored", "peak_mem
 RANKED_BY = ("top1", "evaluate top1", "loss", "clips_per_second", "windows_per_second")
 # Places differ between any two runs and explain nothing; the tree of links shows them.
 NOT_COMPARED = ("output", "tracking")
-
-
-@dataclass(frozen=True)
-class TrackingPlace:
-    """Where the runs to compare are recorded."""
-
-    uri: str | None = None
-    """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI."""
-
-    def client(self) -> MlflowClient:
-        """A client for reading runs."""
-        return tracking_client(TrackingConfig(uri=self.uri), output=None)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from jobs.classifier import (
     find_classifier,
     plan_actors,
     score_videos,
+    shared,
 )
 from jobs.cluster import connect
 from jobs.config import config_dict
@@ -39,6 +40,7 @@ from jobs.evaluation import (
 )
 from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, replace, run_program
+from jobs.registered_weights import initial_file
 from jobs.stop_request import keeping_finished_work
 from jobs.tracking import Run, TrackingConfig, recorded, start_run
 from pipeline import (
@@ -65,7 +67,8 @@ class EvaluateConfig(ScoringConfig):
     """Which classifier to score on which videos, and how."""
 
     init: str
-    """Classifier: the output of a fine-tuning run, its `.safetensors` file, or an official or Hugging Face file."""
+    """Classifier: the output of a fine-tuning run, its `.safetensors` file, an official or Hugging Face file, or a
+    model of the MLflow registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`)."""
     data: str
     """Prepared set (the `output` of prepare)."""
     output: str
@@ -93,13 +96,19 @@ class EvaluateConfig(ScoringConfig):
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Score the split and write predictions, pictures and figures; of a finished output, its figures."""
+    with initial_file(config.init, config.tracking, config.output) as file:
+        return evaluate(config, find_classifier(config.init, config.public_weights, fetched=file))
+
+
+def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]:
+    """`run`, once the weights are here."""
     prepared = open_prepared(config.data)
-    weights = named_by_the_set(find_classifier(config.init, config.public_weights), prepared)
+    weights = named_by_the_set(found, prepared)
     logits_of_labels = match_classes(weights, prepared, config.label_separator)
     output = absolute(config.output)
     if prepared.num_clips(config.split) == 0:
         raise UserError(f"split={config.split}: {config.data} has no such clips; it has {prepared.splits()}")
-    sources = {"data": absolute(config.data), "init": absolute(config.init)}
+    sources = {"data": absolute(config.data), "init": weights.uri}
     pins = {"weights_digest": weights.digest, "data_version": prepared.version}
     free = (*FREE_KEYS, "decode_workers")
     claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins)
@@ -118,7 +127,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         prepared=prepared,
     )
     with recorded(tracking), keeping_finished_work("nothing of this attempt is kept, the same command starts anew"):
-        return score(config, weights, prepared, logits_of_labels, output, tracking)
+        return score(config, shared(weights, output), prepared, logits_of_labels, output, tracking)
 
 
 def refuse_what_changed(output: str, scored: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,10 @@ from jobs.architecture import OVERRIDES, architecture
 from jobs.checkpoint import Checkpoint, complete_steps, latest_checkpoint, measured_steps, read_checkpoint
 from jobs.errors import UserError
 from jobs.export_program import export_program
-from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, local_weights
+from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, is_registered, local_weights
 from jobs.program import run_program
+from jobs.registered_weights import initial_file
+from jobs.tracking import TrackingConfig, TrackingPlace
 from pipeline import StorageError, exists, join, read_bytes, write_bytes
 
 DESCRIPTION = (
@@ -42,14 +44,16 @@ class ExportConfig:
     """What to export, and where to."""
 
     init: str
-    """Output of a training run, finished or not; one of its checkpoints (`.../checkpoints/step-N`); or a
-    `.safetensors` file of this project."""
+    """Output of a training run, finished or not; one of its checkpoints (`.../checkpoints/step-N`); a `.safetensors`
+    file of this project; or a model of the MLflow registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`)."""
     output: str
     """The file to write: path, file:// or s3://. `.safetensors`, or `.pt2` for a classifier as a program."""
     part: Literal["encoder", "model"] = "encoder"
     """The encoder alone, or the whole model (autoencoder or classifier); a `.pt2` is always the whole classifier."""
     weights: Literal["last", "best"] = "last"
     """Of a run: the last weights, or those that were best on held-out clips."""
+    tracking: TrackingPlace = field(default_factory=TrackingPlace)
+    """Where the registry is; asked for `init=models:/...` only."""
 
     def __post_init__(self) -> None:
         if not self.output.endswith((".safetensors", PROGRAM)):
@@ -109,6 +113,9 @@ def _write_program(config: ExportConfig, found: Exported) -> dict[str, Any]:
 
 
 def _from_anywhere(config: ExportConfig) -> Exported:
+    if is_registered(config.init):
+        with initial_file(config.init, TrackingConfig(config.tracking.uri), None) as file:
+            return _from_file(file)
     checkpoint = re.fullmatch(r"(.+)/checkpoints/step-(\d+)/?", config.init)
     if checkpoint:
         return _from_checkpoint(config.init, checkpoint[1], read_checkpoint(checkpoint[1], int(checkpoint[2])))

@@ -39,11 +39,19 @@ from jobs.dry_run import dry_run_figures
 from jobs.errors import UserError
 from jobs.held_out import HeldOutConfig
 from jobs.initial_weights import initial_metadata, link_to_initial_run, local_weights
-from jobs.program import console, run_program
+from jobs.program import console, replace, run_program
+from jobs.registered_weights import initial_file
 from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
-from jobs.training import claimed_set, close_run, loss_curves, run_training, with_absolute_places
+from jobs.training import (
+    claimed_set,
+    close_run,
+    loss_curves,
+    run_training,
+    with_absolute_places,
+    with_initial_file,
+)
 from pipeline import PreparedSet
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
@@ -189,9 +197,10 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
             f"data={config.data}: has no classes; prepare it with `annotations` or from a folder of classes"
         )
     empty = tell_empty_classes(prepared)
-    links = link_to_initial_run(config.init)
+    located = with_initial_file(config)
+    links = link_to_initial_run(located.init)
     figures, _, mlflow_run = run_training(
-        "finetune", config, _phase(config), links=links, metadata={"classes": json.dumps(prepared.classes), **links}
+        "finetune", config, _phase(located), links=links, metadata={"classes": json.dumps(prepared.classes), **links}
     )
     with TemporaryDirectory() as folder:
         curves = loss_curves(config.output, Path(folder))
@@ -219,15 +228,17 @@ def _phase(config: FinetuneConfig) -> FinetunePhase:
     return FinetunePhase(config, len(classes), new_head=others)
 
 
+def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:
+    """What a run would take."""
+    if config.init is None:
+        return dry_run_figures(config, _phase(config))
+    with initial_file(config.init, config.tracking, config.output) as file:
+        return dry_run_figures(config, _phase(replace(config, init=file)))
+
+
 def main() -> None:
     """Entry point of ``python -m jobs.finetune``."""
-    run_program(
-        "finetune",
-        FinetuneConfig,
-        run,
-        description=DESCRIPTION,
-        dry_run=lambda config: dry_run_figures(config, _phase(config)),
-    )
+    run_program("finetune", FinetuneConfig, run, description=DESCRIPTION, dry_run=dry_run)
 
 
 if __name__ == "__main__":

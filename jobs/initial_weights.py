@@ -1,4 +1,7 @@
-"""What `init` may name: the output of a run, a `.safetensors` file, an official or Hugging Face `.pth`."""
+"""What `init` may name: the output of a run, a `.safetensors` file, an official or Hugging Face `.pth`.
+
+A model of the MLflow registry is such a file too once the driver has fetched it (`jobs.registered_weights`).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,23 @@ from pathlib import Path
 
 from hiera_video import read_metadata
 from jobs.errors import UserError
-from pipeline import StorageError, join, local_copy
+from pipeline import StorageError, absolute, join, local_copy
 
 WEIGHTS = "model.safetensors"
 BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best on held-out clips
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
+REGISTRY = "models:/"
+
+
+def is_registered(init: str) -> bool:
+    """Whether ``init`` names a model of the MLflow registry."""
+    return init.startswith(REGISTRY)
+
+
+def absolute_init(init: str) -> str:
+    """``init`` so that it means the same in every process."""
+    return init if is_registered(init) else absolute(init)
 
 
 @contextmanager
@@ -54,7 +69,11 @@ def link_to_initial_run(init: str | None) -> dict[str, str]:
         UserError: see `initial_metadata`.
     """
     metadata = initial_metadata(init)
-    links = {key: metadata[key] for key in ("pretrain_run_id",) if metadata.get(key)}
     if metadata.get("run_id"):
-        links[f"{metadata['program']}_run_id"] = metadata["run_id"]
-    return links
+        links = {
+            "pretrain_run_id": metadata.get("pretrain_run_id"),
+            f"{metadata['program']}_run_id": metadata["run_id"],
+        }
+    else:  # a registered copy, which hands on the run that it was made of
+        links = {key: metadata.get(key) for key in ("pretrain_run_id", "finetune_run_id")}
+    return {key: run_id for key, run_id in links.items() if run_id}

@@ -43,8 +43,7 @@ def claim_output(
         UserError: the output belongs to a run with another configuration; the message lists the difference.
     """
     place = join(output, "run.json")
-    settings = {key: value for key, value in flatten(config_dict(config)).items() if not is_free(key, free_keys)}
-    settings = json.loads(json.dumps(settings, default=str))
+    settings = _settings(config, free_keys)
     claim = {"run_key": uuid.uuid4().hex, "config": settings, "pins": dict(pins or {})}
     try:
         fresh = not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode())
@@ -52,7 +51,26 @@ def claim_output(
         raise UserError(f"output={output}: cannot be written ({error}); give a place that can be") from error
     if fresh:
         return Claim(str(claim["run_key"]), resumed=False, pins=pins or {})
-    earlier = json.loads(read_bytes(place))
+    return _earlier(output, settings)
+
+
+def earlier_claim(output: str, config: Any) -> Claim | None:
+    """What a former start of the same run pinned; None before its first.
+
+    Raises:
+        UserError: as `claim_output`, of another configuration.
+    """
+    return _earlier(output, _settings(config, FREE_KEYS)) if exists(join(output, "run.json")) else None
+
+
+def _settings(config: Any, free_keys: Collection[str]) -> dict[str, Any]:
+    """What two runs of one output have in common, as JSON has it."""
+    settings = {key: value for key, value in flatten(config_dict(config)).items() if not is_free(key, free_keys)}
+    return dict(json.loads(json.dumps(settings, default=str)))
+
+
+def _earlier(output: str, settings: Mapping[str, Any]) -> Claim:
+    earlier = json.loads(read_bytes(join(output, "run.json")))
     difference = [
         f"{key}: {earlier['config'].get(key)!r} there, {settings.get(key)!r} now"
         for key in sorted(settings.keys() | earlier["config"].keys())

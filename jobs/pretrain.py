@@ -33,7 +33,14 @@ from jobs.program import run_program
 from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
-from jobs.training import close_run, loss_curves, run_training, sample_views, with_absolute_places
+from jobs.training import (
+    close_run,
+    loss_curves,
+    run_training,
+    sample_views,
+    with_absolute_places,
+    with_initial_file,
+)
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
 
@@ -147,8 +154,9 @@ class PretrainPhase:
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and pictures; returns the report."""
     config = with_absolute_places(config)
-    links = link_to_initial_run(config.init)
-    figures, model, mlflow_run = run_training("pretrain", config, PretrainPhase(config), links=links, metadata={})
+    located = with_initial_file(config)
+    links = link_to_initial_run(located.init)
+    figures, model, mlflow_run = run_training("pretrain", config, PretrainPhase(located), links=links, metadata={})
     with TemporaryDirectory() as folder:
         pictures = [loss_curves(config.output, Path(folder))]
         if config.has_picture:

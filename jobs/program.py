@@ -22,6 +22,7 @@ from rich.table import Table
 
 from jobs.config import config_yaml, describe_keys, load_config, recipe_names
 from jobs.errors import StopRequestedError, UserError, WorkStoppedError
+from jobs.initial_weights import is_registered
 from jobs.redaction import clean_tracebacks, public, without_secrets
 from jobs.stop_request import stopping_on_sigterm
 from pipeline import StorageError, exists, is_local_relative, join, list_files, write_bytes
@@ -120,6 +121,8 @@ def what_is_there(config: Any) -> Report:
 
 
 def _state(place: str) -> str:
+    if is_registered(place):
+        return "a model of the MLflow registry, which is asked by the run only"
     if exists(join(place, "run.json")):
         return "holds a run; the same configuration goes on with it, another is refused"
     if exists(place):

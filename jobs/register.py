@@ -26,7 +26,7 @@ import pipeline
 from hiera_video import save_model
 from jobs.classifier import Classifier, ClassifierWeights, PublicWeightsConfig, find_classifier
 from jobs.errors import UserError
-from jobs.initial_weights import WEIGHT_FILES
+from jobs.initial_weights import WEIGHT_FILES, WEIGHTS, is_registered
 from jobs.mlflow_run import FAILURES
 from jobs.program import run_program
 from jobs.tracking import TrackingConfig, recorded, start_run, tracking_uri
@@ -75,6 +75,11 @@ class RegisterConfig(PublicWeightsConfig):
     """Where the registry is, and the run that the version belongs to. Default: `mlflow.db` beside `init`."""
 
     def __post_init__(self) -> None:
+        if is_registered(self.init):
+            raise ValueError(
+                f"init={self.init}: is in the registry already; give what it was made of, or an alias by "
+                "MlflowClient().set_registered_model_alias"
+            )
         for key in ("window_seconds", "hop_seconds"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)}: must be positive; give a larger value")
@@ -127,7 +132,7 @@ def _register(config: RegisterConfig, weights: ClassifierWeights, uri: str, run_
     mlflow.set_registry_uri(uri)
     facts = {"classes": json.dumps(weights.classes), **weights.links}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.safetensors"
+        file = Path(folder) / WEIGHTS
         save_model(file, Classifier(weights.uri, "fp32", False, weights.architecture).model, facts)
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(

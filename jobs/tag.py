@@ -17,11 +17,12 @@ from typing import Any
 import pyarrow as pa
 from rich.progress import MofNCompleteColumn, Progress
 
-from jobs.classifier import find_classifier
+from jobs.classifier import find_classifier, shared
 from jobs.config import config_dict
 from jobs.errors import StopRequestedError, UserError
 from jobs.output import Claim, claim_output, release_output
-from jobs.program import console, run_program
+from jobs.program import console, replace, run_program
+from jobs.registered_weights import initial_file
 from jobs.sole_writer import SoleWriter, last_sealed, sole_writer
 from jobs.stop_request import keeping_finished_work, stopping_on_sigterm
 from jobs.tag_chain import probe_videos, scored_chunks
@@ -78,10 +79,18 @@ class TagJob:
 
 def run(config: TagConfig) -> dict[str, Any]:
     """Tag everything that is new or changed, one version of the output after another."""
-    plan = plan_scoring(config, find_classifier(config.init, config.public_weights))
+    with initial_file(config.init, config.tracking, config.output) as file:
+        weights = find_classifier(config.init, config.public_weights, fetched=file)
+        return tag(plan_scoring(config, weights))
+
+
+def tag(plan: ScoringPlan) -> dict[str, Any]:
+    """`run`, once the weights are here."""
+    config = plan.config
     output = absolute(config.output)
     refuse_other_settings(output, plan.settings())
     claim = claim_output(output, config, free_keys=FREE_TAG_KEYS)
+    plan = replace(plan, weights=shared(plan.weights, output))
     with sole_writer(output) as writer:
         publish_what_was_decided(output)
         listing = list_videos(config.source, output, claim)

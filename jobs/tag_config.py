@@ -26,7 +26,8 @@ class TagConfig(ScoringConfig):
     """Folder or `s3://` prefix of videos, a manifest (`.csv`, `.parquet`) with a column `uri` or `path`, or the
     `manifest.json` of an S3 Inventory."""
     init: str
-    """Classifier: the output of a fine-tuning run, its `.safetensors` file, or an official or Hugging Face file."""
+    """Classifier: the output of a fine-tuning run, its `.safetensors` file, an official or Hugging Face file, or a
+    model of the MLflow registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`)."""
     output: str
     """Where tags, plan and commits go. Another model or window setting needs another output."""
     window_seconds: float = 2.0
@@ -129,7 +130,7 @@ def plan_scoring(config: TagConfig, weights: ClassifierWeights) -> ScoringPlan:
 
 def _embedding_size(weights: ClassifierWeights) -> int:
     """As the loaded model says: not every kind of file names its architecture."""
-    return Classifier(weights.uri, "fp32", use_gpu=False, architecture=weights.architecture).model.config.widths[-1]
+    return Classifier(weights.place, "fp32", use_gpu=False, architecture=weights.architecture).model.config.widths[-1]
 
 
 def _refuse_unknown(key: str, names: Sequence[str], weights: ClassifierWeights) -> None:

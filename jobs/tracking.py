@@ -58,6 +58,18 @@ class TrackingConfig:
             )
 
 
+@dataclass(frozen=True)
+class TrackingPlace:
+    """Where runs are recorded, for programs that record none."""
+
+    uri: str | None = None
+    """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI."""
+
+    def client(self) -> MlflowClient:
+        """A client for reading runs."""
+        return tracking_client(TrackingConfig(uri=self.uri), output=None)
+
+
 def unrecorded(config: ConfigT) -> ConfigT:
     """The configuration for those who need not know where runs are recorded, or as whom: workers, job metadata."""
     return replace(config, tracking=TrackingConfig("none"))

@@ -38,7 +38,8 @@ class TrainConfig:
     output: str
     """Where checkpoints, journal and weights go: path, file:// or s3://."""
     init: str | None = None
-    """Weights to start from: output of a run, `.safetensors`, official or Hugging Face `.pth`."""
+    """Weights to start from: output of a run, `.safetensors`, official or Hugging Face `.pth`, or a model of the MLflow
+    registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), of which a copy is kept under `output`."""
     workers: Any = 1
     """Training workers, one GPU each where there are GPUs; does not change what is computed. `[fewest, most]` is
     elastic: as many as the cluster has room for, fewer when a host is lost, more when one comes."""

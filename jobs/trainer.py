@@ -54,6 +54,11 @@ class Phase(Protocol):
     """What pretraining and fine-tuning do not share. Instances travel to the workers, so they stay small."""
 
     @property
+    def config(self) -> TrainConfig:
+        """What it was made of, with an `init` that workers can read."""
+        ...
+
+    @property
     def labelled_only(self) -> bool:
         """Whether the stream leaves unlabelled clips out."""
         ...

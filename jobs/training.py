@@ -22,12 +22,13 @@ from jobs.checkpoint import (
 from jobs.cluster import connect
 from jobs.config import config_dict, config_yaml
 from jobs.errors import UserError
-from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS
+from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, absolute_init, is_registered
 from jobs.lease import take_lease
 from jobs.node_metrics import node_metrics
-from jobs.output import claim_output
+from jobs.output import claim_output, earlier_claim
 from jobs.pictures import curve_picture
 from jobs.program import replace
+from jobs.registered_weights import initial_file, keep_under
 from jobs.room import refuse_to_wait_for_ever
 from jobs.tracking import Run, data_tags, recorded, start_run, tracking_uri, unrecorded
 from jobs.train_config import TrainConfig
@@ -76,6 +77,8 @@ def run_training(
         raise UserError(f"{program}: {error}") from error
     tags = {key: value for key, value in links.items() if value} | data_tags(newest)
     pins = {"data_version": newest.version, "program": program, "tags": tags}
+    if config.init and is_registered(config.init):
+        pins["init"] = phase.config.init
     claim = claim_output(config.output, config, pins=pins)
     prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
     write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
@@ -126,6 +129,23 @@ def claimed_set(config: TrainConfig) -> PreparedSet:
     claim = json.loads(read_bytes(place)) if exists(place) else {"config": {}}
     its_own = claim["config"].get("data") == absolute(config.data)
     return open_prepared(config.data, claim["pins"].get("data_version") if its_own else None)
+
+
+def with_initial_file(config: ConfigT) -> ConfigT:
+    """The configuration with an `init` that workers can read: of a registered model, a copy under `output`.
+
+    A run that goes on has the copy that it began with, whatever an alias points to by then.
+
+    Raises:
+        UserError: see `initial_file`; or `output` holds a run with another configuration.
+    """
+    if config.init is None or not is_registered(config.init):
+        return config
+    earlier = earlier_claim(config.output, config)
+    if earlier is not None:
+        return replace(config, init=earlier.pins["init"])
+    with initial_file(config.init, config.tracking, config.output) as file:
+        return replace(config, init=keep_under(config.output, file))
 
 
 def sample_views(config: TrainConfig, count: int) -> Tensor:
@@ -228,6 +248,6 @@ def with_absolute_places(config: ConfigT) -> ConfigT:
         config,
         data=absolute(config.data),
         output=absolute(config.output),
-        init=absolute(config.init) if config.init else None,
+        init=absolute_init(config.init) if config.init else None,
         tracking=replace(config.tracking, uri=uri),
     )

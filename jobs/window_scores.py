@@ -49,7 +49,7 @@ class ScoreWindows:
         wanted: Answers,
         views_at_once: int,
     ) -> None:
-        classifier = Classifier(weights.uri, precision, use_gpu, weights.architecture)
+        classifier = Classifier(weights.place, precision, use_gpu, weights.architecture)
         self.model, self.device, self.dtype = classifier.model, classifier.device, AUTOCAST[precision]
         self.keep = keep
         self.wanted = wanted

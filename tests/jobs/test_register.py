@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,14 +22,18 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.models import Model
+from safetensors.torch import load_file
 
 from hiera_video import create_model, save_model
-from jobs.classifier import Classifier
+from jobs.classifier import Classifier, find_classifier
 from jobs.errors import UserError
+from jobs.initial_weights import link_to_initial_run
 from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.register import RegisterConfig, run
+from jobs.registered_weights import initial_file
 from jobs.tracking import TrackingConfig
 from pipeline import IsolatedDecoder, TimeView, WindowGrid, center_crop, window_times
+from tests.jobs.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -84,6 +89,37 @@ def test_a_version_tells_what_it_takes_and_gives(registered: tuple[Path, dict[st
     assert model.metadata["classes"] == list(MOTION_CLASSES)
     assert not [path for path in local_model(folder).rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pyc")]
     assert "+" not in (local_model(folder) / "requirements.txt").read_text()
+
+
+def test_it_serves_as_init(registered: tuple[Path, dict[str, Any]]) -> None:
+    folder, report = registered
+    tracking = TrackingConfig(f"sqlite:///{folder / 'mlflow.db'}")
+    with initial_file(report["uri"], tracking, None) as file:
+        assert link_to_initial_run(file) == {"finetune_run_id": "f1"}
+        assert find_classifier(report["uri"], fetched=file).classes == MOTION_CLASSES
+        weights, own = (load_file(path) for path in (file, folder / "tuned" / "model.safetensors"))
+    assert all(torch.equal(weights[name], own[name]) for name in own)
+    with pytest.raises(ValueError, match="init=models:/motion@best: is in the registry already"):
+        RegisterConfig(init=report["uri"], name="again")
+
+
+@pytest.mark.faults  # slow: a server of its own
+def test_it_serves_as_init_from_a_server_that_hands_artifacts_on(
+    registered: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Nobody but the server knows where the file lies; when it is dead the message says so."""
+    folder, server = registered[0], MlflowServer(tmp_path)
+    tracking = TrackingConfig(server.uri)
+    server.start()
+    try:
+        run(RegisterConfig(init=str(folder / "tuned"), name="motion", alias="best", tracking=tracking))
+        with initial_file("models:/motion@best", tracking, None) as file:
+            assert find_classifier("models:/motion@best", fetched=file).classes == MOTION_CLASSES
+    finally:
+        server.signal(signal.SIGKILL)
+    dead = pytest.raises(UserError, match=r"does not give init=models:/motion@best: .*; check the server")
+    with dead, initial_file("models:/motion@best", tracking, None):
+        pass
 
 
 def test_it_loads_elsewhere_and_answers_as_the_programs_do(

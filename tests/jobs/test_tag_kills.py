@@ -23,6 +23,8 @@ from jobs import sole_writer, tag
 from jobs.errors import UserError, WorkStoppedError
 from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.program import replace
+from jobs.register import RegisterConfig
+from jobs.register import run as register
 from jobs.tag_chain import WINDOW_COLUMNS, ScoredChunk, answer
 from jobs.tag_config import ScoringPlan, TagConfig
 from jobs.tracking import TrackingConfig
@@ -119,6 +121,24 @@ def test_a_second_job_is_refused_and_sigterm_commits_what_is_done(config: TagCon
     peace = replace(config, output=str(tmp_path / "peace"))
     tag.run(peace)
     assert _rows(config.output) == _rows(peace.output)
+
+
+def test_weights_of_the_registry_tag_until_the_alias_moves(config: TagConfig, tmp_path: Path) -> None:
+    """The stages read a copy under the output; another version's tags are never mixed in."""
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    asked = replace(config, init="models:/motion@best", output=str(tmp_path / "tags"), tracking=tracking)
+    registration = RegisterConfig(init=config.init, name="motion", alias="best", tracking=tracking)
+    register(registration)
+    assert tag.run(asked)["videos"] == VIDEOS + 1
+    assert tag.run(asked)["nothing_new"]
+    tag.run(config)
+    assert _rows(asked.output) == _rows(config.output)
+    torch.manual_seed(1)
+    save_model(Path(config.init), create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
+    register(registration)
+    with pytest.raises(UserError, match=r"holds tags made otherwise \(weights_digest: "):
+        tag.run(asked)
+    assert len(list((tmp_path / "tags" / "initial").iterdir())) == 1
 
 
 def test_a_source_that_cannot_be_right_stops_the_job_before_anything_is_planned(config: TagConfig) -> None:
