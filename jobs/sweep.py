@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -42,7 +43,8 @@ DESCRIPTION = (
     "that was killed goes on, one that is done is left alone."
 )
 MLFLOW_WAIT_SECONDS = 60.0  # a child without its parent stays so
-STATES = {0: "done", 2: "refused", 3: "stopped"}
+# A child that is still being started has no handler: it dies of the signal.
+STATES = {0: "done", 2: "refused", 3: "stopped", -signal.SIGTERM: "stopped"}
 FIGURES = (int, float)
 
 
