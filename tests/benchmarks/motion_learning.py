@@ -35,6 +35,7 @@ from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 
 STEPS_BETWEEN_SAVES = 50
+SMALLEST_DRAWN = 64  # see `Rendering`
 Clips = npt.NDArray[np.uint8]  # [N, T, S, S, 3]
 
 
@@ -61,7 +62,7 @@ class Task:
 
 def clips_of(task: Task, name: str, count: int, seed: int, folder: Path) -> tuple[Clips, npt.NDArray[np.int64]]:
     """Clips drawn once and mapped from a file afterwards, and their classes, which take turns."""
-    path = folder / f"{name}-{count}-{task.difficulty:g}-{seed}.npy"
+    path = folder / f"{name}-{count}-{task.difficulty:g}-{task.size}-{seed}.npy"
     labels = np.arange(count) % len(MOTION_CLASSES)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,8 +78,12 @@ def clips_of(task: Task, name: str, count: int, seed: int, folder: Path) -> tupl
 
 
 def _drawn(task: Task, label: str, side: int, rng: np.random.Generator) -> Clips:
-    rendering = Rendering(task.difficulty, side, task.frames)
-    return draw_frames([draw_motion(label, task.frames, rng) for _ in range(rendering.shapes)], rendering, rng)
+    """Frames ``[T, side, side, 3]``; drawn larger and averaged where they are smaller than can be drawn."""
+    factor = -(-SMALLEST_DRAWN // side)
+    rendering = Rendering(task.difficulty, side * factor, task.frames)
+    frames = draw_frames([draw_motion(label, task.frames, rng) for _ in range(rendering.shapes)], rendering, rng)
+    blocks = frames.reshape(task.frames, side, factor, side, factor, 3)
+    return blocks.mean((2, 4)).round().astype(np.uint8)
 
 
 def pretrain_config(task: Task, seed: int, *more: str) -> PretrainConfig:
@@ -87,9 +92,9 @@ def pretrain_config(task: Task, seed: int, *more: str) -> PretrainConfig:
     return load_config(PretrainConfig, "pretrain", keys)
 
 
-def finetune_config(task: Task, seed: int) -> FinetuneConfig:
+def finetune_config(task: Task, seed: int, *more: str) -> FinetuneConfig:
     """The recipe `demo`, for this task."""
-    keys = ["demo", *_common(task, seed, task.finetune_steps), *task.finetune_keys]
+    keys = ["demo", *_common(task, seed, task.finetune_steps), *task.finetune_keys, *more]
     return load_config(FinetuneConfig, "finetune", keys)
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from jobs.motion_videos import MOTION_CLASSES
 from jobs.tracking import TrackingConfig, recorded, start_run
-from tests.benchmarks.bench_pretraining_pays import FULL
+from tests.benchmarks.bench_pretraining_pays import FULL, MIXING
 from tests.benchmarks.motion_learning import Task, clips_of, finetune_config, finetuned_top1, pretrain, pretrain_config
 
 FOLDER = Path(__file__).parents[2] / "build" / "pretraining_sweep"
@@ -95,7 +95,7 @@ def _figures(task: Task, config: Any, seed: int, folder: Path, place: Path, seco
     held_out = clips_of(task, "held-out", task.held_out, 3, folder)
     weights = place / "pretrained.safetensors"
     pretrained = pretrain(config, unlabelled, weights, seconds=seconds)
-    top1 = finetuned_top1(finetune_config(task, seed), labelled, held_out, place / "top1.json", weights)
+    top1 = finetuned_top1(finetune_config(task, seed, *MIXING), labelled, held_out, place / "top1.json", weights)
     return {"top1": top1, "loss": pretrained["final_loss"], "steps": pretrained["steps"],
             "seconds": pretrained["seconds"]}  # fmt: skip
 
