@@ -99,7 +99,7 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         console.print(table)
     for key, value in figures.items():
         if key not in rows:
-            console.print(f"  {key}: {_show(value)}", highlight=False)
+            console.print(f"  {key}: {_show(value)}", highlight=False, markup=False)
 
 
 def _show(value: Any) -> str:

@@ -46,11 +46,11 @@ from pipeline import open_prepared, stream_execution_options
 SECONDS_PER_MICRO_BATCH = 0.5
 STEPS_TO_SETTLE = 2
 COST_DUE = 0.05
-FEW, MANY = 10, 40
+FEW, MANY = 6, 40
 MODELS = {
     "loop, Base 16x224, ZeRO 1": (
         FEW,
-        ("model=mae_hiera_base_16x224", "view.size=224", "global_batch=2", "micro_batch=1"),
+        ("model=mae_hiera_base_16x224", "view.size=224", "global_batch=1", "micro_batch=1"),
     ),
     "loop, demo model, ZeRO 1": (MANY, ()),
     "loop, demo model, ZeRO 0": (MANY, ("zero_stage=0",)),
