@@ -69,11 +69,9 @@ def link_to_initial_run(init: str | None) -> dict[str, str]:
         UserError: see `initial_metadata`.
     """
     metadata = initial_metadata(init)
-    if metadata.get("run_id"):
-        links = {
-            "pretrain_run_id": metadata.get("pretrain_run_id"),
-            f"{metadata['program']}_run_id": metadata["run_id"],
-        }
-    else:  # a registered copy, which hands on the run that it was made of
-        links = {key: metadata.get(key) for key in ("pretrain_run_id", "finetune_run_id")}
+    links = {"pretrain_run_id": metadata.get("pretrain_run_id")}
+    if "program" not in metadata:  # a registered copy, which hands on the run that it was made of
+        links["finetune_run_id"] = metadata.get("finetune_run_id")
+    elif metadata.get("run_id"):
+        links[f"{metadata['program']}_run_id"] = metadata["run_id"]
     return {key: run_id for key, run_id in links.items() if run_id}

@@ -27,7 +27,7 @@ from hiera_video import (
 from jobs.architecture import architecture
 from jobs.batch import Batch
 from jobs.dry_run import dry_run_figures
-from jobs.initial_weights import link_to_initial_run, local_weights
+from jobs.initial_weights import is_registered, link_to_initial_run, local_weights
 from jobs.pictures import reconstruction_picture
 from jobs.program import run_program
 from jobs.tracking import unrecorded
@@ -39,7 +39,6 @@ from jobs.training import (
     run_training,
     sample_views,
     with_absolute_places,
-    with_initial_file,
 )
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
@@ -64,6 +63,11 @@ class PretrainConfig(TrainConfig):
         if not self.model.startswith("mae_"):
             raise ValueError(f"model={self.model}: must be a masked autoencoder; did you mean mae_{self.model}?")
         self.check_input_size(self.architecture.input_size)
+        if self.init and is_registered(self.init):
+            raise ValueError(
+                f"init={self.init}: the registry holds classifiers, pretraining goes on from an autoencoder; give the "
+                "output of a pretraining run"
+            )
         if self.picture_clips < 0:
             raise ValueError(f"picture_clips={self.picture_clips}: must not be negative; use 0 for no picture")
 
@@ -154,9 +158,8 @@ class PretrainPhase:
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and pictures; returns the report."""
     config = with_absolute_places(config)
-    located = with_initial_file(config)
-    links = link_to_initial_run(located.init)
-    figures, model, mlflow_run = run_training("pretrain", config, PretrainPhase(located), links=links, metadata={})
+    links = link_to_initial_run(config.init)
+    figures, model, mlflow_run = run_training("pretrain", config, PretrainPhase(config), links=links, metadata={})
     with TemporaryDirectory() as folder:
         pictures = [loss_curves(config.output, Path(folder))]
         if config.has_picture:

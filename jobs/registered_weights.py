@@ -69,7 +69,7 @@ def keep_under(output: str, file: str) -> str:
 
 def _refuse_new_database(uri: str | None) -> None:
     """MLflow would make an empty one of a mistyped path."""
-    if uri and uri.startswith("sqlite:///") and not exists(uri.removeprefix("sqlite:///")):
+    if uri and uri.startswith("sqlite:///") and not exists(uri.removeprefix("sqlite:///").partition("?")[0]):
         raise UserError(
             f"tracking.uri={uri}: no such database, so no registry; give the one that `python -m jobs.register` used"
         )

@@ -65,6 +65,9 @@ class TrackingPlace:
     uri: str | None = None
     """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI."""
 
+    def __post_init__(self) -> None:
+        TrackingConfig(self.uri)  # has the rules
+
     def client(self) -> MlflowClient:
         """A client for reading runs."""
         return tracking_client(TrackingConfig(uri=self.uri), output=None)

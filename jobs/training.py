@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from jobs.node_metrics import node_metrics
 from jobs.output import claim_output, earlier_claim
 from jobs.pictures import curve_picture
 from jobs.program import replace
-from jobs.registered_weights import initial_file, keep_under
+from jobs.registered_weights import KEPT, initial_file, keep_under
 from jobs.room import refuse_to_wait_for_ever
 from jobs.tracking import Run, data_tags, recorded, start_run, tracking_uri, unrecorded
 from jobs.train_config import TrainConfig
@@ -78,8 +79,13 @@ def run_training(
     tags = {key: value for key, value in links.items() if value} | data_tags(newest)
     pins = {"data_version": newest.version, "program": program, "tags": tags}
     if config.init and is_registered(config.init):
-        pins["init"] = phase.config.init
+        pins["init"] = posixpath.basename(str(phase.config.init))
     claim = claim_output(config.output, config, pins=pins)
+    if claim.pins.get("init") != pins.get("init"):
+        raise UserError(
+            f"init={config.init}: another start of output={config.output} was first, with other weights; run the same "
+            "command again to go on with those"
+        )
     prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
     write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
     job = plan_job(config, phase, program, claim.run_key, prepared)
@@ -143,7 +149,7 @@ def with_initial_file(config: ConfigT) -> ConfigT:
         return config
     earlier = earlier_claim(config.output, config)
     if earlier is not None:
-        return replace(config, init=earlier.pins["init"])
+        return replace(config, init=join(config.output, KEPT, earlier.pins["init"]))
     with initial_file(config.init, config.tracking, config.output) as file:
         return replace(config, init=keep_under(config.output, file))
 

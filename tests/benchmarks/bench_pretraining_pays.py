@@ -10,6 +10,7 @@ half an hour on two cores.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ WAYS = (PRETRAINED, *FROM_SCRATCH)
 def run(quick: bool) -> dict[str, Any]:
     """Mean and spread of each way, in points of top-1, and what pretraining adds to the better way from scratch."""
     task, seeds = (SMALL, SEEDS[:2]) if quick else (FULL, SEEDS)
-    return compared(task, seeds, FOLDER / ("quick" if quick else "full"), processes=CORES)
+    digest = hashlib.sha256(repr(task).encode()).hexdigest()[:8]  # what is kept is of this task alone
+    return compared(task, seeds, FOLDER / digest, processes=CORES)
 
 
 def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jobs.finetune import FinetuneConfig
 from jobs.initial_weights import initial_metadata, link_to_initial_run
 from jobs.mlflow_run import tracking_client_for
 from jobs.output import claim_output
+from jobs.pretrain import PretrainConfig
 from jobs.program import replace, what_is_there
 from jobs.registered_weights import initial_file
 from jobs.tracking import TrackingConfig, TrackingPlace
@@ -79,7 +80,7 @@ def test_other_places_are_left_alone(tmp_path: Path) -> None:
     [
         (
             "models:/motions@best",
-            r".*motions.* not found at sqlite:.*; give one of.*: motion, other",
+            r".*motions.* not found at sqlite:.*; give one of.*: .*motion, other",
         ),
         ("models:/motion@worst", r".*alias worst not found at .*: @best, /2 \(the newest\)"),
         ("models:/motion/9", r".*version=9\) not found at .*: @best, /2 \(the newest\)"),
@@ -120,7 +121,7 @@ def test_a_run_keeps_its_copy_when_the_alias_moves(
     assert begun.init is not None
     assert begun.init.startswith(str(tmp_path / "run" / "initial"))
     assert Path(begun.init).read_bytes() == stored(tracking, 1)
-    claim_output(asked.output, asked, pins={"init": begun.init})
+    claim_output(asked.output, asked, pins={"init": Path(begun.init).name})
     registry.set_registered_model_alias("motion", "best", "2")
     dead = replace(asked, tracking=TrackingConfig("http://127.0.0.1:9"))
     assert with_initial_file(dead).init == begun.init
@@ -153,6 +154,31 @@ def test_export(tracking: TrackingConfig, tmp_path: Path) -> None:
     export.run(asked)
     assert json.loads(initial_metadata(output)["classes"]) == list(CLASSES)
     assert "which is asked by the run only" in what_is_there(asked)["init"]
+
+
+def test_a_run_whose_output_was_moved_finds_its_copy(tracking: TrackingConfig, tmp_path: Path) -> None:
+    asked = config(tracking, tmp_path / "run")
+    claim_output(asked.output, asked, pins={"init": Path(str(with_initial_file(asked).init)).name})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = with_initial_file(replace(asked, output=str(tmp_path / "moved"))).init
+    assert Path(str(moved)).read_bytes() == stored(tracking, 1)
+
+
+def test_weights_of_an_untracked_run_name_no_run_that_they_are_not_of(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    facts = {"program": "finetune", "run_id": "", "finetune_run_id": "f0", "pretrain_run_id": "p0"}
+    save_model(file, create_model("hiera_test_8x64", num_classes=2), facts)
+    assert link_to_initial_run(str(file)) == {"pretrain_run_id": "p0"}
+
+
+def test_pretraining_refuses_a_registered_classifier(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^init=models:/motion@best: the registry holds classifiers"):
+        PretrainConfig(data="/set", init=f"{NAME}@best", output=str(tmp_path), epochs=1)
+
+
+def test_export_tells_a_wrong_place_of_the_registry() -> None:
+    with pytest.raises(ValueError, match=r"uri=mlflow\.db: must begin with"):
+        TrackingPlace("mlflow.db")
 
 
 def test_a_lost_artifact_is_told(registry: MlflowClient, tracking: TrackingConfig, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -24,8 +24,22 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 STEPS = 30
 
 
-def start(words: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command("jobs.sweep", *words), start_new_session=True)
+Start = Callable[[Sequence[str]], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts sweeps, of which none outlives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(command("jobs.sweep", *words), start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            kill_family(process)
 
 
 def files_of(folder: Path) -> dict[Path, int]:
@@ -44,7 +58,7 @@ def runs_of(sweep: Path) -> tuple[Run, list[Run]]:
     return parent, [found for found in runs if found.data.tags["program"] == "pretrain"]
 
 
-def test_killed_and_stopped_in_its_second_child_it_runs_each_child_once(tmp_path: Path) -> None:
+def test_killed_and_stopped_in_its_second_child_it_runs_each_child_once(tmp_path: Path, start: Start) -> None:
     data, sweep = prepare_small_set(tmp_path), tmp_path / "sweep"
     words = ["pretrain", "demo", f"data={data}", *SMALL, f"steps={STEPS}", "seed=[0,1]", "parallel=1"]
     words.append(f"output={sweep}")
@@ -82,7 +96,7 @@ def check_mlflow(sweep: Path) -> None:
         assert len(journal) == STEPS
 
 
-def test_sigterm_while_a_child_still_starts_is_a_stop(tmp_path: Path) -> None:
+def test_sigterm_while_a_child_still_starts_is_a_stop(tmp_path: Path, start: Start) -> None:
     """It has no handler yet and dies of the signal."""
     render_motion_videos(tmp_path / "videos", 8, seed=1, size=64, num_frames=8)
     words = ["prepare", f"source={tmp_path / 'videos'}", "workers=0", "val_share=[0,0.25,0.5]", "parallel=1"]
