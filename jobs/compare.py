@@ -25,8 +25,7 @@ from jobs.compare_page import curves_picture, loss_curve, page
 from jobs.errors import UserError
 from jobs.mlflow_run import FAILURES
 from jobs.program import run_program
-from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG
-from jobs.tracking import TrackingPlace as TrackingPlace
+from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingPlace
 from pipeline import join, write_bytes
 
 PAGE = 500

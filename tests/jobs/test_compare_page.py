@@ -10,8 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from jobs.compare import CompareConfig, TrackingPlace, run
+from jobs.compare import CompareConfig, run
 from jobs.compare_page import loss_curve
+from jobs.tracking import TrackingPlace
 
 pytestmark = pytest.mark.ray
 
