@@ -10,7 +10,6 @@ half an hour on two cores.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,16 @@ import numpy as np
 import torch
 
 from jobs.motion_videos import MOTION_CLASSES
-from tests.benchmarks.motion_learning import Task, clips_of, finetune_config, finetuned_top1, pretrain, pretrain_config
+from tests.benchmarks.motion_learning import (
+    Task,
+    clips_of,
+    digest_of,
+    finetune_config,
+    finetuned_top1,
+    pretrain,
+    pretrain_config,
+    sets_of,
+)
 
 FOLDER = Path(__file__).parents[2] / "build" / "bench_pretraining_pays"
 # Three stages, so that a mask unit is 4 × 4 tokens and a step takes a tenth of a second: below some thousand steps the
@@ -79,13 +87,12 @@ WAYS = (PRETRAINED, *FROM_SCRATCH)
 def run(quick: bool) -> dict[str, Any]:
     """Mean and spread of each way, in points of top-1, and what pretraining adds to the better way from scratch."""
     task, seeds = (SMALL, SEEDS[:2]) if quick else (FULL, SEEDS)
-    digest = hashlib.sha256(repr(task).encode()).hexdigest()[:8]  # what is kept is of this task alone
-    return compared(task, seeds, FOLDER / digest, processes=CORES)
+    return compared(task, seeds, FOLDER / digest_of(task), processes=CORES)
 
 
 def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -> dict[str, Any]:
     """The benchmark on any task; processes of one thread each."""
-    for name, count, seed in _sets(task):
+    for name, count, seed in sets_of(task):
         clips_of(task, name, count, seed, folder)
     runs = [(way, seed) for way in WAYS for seed in seeds]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -112,7 +119,7 @@ def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -
 def top1_of(task: Task, folder: Path, way: Way, seed: int) -> float:
     """One seed of one way, in a process of its own."""
     torch.set_num_threads(1)
-    unlabelled, labelled, held_out = (clips_of(task, *which, folder) for which in _sets(task))
+    unlabelled, labelled, held_out = (clips_of(task, *which, folder) for which in sets_of(task))
     init = None
     if way.pretrained:
         init = folder / f"pretrained-{task.pretrain_steps}-{seed}.safetensors"
@@ -120,12 +127,6 @@ def top1_of(task: Task, folder: Path, way: Way, seed: int) -> float:
     steps = f"{task.pretrain_steps if init else 0}-{task.finetune_steps}"
     result = folder / f"top1-{steps}-{'mixed' if way.keys else 'plain'}-{seed}.json"
     return finetuned_top1(finetune_config(task, seed, *way.keys), labelled, held_out, result, init)
-
-
-def _sets(task: Task) -> list[tuple[str, int, int]]:
-    """Name, number of clips and seed of the three sets, which share no clip."""
-    labelled = task.labels_per_class * len(MOTION_CLASSES)
-    return [("unlabelled", task.unlabelled, 1), ("labelled", labelled, 2), ("held-out", task.held_out, 3)]
 
 
 def _row(scores: list[float]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Legend: N clips, T frames, S pixels of a side.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -58,6 +59,17 @@ class Task:
     size: int = 96
     margin: int = 8
     """Pixels of the side that a random crop leaves out."""
+
+
+def digest_of(task: Task) -> str:
+    """Name of a folder whose contents are of this task alone."""
+    return hashlib.sha256(repr(task).encode()).hexdigest()[:8]
+
+
+def sets_of(task: Task) -> list[tuple[str, int, int]]:
+    """Name, number of clips and seed of the three sets, which share no clip."""
+    labelled = task.labels_per_class * len(MOTION_CLASSES)
+    return [("unlabelled", task.unlabelled, 1), ("labelled", labelled, 2), ("held-out", task.held_out, 3)]
 
 
 def clips_of(task: Task, name: str, count: int, seed: int, folder: Path) -> tuple[Clips, npt.NDArray[np.int64]]:

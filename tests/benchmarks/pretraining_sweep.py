@@ -1,15 +1,18 @@
 """What of pretraining matters: `python -m tests.benchmarks.pretraining_sweep [--seeds 3] [--folder build/...]`.
 
-Mask ratios, fusion, targets and decoders, each fine-tuned like `bench_pretraining_pays`: top-1 with ten labels a class.
-The decoders are compared at equal steps and at equal time of training. Each run is a child of one MLflow run; the same
-command goes on where it was cut off.
+Mask ratios, fusion, targets and decoders, on the model of `bench_pretraining_pays` and fine-tuned like there, for fewer
+steps: top-1 with ten labels a class. The decoders are compared at equal steps and at equal time of training. Each run
+is a child of one MLflow run; the same command goes on where it was cut off.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from jobs.motion_videos import MOTION_CLASSES
 from jobs.tracking import TrackingConfig, recorded, start_run
-from tests.benchmarks.bench_pretraining_pays import FULL, MIXING
-from tests.benchmarks.motion_learning import Task, clips_of, finetune_config, finetuned_top1, pretrain, pretrain_config
+from tests.benchmarks.bench_pretraining_pays import CORES, FULL, MIXING
+from tests.benchmarks.motion_learning import (
+    Task,
+    clips_of,
+    digest_of,
+    finetune_config,
+    finetuned_top1,
+    pretrain,
+    pretrain_config,
+    sets_of,
+)
 
 FOLDER = Path(__file__).parents[2] / "build" / "pretraining_sweep"
 MLFLOW_WAIT_SECONDS = 120.0
+# Easier and shorter than `FULL`: thirty runs in little more than an hour on two cores.
+SWEPT = dataclasses.replace(FULL, difficulty=0.3, unlabelled=2000, pretrain_steps=1500, finetune_steps=80)
 USUAL = "usual: 0.9, fusion, pixels, full"
 
 
@@ -52,52 +65,74 @@ VARIANTS = (
 )
 
 
-def swept(task: Task, variants: Sequence[Variant], seeds: Sequence[int], folder: Path) -> dict[str, dict[str, Any]]:
-    """Figures by variant: mean top-1 and its spread in points, steps and seconds of pretraining."""
+def swept(
+    task: Task, variants: Sequence[Variant], seeds: Sequence[int], folder: Path, processes: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Figures by variant: mean top-1 and its spread in points, steps and seconds of pretraining.
+
+    What is kept in ``folder`` is of one task. Runs of equal time wait for the usual way of their seed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for name, count, number in sets_of(task):
+        clips_of(task, name, count, number, folder)
     tracking = TrackingConfig(f"sqlite:///{folder.resolve()}/mlflow.db", "pretraining sweep")
     parent = start_run(tracking, program="sweep", run_key="pretraining sweep", output=str(folder))
-    with recorded(parent):
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    with recorded(parent), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         parent_run_id = parent.wait_for_id(MLFLOW_WAIT_SECONDS)
-        runs: dict[str, list[Mapping[str, Any]]] = {variant.name: [] for variant in variants}
-        for seed in seeds:
-            for variant in variants:
-                seconds = runs[USUAL][-1]["seconds"] if variant.equal_time else None
-                runs[variant.name].append(_child(task, variant, seed, folder, seconds, tracking.uri, parent_run_id))
+        for equal_time in (False, True):
+            begun = {
+                pool.submit(
+                    figures_of, task, variant, seed, folder, found[USUAL, seed]["seconds"] if equal_time else None
+                ): (variant, seed)
+                for variant in variants
+                if variant.equal_time == equal_time
+                for seed in seeds
+            }
+            for future in as_completed(begun):
+                variant, seed = begun[future]
+                found[variant.name, seed] = _recorded_child(
+                    variant, seed, folder, future.result(), tracking.uri, parent_run_id
+                )
     parent.finish()
-    return {name: _row(some) for name, some in runs.items()}
+    return {variant.name: _row([found[variant.name, seed] for seed in seeds]) for variant in variants}
 
 
-def _child(
-    task: Task, variant: Variant, seed: int, folder: Path, seconds: float | None, uri: str | None, parent: str | None
-) -> Mapping[str, Any]:
-    """One variant and seed, recorded as a child run when it is done for the first time."""
-    name = f"{variant.name}, seed {seed}"
-    place = folder / name.replace(":", "").replace(", ", "-").replace(" ", "_")
-    done = place / "figures.json"
-    if done.exists():
-        return dict(json.loads(done.read_text()))
-    config = pretrain_config(task, seed, *variant.keys)
-    tracking = TrackingConfig(uri, "pretraining sweep", parent)
-    run = start_run(tracking, program="pretrain", run_key=name, output=str(place), params=_params(variant, seed))
-    with recorded(run):
-        figures = _figures(task, config, seed, folder, place, seconds)
-        run.log_metrics(figures)
-    run.finish()
-    done.write_text(json.dumps(figures))
-    return figures
-
-
-def _figures(task: Task, config: Any, seed: int, folder: Path, place: Path, seconds: float | None) -> dict[str, float]:
+def figures_of(task: Task, variant: Variant, seed: int, folder: Path, seconds: float | None) -> dict[str, float]:
+    """Pretrain and fine-tune one variant with one seed, in a process of its own."""
+    torch.set_num_threads(1)
+    place = _place(folder, variant, seed)
     place.mkdir(parents=True, exist_ok=True)
-    unlabelled, _ = clips_of(task, "unlabelled", task.unlabelled, 1, folder)
-    labelled = clips_of(task, "labelled", task.labels_per_class * len(MOTION_CLASSES), 2, folder)
-    held_out = clips_of(task, "held-out", task.held_out, 3, folder)
+    (unlabelled, _), labelled, held_out = (clips_of(task, *which, folder) for which in sets_of(task))
     weights = place / "pretrained.safetensors"
-    pretrained = pretrain(config, unlabelled, weights, seconds=seconds)
+    pretrained = pretrain(pretrain_config(task, seed, *variant.keys), unlabelled, weights, seconds=seconds)
     top1 = finetuned_top1(finetune_config(task, seed, *MIXING), labelled, held_out, place / "top1.json", weights)
     return {"top1": top1, "loss": pretrained["final_loss"], "steps": pretrained["steps"],
             "seconds": pretrained["seconds"]}  # fmt: skip
+
+
+def _recorded_child(
+    variant: Variant, seed: int, folder: Path, figures: Mapping[str, float], uri: str | None, parent: str | None
+) -> Mapping[str, float]:
+    """Record a run as a child when it is done for the first time."""
+    place = _place(folder, variant, seed)
+    done = place / "recorded.json"
+    if not done.exists():
+        name = f"{variant.name}, seed {seed}"
+        tracking = TrackingConfig(uri, "pretraining sweep", parent)
+        run = start_run(tracking, program="pretrain", run_key=name, output=str(place), params=_params(variant, seed))
+        with recorded(run):
+            run.log_metrics(figures)
+        run.finish()
+        done.write_text(json.dumps(figures))
+        Console().print(f"{name}: top-1 {100 * figures['top1']:.1f} after {figures['steps']} steps, "
+                        f"{figures['seconds']:.0f} s", highlight=False)  # fmt: skip
+    return figures
+
+
+def _place(folder: Path, variant: Variant, seed: int) -> Path:
+    name = f"{variant.name}, seed {seed}"
+    return folder / name.replace(":", "").replace(", ", "-").replace(" ", "_")
 
 
 def _params(variant: Variant, seed: int) -> dict[str, Any]:
@@ -116,10 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.pretraining_sweep", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=CORES, help="of one thread each")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rows = swept(FULL, VARIANTS, range(arguments.seeds), arguments.folder)
+    folder = arguments.folder / digest_of(SWEPT)
+    rows = swept(SWEPT, VARIANTS, range(arguments.seeds), folder, arguments.processes)
     table = Table("", *next(iter(rows.values())))
     for name, row in rows.items():
         table.add_row(name, *(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
