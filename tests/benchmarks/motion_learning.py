@@ -119,7 +119,7 @@ def pretrain(config: PretrainConfig, clips: Clips, weights: Path, *, seconds: fl
     """Pretrain and write the encoder; figures of the run. Nothing is done when the file is there.
 
     Args:
-        seconds: stop after so much time of training instead of at the last step (the schedule follows the time).
+        seconds: train for so much time instead of so many steps, be it more or fewer (the schedule follows the time).
     """
     report = weights.with_suffix(".json")
     if not report.exists():
@@ -167,8 +167,8 @@ def train(
     peak, final = scaled_learning_rate(config.optimizer, config.global_batch), config.schedule.final_learning_rate
     warmup = max(1, config.steps // 20)
     clock = _Clock(spent)
-    while done < config.steps and (seconds is None or clock.seconds() < seconds):
-        share = done / config.steps if seconds is None else clock.seconds() / seconds
+    while done < config.steps if seconds is None else clock.seconds() < seconds:
+        share = done / config.steps if seconds is None else min(1.0, clock.seconds() / seconds)
         place = int(share * config.steps)
         set_learning_rate(
             optimizer,

@@ -65,6 +65,27 @@ def test_pretraining_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: p
     assert all(torch.equal(cut[name], uncut[name]) for name in uncut)
 
 
+def test_equal_time_is_not_cut_off_at_the_number_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, _ = clips_of(TINY, "unlabelled", TINY.unlabelled, 1, tmp_path)
+    rates: list[float] = []
+    monkeypatch.setattr(motion_learning, "set_learning_rate", lambda optimizer, rate: rates.append(rate))
+    monkeypatch.setattr(motion_learning, "_Clock", _TenStepsASecond)
+    figures = pretrain(pretrain_config(TINY, 0), clips, tmp_path / "timed.safetensors", seconds=1.0)
+    assert figures["steps"] == 10 > TINY.pretrain_steps
+    assert rates[-1] < max(rates) / 5
+
+
+class _TenStepsASecond:
+    """A clock that is asked twice before a step and moves on by itself."""
+
+    def __init__(self, spent: float) -> None:
+        self._asked = 0
+
+    def seconds(self) -> float:
+        self._asked += 1
+        return (self._asked - 1) // 2 / 10
+
+
 class _Cut:
     """Clips that end the process after some views."""
 
