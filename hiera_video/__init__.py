@@ -55,6 +55,7 @@ from hiera_video.weights import (
     load_weights,
     official_state_dict,
     read_metadata,
+    read_weights,
     save_model,
 )
 
@@ -114,6 +115,7 @@ __all__ = [
     "random_erase",
     "random_keep_mask",
     "read_metadata",
+    "read_weights",
     "recognize_classifier",
     "reconstruct",
     "reconstruction_caption",

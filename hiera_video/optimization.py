@@ -42,6 +42,8 @@ class OptimizerConfig:
             raise ValueError(f"layer_decay={self.layer_decay}: must lie in (0, 1]; use 1 to switch it off")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: each must lie in [0, 1); use 0.9, 0.95 or 0.9, 0.999")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum={self.momentum}: must lie in [0, 1); use 0.9")
         if self.weight_decay < 0 or self.clip_gradient_norm < 0:
             key = "weight_decay" if self.weight_decay < 0 else "clip_gradient_norm"
             raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 to switch it off")

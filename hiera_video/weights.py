@@ -42,6 +42,10 @@ LICENSE_NOTE = (
 )
 _CONFIG_CLASSES = {"HieraConfig": HieraConfig, "MaskedAutoencoderConfig": MaskedAutoencoderConfig}
 _FORMAT = "hiera_video"
+# What weights do not show by their names and shapes. `q_pool` may differ: pretraining pools once less (paper §A).
+_SETTINGS_WITHOUT_SHAPES = (
+    "num_heads", "head_mul", "mask_unit_attn", "mask_unit_size", "q_stride", "patch_stride", "patch_padding",
+)  # fmt: skip
 StateDict = dict[str, Tensor]
 
 
@@ -122,7 +126,9 @@ def load_weights(model: Hiera | MaskedAutoencoder, path: str | Path) -> None:
     Raises:
         ValueError: a missing or damaged file, another preset's weights, anything missing or left over.
     """
-    _load_strictly(model, read_weights(path), str(path))
+    weights = read_weights(path)
+    _refuse_other_settings(model, weights, str(path))
+    _load_strictly(model, weights, str(path))
 
 
 def load_official(
@@ -197,9 +203,11 @@ def fill_classifier(
     for name in ("head.weight", "head.bias"):
         if name in fitted and (new_head or fitted[name].shape != own[name].shape):
             del fitted[name]
+    _refuse_other_settings(model, weights, source)
     taken = [name for name in own if name in fitted]
     missing = [name for name in own if name not in fitted and name.startswith("encoder.")]
-    _refuse_mismatch(own, {name: fitted[name] for name in taken}, missing, [], source)
+    without_place = [name for name in fitted if name not in own and name.startswith("encoder.")]
+    _refuse_mismatch(own, {name: fitted[name] for name in taken}, missing, without_place, source)
     taken = [name for name in taken if not name.startswith(_last_blocks(model, new_blocks))]
     model.load_state_dict({name: fitted[name] for name in taken}, strict=False)
     unused = sorted(set(weights.tensors) - set(taken))
@@ -285,6 +293,22 @@ def _load_strictly(
     unexpected = [name for name in fitted if name not in own]
     _refuse_mismatch(own, fitted, missing, unexpected, source)
     model.load_state_dict(fitted)
+
+
+def _refuse_other_settings(model: Hiera | MaskedAutoencoder, weights: Weights, source: str) -> None:
+    """Weights of an architecture with the same shapes would load, and compute something else."""
+    if weights.config is None:
+        return
+    problems = [
+        f"{name}={theirs} in the file, {name}={ours} in the model"
+        for name in _SETTINGS_WITHOUT_SHAPES
+        if (theirs := getattr(weights.config, name)) != (ours := getattr(model.config, name))
+    ]
+    if problems:
+        raise ValueError(
+            f"{source}: weights of another model: {'; '.join(problems)}; create the preset (and options) that the "
+            "weights were made for"
+        )
 
 
 def _refuse_mismatch(own: StateDict, given: StateDict, missing: list[str], unexpected: list[str], source: str) -> None:

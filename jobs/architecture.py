@@ -28,7 +28,7 @@ def architecture(model: str, overrides: Mapping[str, Any], **fixed: Any) -> Hier
     preset = model_config(model)
     for key in overrides.keys() & fixed.keys():
         raise ValueError(f"{OVERRIDES}.{key}={overrides[key]}: has a key of its own; write {key}={overrides[key]}")
-    values = {key: _typed(type(preset), key, value) for key, value in overrides.items()}
+    values = {key: typed_override(type(preset), key, value) for key, value in overrides.items()}
     try:
         return model_config(model, **values, **fixed)
     except ValueError as error:
@@ -37,8 +37,12 @@ def architecture(model: str, overrides: Mapping[str, Any], **fixed: Any) -> Hier
         raise ValueError(f"{OVERRIDES}.{error}" if key in known - set(fixed) else str(error)) from error
 
 
-def _typed(config_class: type, key: str, value: Any) -> Any:
-    """The value as the architecture's field has it: OmegaConf converts and refuses as for every other key."""
+def typed_override(config_class: type, key: str, value: Any) -> Any:
+    """The value as the architecture's field has it: OmegaConf converts and refuses as for every other key.
+
+    Raises:
+        ValueError: no such field, or a value of another type.
+    """
     tree = OmegaConf.structured(config_class)
     OmegaConf.set_readonly(tree, False)
     try:

@@ -17,15 +17,23 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 
 from hiera_video import Hiera, HieraConfig, Probabilities, build_model, load_model, load_weights, recognize_classifier
+from jobs.architecture import typed_override
 from jobs.cluster import has_gpus
 from jobs.errors import UserError
-from jobs.initial_weights import DIGEST_CHARACTERS, absolute_init, initial_metadata, is_registered, local_weights
+from jobs.initial_weights import (
+    DIGEST_CHARACTERS,
+    ENCODER,
+    SHIPPED_CLASSES,
+    absolute_init,
+    initial_metadata,
+    is_registered,
+    local_weights,
+)
 from jobs.registered_weights import keep_under
 from pipeline import ManifestError, absolute, read_class_list
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
 # A video that ends its worker does so twice before it is given up, so one task bears two of them; by default Ray Data
 # would repeat a task for ever.
 ACTOR_RETRIES = {"max_restarts": 8, "max_task_retries": 4}
@@ -91,6 +99,11 @@ def find_classifier(
             f"init={init}: holds {metadata['config_class']}, not a video classifier; "
             "fine-tune it first: `python -m jobs.finetune init=...`"
         )
+    if metadata.get("part") == ENCODER:
+        raise UserError(
+            f"init={init}: holds the encoder of a classifier without its head; fine-tune from it, or give an export "
+            "with part=model"
+        )
     if public != PublicWeightsConfig():
         raise UserError(f"model, model_overrides, classes: are for public weights; init={init} says its own; drop them")
     frames, height, width = architecture["input_size"]
@@ -110,12 +123,15 @@ def shared(weights: ClassifierWeights, output: str) -> ClassifierWeights:
 def _public_classifier(init: str, place: str, path: str, digest: str, public: PublicWeightsConfig) -> ClassifierWeights:
     """Official or Hugging Face weights; a pickle is read as tensors only."""
     try:
-        architecture = recognize_classifier(path, public.model, **public.model_overrides)
+        overrides = {key: typed_override(HieraConfig, key, value) for key, value in public.model_overrides.items()}
+        architecture = recognize_classifier(path, public.model, **overrides)
     except ValueError as error:
         raise UserError(f"init={init}: {str(error).replace(path, 'the file')}") from error
     if len(architecture.input_size) != 3:
         raise UserError(f"init={init}: is a classifier of images; give one of videos (`..._16x224`)")
     frames, height, width = architecture.input_size
+    if height != width:
+        raise UserError(f"model_overrides.input_size={architecture.input_size}: views are square; give one side twice")
     listed = public.classes or SHIPPED_CLASSES.get(architecture.num_classes)
     names = tuple(f"class {number}" for number in range(architecture.num_classes))
     if listed:

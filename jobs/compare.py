@@ -36,7 +36,10 @@ PARENT_TAGS = ("finetune_run_id", "pretrain_run_id")
 # A direction only where more or less of it is plainly better; a step or a learning rate has no best.
 HIGHER_IS_BETTER = ("top1", "top5", "accuracy", "average_precision", "per_second")
 LOWER_IS_BETTER = ("loss", "error", "seconds", "failed", "not_scored", "peak_memory")
-RANKED_BY = ("top1", "evaluate top1", "loss", "clips_per_second", "windows_per_second")
+# Held-out figures before the training loss: mixed and smoothed labels make that one's level meaningless.
+RANKED_BY = (
+    "top1", "evaluate top1", "held_out_top1", "held_out_loss", "loss", "clips_per_second", "windows_per_second",
+)  # fmt: skip
 # Places differ between any two runs and explain nothing; the tree of links shows them.
 NOT_COMPARED = ("output", "tracking")
 
@@ -52,7 +55,8 @@ class CompareConfig:
     query: str = ""
     """MLflow search filter, for example `metrics.top1 > 0.5 and tags.program = 'finetune'`."""
     best_by: str = ""
-    """Metric that decides the best run of a program. Default: top1, else loss, else clips or windows a second."""
+    """Metric that decides the best run of a program. Default: top1, else held-out top1 or loss, else training
+    loss, else clips or windows a second."""
     output: str | None = None
     """Where `compare.html` (tables and loss curves, without network access) and `curves.png` go. Default: nowhere."""
     columns: int = 6
@@ -68,6 +72,7 @@ class CompareConfig:
 def run(config: CompareConfig) -> dict[str, Any]:
     """Print the comparison; the report counts runs and names the best of each program."""
     found = with_evaluations(find_runs(config))
+    check_best_by(found, config.best_by)
     programs = by_program(found)
     place = config.tracking.client().tracking_uri
     report: dict[str, Any] = {"tracking.uri": place, "experiment": config.experiment, "runs": len(found)}
@@ -172,6 +177,20 @@ class Best:
     run: Run
     metric: str
     value: float
+
+
+def check_best_by(runs: Sequence[Run], best_by: str) -> None:
+    """Refuse a metric that marks no run.
+
+    Raises:
+        UserError: no run recorded it, or neither more nor less of it is better.
+    """
+    ranking = sorted(metric for metric in {key for run in runs for key in run.data.metrics} if direction(metric))
+    if best_by and best_by not in ranking:
+        raise UserError(
+            f"best_by={best_by}: no run has such a metric of which more or less is better; use one of "
+            f"{', '.join(ranking) or 'none: these runs have no such metric'}"
+        )
 
 
 def best_run(runs: Sequence[Run], best_by: str) -> Best | None:

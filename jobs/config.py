@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -177,7 +178,10 @@ def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
     hint = field_type(config_class, key)
     try:
-        OmegaConf.update(tree, key, _parse(hint, raw), merge=False)
+        value = _parse(hint, raw)
+        if not all(math.isfinite(number) for number in _floats(value)):
+            raise UserError(f"{key}={raw}: must be a finite number; give one")
+        OmegaConf.update(tree, key, value, merge=False)
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise UserError(
             f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
@@ -231,6 +235,14 @@ def _numbers(value: Any) -> Any:
     return value
 
 
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _floats(item)
+    elif isinstance(value, float):
+        yield value
+
+
 def _element_type(hint: Any) -> Any:
     arguments = typing.get_args(hint)
     return arguments[0] if arguments else None
@@ -257,7 +269,10 @@ def _instantiate(node: DictConfig, path: str) -> Any:
         if not OmegaConf.is_missing(node, name) and dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
             _instantiate(node[str(name)], f"{path}{name!s}.")
     try:
-        return OmegaConf.to_object(node)
+        made: Any = OmegaConf.to_object(node)
+        if empty := [field.name for field in dataclasses.fields(made) if _required(field) and node[field.name] == ""]:
+            raise UserError(f"{path}{empty[0]}=: is required; give a value")
+        return made
     except MissingMandatoryValue as error:
         key = path + str(error.key)
         raise UserError(f"{key}: is required; add {key}=... to the command or to the recipe") from error

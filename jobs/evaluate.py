@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data import Dataset
 from rich.progress import track
@@ -50,6 +52,8 @@ from pipeline import (
     ViewConfig,
     ViewProtocol,
     absolute,
+    current_rejected,
+    current_videos,
     evaluation_views,
     exists,
     join,
@@ -108,6 +112,11 @@ def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]
     output = absolute(config.output)
     if prepared.num_clips(config.split) == 0:
         raise UserError(f"split={config.split}: {config.data} has no such clips; it has {prepared.splits()}")
+    if prepared.num_clips(config.split, labelled_only=True) == 0:
+        raise UserError(
+            f"split={config.split}: no clip of it has a label to compare with (data={config.data}); use `jobs.tag`, or "
+            "prepare the set with its annotations"
+        )
     sources = {"data": absolute(config.data), "init": weights.uri}
     pins = {"weights_digest": weights.digest, "data_version": prepared.version}
     free = (*FREE_KEYS, "decode_workers")
@@ -162,7 +171,8 @@ def score(
     )
     seconds = time.monotonic() - started
     result = figures(rows, weights.classes)
-    report = {**asdict(result), "views_per_second": len(rows) * config.views.views / seconds}
+    absent = not_in_the_set(prepared, config.split)
+    report = {**asdict(result), **absent, "views_per_second": len(rows) * config.views.views / seconds}
     pictures = write_results(output, rows, weights)
     tracking.log_metrics({key: value for key, value in report.items() if type(value) in (int, float)}, step=0)
     with TemporaryDirectory() as folder:
@@ -190,7 +200,30 @@ def named_by_the_set(weights: ClassifierWeights, prepared: PreparedSet) -> Class
             f"init={weights.uri}: has {len(weights.classes)} classes without names, data={prepared.uri} has "
             f"{len(prepared.classes)}; give the weights' own list by classes="
         )
+    console.print(
+        f"[yellow]warning[/]: init={weights.uri} does not say what its classes are; the {len(prepared.classes)} names "
+        f"of data={prepared.uri} are taken for them, in its order. Where that is another order, scores are at chance: "
+        "then give classes=",
+        highlight=False,
+    )
     return replace(weights, classes=prepared.classes)
+
+
+def not_in_the_set(prepared: PreparedSet, split: str) -> dict[str, Any]:
+    """Videos of the split that `prepare` could store no clip of, by reason, and those whose split nobody knows.
+
+    They are not among ``videos_not_scored``, and papers differ in them: validation videos that are gone or damaged.
+    """
+    videos = current_videos(prepared.uri, prepared.version)
+    of_split = videos.filter(pc.and_(pc.equal(videos["split"], split), pc.equal(videos["clips"], 0)))
+    known = set(videos["uri"].to_pylist())
+    rejected = current_rejected(prepared.uri, prepared.version).to_pylist()
+    unread = Counter(row["reason"] for row in rejected if row["uri"] not in known)
+    return {
+        "videos_not_in_the_set": len(of_split),
+        "not_in_the_set_by_reason": dict(Counter(of_split["status"].to_pylist()).most_common()),
+        "videos_never_read_by_reason": dict(unread.most_common()),
+    }
 
 
 def match_classes(weights: ClassifierWeights, prepared: PreparedSet, separator: str = "") -> dict[int, tuple[int, ...]]:

@@ -78,7 +78,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
     if config.output.endswith(PROGRAM):
         return _write_program(config, found)
     tensors = dict(found.tensors)
-    if config.part == "encoder":
+    if config.part == ENCODER:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     metadata = {**found.metadata, "part": config.part}
     data = safetensors.torch.save(tensors, metadata)

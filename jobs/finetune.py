@@ -28,6 +28,7 @@ from hiera_video import (
     parse_rand_augment,
     rand_augment,
     random_erase,
+    read_weights,
     sample_uniforms,
     set_activation_checkpointing,
     soft_cross_entropy,
@@ -38,7 +39,7 @@ from jobs.batch import Batch
 from jobs.dry_run import dry_run_figures
 from jobs.errors import UserError
 from jobs.held_out import HeldOutConfig
-from jobs.initial_weights import initial_metadata, link_to_initial_run, local_weights
+from jobs.initial_weights import ENCODER, SHIPPED_CLASSES, initial_metadata, link_to_initial_run, local_weights
 from jobs.program import console, replace, run_program
 from jobs.registered_weights import initial_file
 from jobs.tracking import unrecorded
@@ -52,7 +53,7 @@ from jobs.training import (
     with_absolute_places,
     with_initial_file,
 )
-from pipeline import PreparedSet
+from pipeline import PreparedSet, read_class_list
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
 
@@ -82,6 +83,11 @@ class FinetuneConfig(TrainConfig):
         if self.model.startswith("mae_"):
             raise ValueError(
                 f"model={self.model}: must be a classifier; did you mean {self.model.removeprefix('mae_')}?"
+            )
+        if "num_classes" in self.model_overrides:
+            raise ValueError(
+                f"model_overrides.num_classes={self.model_overrides['num_classes']}: comes from the data's class list; "
+                "drop it"
             )
         self.check_input_size(architecture(self.model, self.model_overrides).input_size)
         depth = sum(architecture(self.model, self.model_overrides).stages)
@@ -199,13 +205,16 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
     empty = tell_empty_classes(prepared)
     located = with_initial_file(config)
     links = link_to_initial_run(located.init)
+    phase = _phase(located)
+    head = tell_head(config.init, phase.new_head, phase.num_classes)
     figures, _, mlflow_run = run_training(
-        "finetune", config, _phase(located), links=links, metadata={"classes": json.dumps(prepared.classes), **links}
+        "finetune", config, phase, links=links, metadata={"classes": json.dumps(prepared.classes), **links}
     )
     with TemporaryDirectory() as folder:
         curves = loss_curves(config.output, Path(folder))
         report = close_run(config, mlflow_run, figures, [curves])
-        return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty)}
+        counts = {"classes": len(prepared.classes), "classes_without_clips": len(empty)}
+        return {**report, **counts, "head": head}
 
 
 def tell_empty_classes(prepared: PreparedSet) -> list[str]:
@@ -223,9 +232,38 @@ def tell_empty_classes(prepared: PreparedSet) -> list[str]:
 
 def _phase(config: FinetuneConfig) -> FinetunePhase:
     classes = claimed_set(config).classes
-    former = initial_metadata(config.init).get("classes")
-    others = former is not None and tuple(json.loads(former)) != classes
-    return FinetunePhase(config, len(classes), new_head=others)
+    return FinetunePhase(config, len(classes), new_head=classes_of(config.init) != classes)
+
+
+def classes_of(init: str | None) -> tuple[str, ...] | None:
+    """Classes that the head of ``init`` tells apart; None where it has no head or does not say.
+
+    Public classifiers never say: of 400 classes they count as Kinetics-400's, which they are published for.
+
+    Raises:
+        UserError: nothing is there, or the file is damaged.
+    """
+    metadata = initial_metadata(init)
+    if init is None or "config_class" in metadata:
+        has_head = metadata.get("part") != ENCODER
+        return tuple(json.loads(metadata["classes"])) if has_head and "classes" in metadata else None
+    with local_weights(init) as path:
+        try:
+            head = read_weights(path).tensors.get("head.bias")
+        except ValueError as error:
+            raise UserError(f"init={init}: {str(error).replace(str(path), 'the file')}") from error
+    listed = None if head is None else SHIPPED_CLASSES.get(len(head))
+    return read_class_list(listed) if listed else None
+
+
+def tell_head(init: str | None, new: bool, num_classes: int) -> str:
+    """Say whether the head comes from ``init``, as ``new`` or ``of init``."""
+    if new and init is not None:
+        console.print(
+            f"init={init}: has no head for these {num_classes} classes in this order; the head starts new",
+            highlight=False,
+        )
+    return "new" if new else "of init"
 
 
 def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:

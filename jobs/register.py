@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -53,6 +54,9 @@ REQUIREMENTS = {
 } | {"ray": "ray[data]"}
 CODE = (Path(hiera_video.__file__).parent, Path(pipeline.__file__).parent)
 SCRIPT = Path(__file__).with_name("served_model.py")
+# As MLflow checks them, but before the version exists.
+ALIAS = re.compile(r"[\w-]{1,255}")
+RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 MLFLOW_WAIT_SECONDS = 60.0
 REQUEST_SECONDS = "120"  # weights of a GiB and more are one request
 
@@ -79,6 +83,11 @@ class RegisterConfig(PublicWeightsConfig):
             raise ValueError(
                 f"init={self.init}: is in the registry already; give what it was made of, or an alias by "
                 "MlflowClient().set_registered_model_alias"
+            )
+        if self.alias is not None and not (ALIAS.fullmatch(self.alias) and not RESERVED_ALIAS.fullmatch(self.alias)):
+            raise ValueError(
+                f"alias={self.alias}: must consist of letters, digits, - and _, and be neither `latest` nor like `v1`, "
+                "which MLflow keeps for itself; use champion"
             )
         for key in ("window_seconds", "hop_seconds"):
             if getattr(self, key) <= 0:

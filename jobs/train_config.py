@@ -92,6 +92,8 @@ class TrainConfig:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
         if self.max_failures < 0:
             raise ValueError(f"max_failures={self.max_failures}: must not be negative; use 0 for none")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"peak_tflops={self.peak_tflops}: must be positive; leave it out where it is not known")
         if not self.hang_minutes > 0:
             raise ValueError(f"hang_minutes={self.hang_minutes}: must be positive; it is a time in minutes")
         if self.compile and self.zero_stage == 3:

@@ -73,9 +73,10 @@ def contents_with_status(videos: pa.Table, statuses: Sequence[str]) -> list[tupl
     return list(zip(found["uri"].to_pylist(), found["content_version"].to_pylist(), strict=True))
 
 
-def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
+def current_rejected(output: str, version: int) -> pa.Table:
     """The rejected rows of a version (`REJECTED_SCHEMA`)."""
-    tables = _mapped(lambda file: read_columns(join(output, file)), version["rejected"])
+    record = json.loads(read_bytes(join(output, "versions", f"{version:04d}.json")))
+    tables = _mapped(lambda file: read_columns(join(output, file)), record["rejected"])
     return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
 
 

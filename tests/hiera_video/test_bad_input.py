@@ -209,6 +209,25 @@ def test_weights_of_another_preset(tmp_path: Path) -> None:
         load_official(model, official_state_dict(other))
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ({"num_heads": 2}, r"num_heads=2 in the file, num_heads=1 in the model; create the preset"),
+        ({"mask_unit_attn": (False, False, False, False)}, r"mask_unit_attn=\(False.* in the file"),
+        ({"stages": (1, 1, 2, 2)}, r"encoder\.blocks\.\d.* has no place"),
+    ],
+)
+def test_weights_of_an_architecture_with_equal_shapes(override: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """They would load, and compute something else."""
+    own = create_model("hiera_test_8x64").config
+    for prefix, loads in (("mae_", [load_into_classifier]), ("", [load_into_classifier, load_weights])):
+        save_model(tmp_path / "other.safetensors", create_model(f"{prefix}hiera_test_8x64", **override))
+        for load in loads:
+            with pytest.raises(ValueError, match=told):
+                load(create_model("hiera_test_8x64"), tmp_path / "other.safetensors")
+    assert all(getattr(own, name) != value for name, value in override.items())
+
+
 def test_weights_of_another_depth_or_kind(tmp_path: Path) -> None:
     model = create_model("hiera_test_8x64")
     shallow = official_state_dict(create_model("hiera_test_8x64", stages=(1, 1, 1, 1)))

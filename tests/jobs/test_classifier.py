@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from hiera_video import create_model, huggingface_state_dict, model_config, official_state_dict, save_model
+from jobs import export
 from jobs.classifier import Classifier, PublicWeightsConfig, find_classifier
 from jobs.errors import UserError
 from jobs.evaluate import match_classes, named_by_the_set
@@ -94,6 +96,28 @@ def test_what_is_no_video_classifier_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "own.safetensors", create_model("hiera_test_8x64"))
     with pytest.raises(UserError, match="are for public weights"):
         find_classifier(str(tmp_path / "own.safetensors"), PublicWeightsConfig(model="hiera_test_8x64"))
+
+
+def test_an_export_without_its_head_is_refused(tmp_path: Path) -> None:
+    classes = {"classes": json.dumps(["a"] * 8)}
+    save_model(tmp_path / "classifier.safetensors", create_model("hiera_test_8x64"), classes)
+    exported = export.ExportConfig(
+        init=str(tmp_path / "classifier.safetensors"), output=str(tmp_path / "encoder.safetensors")
+    )
+    export.run(exported)
+    with pytest.raises(UserError, match="holds the encoder of a classifier without its head; fine-tune from it"):
+        find_classifier(exported.output)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [({"input_size": "abc"}, "model_overrides.input_size=abc: "), ({"stages": 5}, "model_overrides.stages=5: "),
+     ({"embed_dim": "x"}, "model_overrides.embed_dim=x: "), ({"input_size": [8, 32, 128]}, "views are square")],
+)  # fmt: skip
+def test_how_public_weights_differ_is_checked(overrides: dict[str, Any], told: str, tmp_path: Path) -> None:
+    file = official(tmp_path / "w.pth")
+    with pytest.raises(UserError, match=told.replace(".", r"\.")):
+        find_classifier(str(file), PublicWeightsConfig(model="hiera_test_8x64", model_overrides=overrides))
 
 
 class Harmful:

@@ -23,7 +23,7 @@ from jobs.compare import (
     with_evaluations,
 )
 from jobs.errors import UserError
-from jobs.program import print_report
+from jobs.program import print_report, replace
 
 pytestmark = pytest.mark.ray
 
@@ -37,7 +37,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
     pretrain = _record(client, experiment, "pretrain", {"seed": "1"}, {"loss": 0.5}, {})
     for rate, top1 in (("8e-4", 0.7), ("4e-4", 0.9)):
         links = {"pretrain_run_id": pretrain}
-        tune = _record(client, experiment, "finetune", {"seed": "1", "learning_rate": rate}, {"top1": top1}, links)
+        figures = {"held_out_top1": top1, "loss": 1 - top1 if top1 < 0.8 else 0.9}  # the better run has the higher loss
+        tune = _record(client, experiment, "finetune", {"seed": "1", "learning_rate": rate}, figures, links)
         tuned = links | {"finetune_run_id": tune}
         _record(client, experiment, "evaluate", {"output": rate}, {"mean_class_accuracy": top1 / 2}, tuned)
         _record(client, experiment, "tag", {}, {"windows_per_second": 3.0}, tuned)
@@ -74,7 +75,7 @@ def test_only_differing_parameters_are_shown_and_the_best_run_is_marked(store: C
     assert list(differing_parameters(runs)) == ["learning_rate"]
     best = best_run(runs, "")
     assert best is not None
-    assert (best.metric, best.value, best.run.data.params["learning_rate"]) == ("top1", 0.9, "4e-4")
+    assert (best.metric, best.value, best.run.data.params["learning_rate"]) == ("held_out_top1", 0.9, "4e-4")
     text = _text(program_table("finetune", runs, len(runs), ""))
     assert f"★ {best.run.info.run_id[:8]}" in text
     assert "8e-4" in text
@@ -98,7 +99,7 @@ def test_query_and_run_names_choose(store: CompareConfig) -> None:
     def config(query: str = "", runs: tuple[str, ...] = ()) -> CompareConfig:
         return CompareConfig(experiment="motion", tracking=store.tracking, query=query, runs=runs)
 
-    assert len(find_runs(config("metrics.top1 > 0.8"))) == 1
+    assert len(find_runs(config("metrics.held_out_top1 > 0.8"))) == 1
     (chosen,) = find_runs(config(runs=("pretrain run",)))
     assert find_runs(config(runs=(chosen.info.run_id[:10],)))[0].info.run_id == chosen.info.run_id
     for broken, message in (
@@ -123,6 +124,13 @@ def test_query_and_run_names_choose(store: CompareConfig) -> None:
 )
 def test_best_has_a_direction(metric: str, values: Sequence[float | None], best: int | None) -> None:
     assert best_index(metric, values) == best
+
+
+@pytest.mark.parametrize("metric", ["held_out_topp1", "learning_rate"])
+def test_a_metric_that_ranks_nothing_is_a_mistake(metric: str, store: CompareConfig) -> None:
+    with pytest.raises(UserError, match=rf"^best_by={metric}: no run has such a metric .* use one of .*held_out_top1"):
+        run(replace(store, best_by=metric))
+    assert run(replace(store, best_by="loss"))["best finetune"].endswith("(loss 0.3)")
 
 
 def test_a_server_that_is_not_there_is_no_mistake_in_the_query() -> None:

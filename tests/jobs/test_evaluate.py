@@ -20,7 +20,7 @@ from jobs.evaluate import EvaluateConfig, run
 from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.program import replace
 from jobs.tracking import TrackingConfig
-from pipeline import FrameView, IsolatedDecoder, ViewConfig, ViewProtocol
+from pipeline import FrameView, IsolatedDecoder, PreparedSet, ViewConfig, ViewProtocol
 from pipeline.sampling import evaluation_crops, evaluation_indices
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -31,9 +31,10 @@ CLASSES = tuple(reversed(MOTION_CLASSES))
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluateConfig, dict[str, Any], int]:
-    """Eight clips, one of whose bytes were damaged after preparation."""
+    """Eight clips, one of whose bytes were damaged after preparation, and a video that was never readable."""
     folder = tmp_path_factory.mktemp("evaluate")
     render_motion_videos(folder / "source", 8, seed=3, size=64, num_frames=40)
+    (folder / "source" / MOTION_CLASSES[0] / "broken.mp4").write_bytes(b"no video")
     prepare.run(
         prepare.PrepareConfig(source=str(folder / "source"), output=str(folder / "set"), val_share=0.0, workers=2)
     )
@@ -102,6 +103,8 @@ def test_predictions_are_those_of_a_plain_loop(evaluated: tuple[EvaluateConfig, 
         right += row["label"] == row["predicted"]
     assert report["top1"] == pytest.approx(right / 7)
     assert (report["videos_scored"], report["not_scored_by_reason"]) == (7, {"not_a_video": 1})
+    assert (report["videos_not_in_the_set"], report["not_in_the_set_by_reason"]) == (1, {"not_a_video": 1})
+    assert report["videos_never_read_by_reason"] == {}
     assert (Path(config.output) / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -126,6 +129,15 @@ def test_what_cannot_be_scored_is_refused(
     evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
 ) -> None:
     config, _, _ = evaluated
+    unlabelled = PreparedSet.num_clips
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            PreparedSet,
+            "num_clips",
+            lambda prepared, split, labelled_only=False: 0 if labelled_only else unlabelled(prepared, split),
+        )
+        with pytest.raises(UserError, match=r"split=train: no clip of it has a label to compare with"):
+            run(replace(config, output=str(tmp_path / "out")))
     with pytest.raises(UserError, match=r"split=nosuch: .* has no such clips"):
         run(replace(config, split="nosuch", output=str(tmp_path / "out")))
     save_model(tmp_path / "model.safetensors", create_model("hiera_test_8x64"))

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiera_video import create_model, read_metadata, save_model
+from hiera_video import create_model, official_state_dict, read_metadata, save_model
 from jobs.config import load_config
 from jobs.errors import UserError
-from jobs.finetune import FinetuneConfig, _phase, run, tell_empty_classes
+from jobs.finetune import FinetuneConfig, _phase, classes_of, run, tell_empty_classes, tell_head
 from jobs.output import claim_output
 from jobs.program import replace
 from jobs.training import claimed_set
-from pipeline import PreparedSet
+from pipeline import PreparedSet, read_class_list
 from tests.pipeline.small_set import CLASSES, small_prepared_set
 
 SMALL = ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "global_batch=4", "micro_batch=4",
@@ -64,6 +64,25 @@ def test_a_head_for_other_classes_starts_anew(
     assert torch.equal(model.state_dict()["head.weight"], former["head.weight"]) is kept
     encoder = [name for name in former if name.startswith("encoder.")]
     assert all(torch.equal(model.state_dict()[name], former[name]) for name in encoder)
+
+
+def test_a_public_head_counts_as_kinetics(tmp_path: Path) -> None:
+    kinetics = create_model("hiera_test_8x64", num_classes=400)
+    torch.save({"model_state": official_state_dict(kinetics)}, tmp_path / "kinetics.pth")
+    assert classes_of(str(tmp_path / "kinetics.pth")) == read_class_list("kinetics400")
+    other = create_model("hiera_test_8x64", num_classes=len(CLASSES))
+    torch.save({"model_state": official_state_dict(other)}, tmp_path / "other.pth")
+    assert classes_of(str(tmp_path / "other.pth")) is None  # as many classes as the set has, but nobody knows which
+    torch.save({"model_state": official_state_dict(create_model("mae_hiera_test_8x64"))}, tmp_path / "mae.pth")
+    assert classes_of(str(tmp_path / "mae.pth")) is None
+    assert classes_of(None) is None
+
+
+def test_it_is_said_where_the_head_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell_head("w.pth", new=False, num_classes=3) == tell_head(None, new=False, num_classes=3) == "of init"
+    assert capsys.readouterr().err == ""
+    assert tell_head("w.pth", new=True, num_classes=3) == "new"
+    assert "init=w.pth: has no head for these 3 classes in this order" in " ".join(capsys.readouterr().err.split())
 
 
 def test_weights_of_another_preset_are_a_mistake(prepared: PreparedSet, tmp_path: Path) -> None:

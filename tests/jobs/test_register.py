@@ -229,6 +229,9 @@ def test_mistakes(registered: tuple[Path, dict[str, Any]], tmp_path: Path) -> No
     tuned = str(folder / "tuned")
     with pytest.raises(UserError, match="name=a/b: MLflow refuses it"):
         run(RegisterConfig(init=tuned, name="a/b"))
+    for alias in ("v1", "Latest", "a b", ""):
+        with pytest.raises(ValueError, match=f"alias={alias}: must consist of"):
+            RegisterConfig(init=tuned, name="motion", alias=alias)
     with pytest.raises(UserError, match=r"tracking\.uri: is required"):
         run(RegisterConfig(init=tuned, name="motion", tracking=TrackingConfig("none")))
     save_model(tmp_path / "model.safetensors", create_model("mae_hiera_test_8x64"))
