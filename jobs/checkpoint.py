@@ -81,8 +81,13 @@ def write_checkpoint(
         digests[name] = hashlib.sha256(data).hexdigest()
     before_marker()
     marker = {"step": checkpoint.step, "metric": checkpoint.metric, "sha256": digests}
-    # An earlier attempt's marker for the same step stays: it is complete, and what this one wrote is collected.
-    write_if_absent(join(_folder(output, checkpoint.step), MARKER), json.dumps(marker, indent=2).encode())
+    place = join(_folder(output, checkpoint.step), MARKER)
+    while not write_if_absent(place, json.dumps(marker, indent=2).encode()):
+        if _left_out_if_torn(output, checkpoint.step, _is_sound):
+            return  # an earlier attempt's marker for the same step stays, and what this one wrote is collected
+        # It came late, from a writer that was cut off, and its files were deleted meanwhile.
+        before_marker()
+        delete(place)
 
 
 def complete_steps(output: str) -> list[int]:
@@ -143,6 +148,10 @@ def _cursor(folder: str, marker: dict[str, Any]) -> Cursor:
     return _state({name: data for name, data in _verified_files(folder, marker) if STATE in name})
 
 
+def _is_sound(folder: str, marker: dict[str, Any]) -> bool:
+    return len([name for name, _ in _verified_files(folder, marker)]) > 0
+
+
 def _verified_files(folder: str, marker: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     for name, digest in marker["sha256"].items():
         data = read_bytes(join(folder, name))
@@ -159,24 +168,37 @@ def _state(files: Mapping[str, bytes]) -> Cursor:
     return Cursor(state["step"], state["position"], state["extra"])
 
 
-def collect_checkpoints(output: str, *, keep: int, keep_best: int) -> None:
-    """Delete what nobody will go on from: superfluous, torn and orphaned checkpoints, and files of other attempts.
+def collect_checkpoints(output: str, *, attempt: int, keep: int, keep_best: int) -> None:
+    """Delete what nobody will go on from: superfluous, torn and orphaned checkpoints, and files of earlier attempts.
 
-    Only the holder of the lease may call it, while it writes nothing else there.
+    Only the holder of the lease may call it, while it writes nothing else there. One that has just lost it leaves
+    alone where a later attempt has written.
 
     Args:
+        attempt: number of the caller's lease.
         keep: how many of the newest stay.
         keep_best: how many of those with the lowest metric stay besides.
     """
     listed = _listed_checkpoints(output)
-    complete = sorted(step for step, names in listed.items() if MARKER in names)
-    markers = {step: _marker(output, step) for step in complete}
+    markers = {step: _marker(output, step) for step, names in listed.items() if MARKER in names}
+    complete = sorted(
+        step for step, marker in markers.items() if marker["sha256"] and marker["sha256"].keys() <= listed[step]
+    )
+    markers = {step: markers[step] for step in complete}
     measured = sorted((marker["metric"], step) for step, marker in markers.items() if marker["metric"] is not None)
     kept = {*complete[-keep:], *(step for _, step in measured[:keep_best])}
     for step, names in listed.items():
+        if max(map(_attempt, names)) > attempt:
+            continue
         wanted = {MARKER, *markers[step]["sha256"]} if step in kept else set()
         for name in sorted(names - wanted, key=lambda name: name != MARKER):  # half deleted must not look complete
             delete(join(_folder(output, step), name))
+
+
+def _attempt(name: str) -> int:
+    """Which attempt wrote a file of a checkpoint; 0 for the marker."""
+    match = re.match(r"attempt-(\d+)-", name)
+    return int(match[1]) if match else 0
 
 
 def discard_after(output: str, step: int) -> None:

@@ -149,4 +149,17 @@ class CheckpointWriter:
             write_journal(output, step, self._lease.attempt, lines)
             del self._unsent_journal[step]
         write_checkpoint(output, checkpoint, self._lease.attempt, before_marker=self._lease.check)
-        collect_checkpoints(output, keep=self._config.keep, keep_best=self._config.keep_best)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Delete what is superfluous; storage that does not let it makes no checkpoint worse."""
+        try:
+            self._lease.check()  # the marker may have taken long
+            collect_checkpoints(
+                self._lease.output,
+                attempt=self._lease.attempt,
+                keep=self._config.keep,
+                keep_best=self._config.keep_best,
+            )
+        except StorageError as error:
+            logger.warning("superfluous checkpoints not deleted: %s", error)

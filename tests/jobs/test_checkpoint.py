@@ -239,9 +239,67 @@ def test_a_cut_off_writer_cannot_spoil_a_later_attempts_checkpoint(tmp_path: Pat
     found = latest_checkpoint(str(tmp_path))
     assert found is not None
     assert torch.equal(found.weights["w"], torch.full((3,), 2.0))
-    collect_checkpoints(str(tmp_path), keep=2, keep_best=0)
+    collect_checkpoints(str(tmp_path), attempt=2, keep=2, keep_best=0)
     assert not list(folder(tmp_path, 2).glob("attempt-0001-*"))
     assert latest_checkpoint(str(tmp_path)) is not None
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_marker_that_comes_late_gives_way(tmp_path: Path, keep: int) -> None:
+    """Of a writer that was cut off while it wrote the marker, whose files the next attempt deleted meanwhile."""
+    write_checkpoint(str(tmp_path), make(2), attempt=1)
+    late = (folder(tmp_path, 2) / "complete.json").read_bytes()
+    discard_after(str(tmp_path), 0)
+    (folder(tmp_path, 2) / "complete.json").write_bytes(late)
+    (folder(tmp_path, 9)).mkdir()
+    (folder(tmp_path, 9) / "complete.json").write_bytes(late)  # where nobody writes again
+    for step in (1, 2):
+        write_checkpoint(str(tmp_path), make(step), attempt=2)
+        collect_checkpoints(str(tmp_path), attempt=2, keep=keep, keep_best=0)
+    assert complete_steps(str(tmp_path)) == [1, 2][-keep:]
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert found.step == 2
+
+
+def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later start comes, and writes, while the marker's request is under way."""
+    writer = writer_for(tmp_path)
+    real = module.write_if_absent
+
+    def delayed(uri: str, content: bytes) -> bool:
+        take_lease(str(tmp_path))
+        write_under_way.write_bytes(b"half of it")
+        return real(uri, content)
+
+    write_under_way = folder(tmp_path, 5) / "attempt-0002-model-0.safetensors"
+    write_under_way.parent.mkdir(parents=True)
+    monkeypatch.setattr(module, "write_if_absent", delayed)
+    writer.save(make(1), "")
+    writer.finish()
+    assert "attempt 1 stops and leaves the output to it" in writer.failure
+    assert write_under_way.exists()
+    collect_checkpoints(str(tmp_path), attempt=1, keep=1, keep_best=0)  # had it not noticed yet
+    assert write_under_way.exists()
+    collect_checkpoints(str(tmp_path), attempt=2, keep=1, keep_best=0)
+    assert not write_under_way.exists()
+
+
+def test_storage_that_lets_nobody_delete_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(uri: str) -> None:
+        raise StorageError(uri, "access denied", "give the right to delete")
+
+    monkeypatch.setattr(module, "delete", forbidden)
+    writer = writer_for(tmp_path)
+    for step in (1, 2, 3, 4):
+        writer.save(make(step), "")
+    writer.finish()
+    assert not writer.failure
+    assert 4 in complete_steps(str(tmp_path))
+    assert "superfluous checkpoints not deleted" in caplog.text
+    assert "checkpoint not saved" not in caplog.text
 
 
 def test_orphans_and_torn_checkpoints_are_collected(tmp_path: Path) -> None:
@@ -253,7 +311,7 @@ def test_orphans_and_torn_checkpoints_are_collected(tmp_path: Path) -> None:
     cursor = newest_cursor(str(tmp_path))
     assert cursor.step == 3
     discard_after(str(tmp_path), cursor.step)
-    collect_checkpoints(str(tmp_path), keep=5, keep_best=0)
+    collect_checkpoints(str(tmp_path), attempt=2, keep=5, keep_best=0)
     left = {path.parent.name for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
     assert left == {"step-00000001", "step-00000003"}
 
