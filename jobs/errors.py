@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline import StorageError
+
 
 class UserError(Exception):
     """A mistake that the person who started the program can mend: exit code 2, one message.
@@ -20,3 +25,16 @@ class WorkStoppedError(Exception):
 
 class TrainingStoppedError(WorkStoppedError):
     """Training cannot go on and a restart would not help; the checkpoints are kept: exit code 1."""
+
+
+@contextmanager
+def storage_trouble_stops() -> Iterator[None]:
+    """Once a run holds its output, storage that fails is no mistake in the arguments.
+
+    Raises:
+        TrainingStoppedError: storage failed.
+    """
+    try:
+        yield
+    except StorageError as error:
+        raise TrainingStoppedError(f"{error}; the checkpoints are kept: the same command goes on") from error

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import torch
@@ -47,7 +45,6 @@ from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import (
     claimed_set,
-    close_run,
     loss_curves,
     run_training,
     with_absolute_places,
@@ -207,14 +204,15 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
     links = link_to_initial_run(located.init)
     phase = _phase(located)
     head = tell_head(config.init, phase.new_head, phase.num_classes)
-    figures, _, mlflow_run = run_training(
-        "finetune", config, phase, links=links, metadata={"classes": json.dumps(prepared.classes), **links}
+    report = run_training(
+        "finetune",
+        config,
+        phase,
+        links=links,
+        metadata={"classes": json.dumps(prepared.classes), **links},
+        pictures=lambda _, folder: [loss_curves(config.output, folder)],
     )
-    with TemporaryDirectory() as folder:
-        curves = loss_curves(config.output, Path(folder))
-        report = close_run(config, mlflow_run, figures, [curves])
-        counts = {"classes": len(prepared.classes), "classes_without_clips": len(empty)}
-        return {**report, **counts, "head": head}
+    return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty), "head": head}
 
 
 def tell_empty_classes(prepared: PreparedSet) -> list[str]:

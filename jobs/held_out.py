@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 PICTURE_CLIPS = 6
 LOSS, TOP1, KNN_TOP1 = "loss", "top1", "knn_top1"
+CUT_SHORT = "cut_short"  # storage did not give all clips
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,32 @@ class HeldOutConfig:
     def steps_between(self, steps_per_epoch: float) -> int:
         """Optimizer steps from one measurement to the next."""
         return self.every_steps or max(1, round(self.every_epochs * steps_per_epoch))
+
+
+def check_held_out(config: HeldOutConfig, prepared: PreparedSet, labelled_only: bool) -> str:
+    """What of the wishes a set cannot give: a warning, empty when it can give all.
+
+    Raises:
+        ValueError: what was asked for by its name is not there.
+    """
+    if not config.clips:
+        return ""
+    if prepared.num_clips(config.split, labelled_only) == 0:
+        if config.split != HeldOutConfig.split:
+            raise ValueError(
+                f"held_out.split={config.split}: data={prepared.uri} has no such clips; it has {prepared.splits()}"
+            )
+        return (
+            f"data={prepared.uri} holds no clips out (split {config.split}): nothing is measured, and no checkpoint is "
+            "the best; see val_share of prepare"
+        )
+    voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
+    if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
+        raise ValueError(
+            f"held_out.best_by={KNN_TOP1}: takes labelled clips, held out and not, and held_out.knn_clips="
+            f"{config.knn_clips} above 0; use {LOSS}"
+        )
+    return ""
 
 
 class Measurable(Protocol):
@@ -136,6 +163,7 @@ class HeldOut:
         self._output, self._labelled_only = output, labelled_only
         self._on_clip = on_clip
         self._copy: Any = None
+        self._cut_short = False
         self._possible = config.clips > 0 and prepared.num_clips(config.split, labelled_only) > 0
 
     def due(self, step: int) -> bool:
@@ -150,20 +178,22 @@ class HeldOut:
             step: optimizer steps done.
             weights: the model's, whole, by name.
         """
-        started = time.monotonic()
+        started, self._cut_short = time.monotonic(), False
         copy = self._loaded_copy(weights)
         shown: list[Tensor] = []
         figures: dict[str, Any] = dict(_mean(_gathered([*self._measured(copy, shown)])))
         if self._config.knn_clips and figures:
             figures |= self._probed(copy)
+        if any(cut_short for _, cut_short in _gathered([(dist.get_rank(), self._cut_short)])):
+            figures |= {CUT_SHORT: True}
         if shown and dist.get_rank() == 0:
             figures |= self._drawn(copy, shown, step)
         return {**figures, "seconds": time.monotonic() - started} if figures else {}
 
     def metric(self, figures: Mapping[str, Any]) -> float | None:
-        """How good the model is, lower is better; None when the deciding figure was not measured."""
+        """How good the model is, lower is better; None when the deciding figure was not measured, or on fewer clips."""
         value = figures.get(self._config.best_by)
-        if value is None:
+        if value is None or CUT_SHORT in figures:
             return None
         return float(value) if self._config.best_by == LOSS else 1.0 - float(value)
 
@@ -214,7 +244,8 @@ class HeldOut:
                 self._on_clip(clip.number)
                 yield clip
         except StorageError as error:
-            logger.warning("measured on fewer held-out clips: %s", error)
+            self._cut_short = True
+            logger.warning("measured on fewer held-out clips, so not compared with other checkpoints: %s", error)
 
     def _batch(self, clip: FixedView) -> Batch:
         return Batch(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiera_video import (
     AugmentConfig,
@@ -34,7 +33,6 @@ from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import (
-    close_run,
     loss_curves,
     run_training,
     sample_views,
@@ -68,6 +66,8 @@ class PretrainConfig(TrainConfig):
                 f"init={self.init}: the registry holds classifiers, pretraining goes on from an autoencoder; give the "
                 "output of a pretraining run"
             )
+        if self.held_out.best_by == "top1":
+            raise ValueError("held_out.best_by=top1: is a classifier's figure; use loss or knn_top1")
         if self.picture_clips < 0:
             raise ValueError(f"picture_clips={self.picture_clips}: must not be negative; use 0 for no picture")
 
@@ -158,15 +158,17 @@ class PretrainPhase:
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and pictures; returns the report."""
     config = with_absolute_places(config)
-    links = link_to_initial_run(config.init)
-    figures, model, mlflow_run = run_training("pretrain", config, PretrainPhase(config), links=links, metadata={})
-    with TemporaryDirectory() as folder:
-        pictures = [loss_curves(config.output, Path(folder))]
+
+    def pictures(model: nn.Module, folder: Path) -> list[Path]:
+        drawn = [loss_curves(config.output, folder)]
         if config.has_picture:
-            pictures.append(Path(folder) / "reconstructions.png")
+            drawn.append(folder / "reconstructions.png")
             frames = sample_views(config, config.picture_clips)
-            reconstruction_picture(model, frames, pictures[-1], mask_ratio=config.mask_ratio)  # type: ignore[arg-type]
-        return close_run(config, mlflow_run, figures, pictures)
+            reconstruction_picture(model, frames, drawn[-1], mask_ratio=config.mask_ratio)  # type: ignore[arg-type]
+        return drawn
+
+    links = link_to_initial_run(config.init)
+    return run_training("pretrain", config, PretrainPhase(config), links=links, metadata={}, pictures=pictures)
 
 
 def main() -> None:

@@ -97,11 +97,13 @@ class RunBoard:
         """What the driver wishes."""
         return self._wish
 
-    def post(self, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
+    def post(self, attempt: int, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
         """Add a line for the person at the driver (empty: none), how many steps are done, a step's journal line."""
-        self._steps = steps
         if line:
             self._lines.append(line)
+        if attempt != self._attempt:
+            return
+        self._steps = steps
         if figures:
             self._figures.append(figures)
 
@@ -145,7 +147,7 @@ class WorkerBoard(logging.Handler):
 
     def post(self, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
         """Post a line (empty: none), the steps done, and the journal line of a step."""
-        self._board.post.remote(line, steps, figures)
+        self._board.post.remote(self._attempt, line, steps, figures)
 
     def end(self, result: Any) -> None:
         """Tell the driver how the group ended."""

@@ -194,15 +194,21 @@ class RunWatch:
 
     def _check_for_hang(self, lease: Lease) -> None:
         most_minutes, signs = self._most_minutes(), self._signs
-        if elapsed_minutes(self._moved_at) < most_minutes or not signs:
+        if elapsed_minutes(self._moved_at) < most_minutes:
+            return
+        if not signs:
+            self._moved_at = time.monotonic()
+            self.say(f"warning: no worker has given a sign of life for {most_minutes:g} minutes; waiting for them")
             return
         stacks = take_all_stacks(signs.values())
-        slow = slow_ranks(signs, stacks)
+        slow = [f"rank {rank}: never gave a sign of life" for rank in range(self._workers) if rank not in signs]
+        slow = slow or [
+            str(signs[rank]) + ("" if stacks[rank] else ", gave no stacks") for rank in slow_ranks(signs, stacks)
+        ]
         place = join(lease.output, "hangs", f"attempt-{lease.attempt:04d}.txt")
         parts = [f"{sign}\n\n{stacks[rank] or 'gave no stacks'}\n" for rank, sign in sorted(signs.items())]
-        names = "; ".join(str(signs[rank]) + ("" if stacks[rank] else ", gave no stacks") for rank in slow)
         reason = f"the cluster has no room for {self._workers} workers and their data" if self._too_small else "a hang"
-        self.say(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {names}; stacks: {place}")
+        self.say(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {'; '.join(slow)}; stacks: {place}")
         self._moved_at = time.monotonic()
         try:
             write_bytes(place, ("\n".join(parts)).encode())

@@ -13,7 +13,7 @@ from jobs.checkpoint import complete_steps, read_journal
 from jobs.errors import UserError
 from jobs.mlflow_run import Run
 from jobs.program import replace, run_program
-from jobs.tracking import TrackingConfig, data_entity, start_run, tracking_uri
+from jobs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
 from pipeline import StorageError, exists, join, list_files, read_bytes
 
 DESCRIPTION = "Send MLflow what a dead server missed of a run; reads only the run's output."
@@ -42,8 +42,12 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
     lines = [json.loads(line) for line in _journal(config.output).splitlines()]
     tracking = _where_it_would_have_been(config)
     program = report.get("program") or claim["pins"].get("program", "training")
+    # The revision of the run stands among its own tags; that of this checkout made nothing of it.
     tracked = start_run(tracking, program=program, run_key=claim["run_key"], output=config.output,
-                        params=claim["config"], tags=claim["pins"].get("tags"), resumes=False)  # fmt: skip
+                        params=_params(config.output, claim), tags=claim["pins"].get("tags"), resumes=False,
+                        source={})  # fmt: skip
+    if tracking_uri(tracking, config.output) is None:
+        raise UserError(URI_REQUIRED)
     if tracked.wait_for_id(ANSWER_SECONDS) is None:
         tracked.drain(0)
         raise UserError(
@@ -88,6 +92,12 @@ def _where_it_would_have_been(config: SyncConfig) -> TrackingConfig:
     default = config.tracking.experiment == TrackingConfig.experiment
     experiment = own.get("experiment", TrackingConfig.experiment) if default else config.tracking.experiment
     return replace(config.tracking, uri=None if uri == "none" else uri, experiment=experiment)
+
+
+def _params(output: str, claim: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The resolved configuration; where a run ended before it was written, what the claim holds of it."""
+    place = join(output, "config.yaml")
+    return dict(yaml.safe_load(read_bytes(place))) if exists(place) else claim["config"]
 
 
 def _claim(output: str) -> dict[str, Any]:

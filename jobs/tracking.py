@@ -30,6 +30,13 @@ OUTPUT_TAG = "output"
 PROGRAM_TAG = "program"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 DIGEST_LENGTH = 36  # MLflow's limit
+COMMIT_TAG = "mlflow.source.git.commit"
+CHANGED_FILES_TAG = "git_changed_files"
+REVISION_VARIABLE = "SOURCE_REVISION"
+URI_REQUIRED = (
+    "tracking.uri: is required here; give tracking.uri=sqlite:////path/mlflow.db or http://host:port, or set "
+    "MLFLOW_TRACKING_URI"
+)
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,7 @@ def tracking_client(config: TrackingConfig, output: str | None) -> MlflowClient:
     """
     uri = tracking_uri(config, output)
     if uri is None:
-        raise UserError(
-            "tracking.uri: is required here; give tracking.uri=sqlite:////path/mlflow.db or http://host:port, "
-            "or set MLFLOW_TRACKING_URI"
-        )
+        raise UserError(URI_REQUIRED)
     try:
         return tracking_client_for(uri)
     except FAILURES as error:
@@ -120,6 +124,7 @@ def start_run(
     tags: Mapping[str, str | None] | None = None,
     prepared: PreparedSet | None = None,
     resumes: bool = True,
+    source: Mapping[str, str] | None = None,
 ) -> Run:
     """Open the MLflow run of ``run_key``: created the first time, found again after a restart.
 
@@ -131,13 +136,14 @@ def start_run(
         tags: links to other runs (``pretrain_run_id``, ``finetune_run_id``) and the like.
         prepared: the data, recorded as a dataset of the run and as tags.
         resumes: whether the run, if it is found, runs again; otherwise how it ended stays as it is.
+        source: tags of the source tree that made the run; default: `source_tags` of this one.
     """
     place = absolute(output)
     basics = {
         PROGRAM_TAG: program,
         OUTPUT_TAG: place,
         "mlflow.runName": f"{program} {place.rstrip('/').split('/')[-1]}",
-        **source_tags(),
+        **(source_tags() if source is None else source),
         **({MLFLOW_PARENT_RUN_ID: config.parent_run_id} if config.parent_run_id else {}),
     }
     run = Run(tracking_uri(config, output), config.experiment, run_key, basics, resumes=resumes)
@@ -180,12 +186,17 @@ def recorded(run: Run) -> Iterator[None]:
 
 
 def source_tags() -> dict[str, str]:
-    """The commit of the source tree that runs and whether files differ from it, when it is a git checkout."""
+    """The commit of the source tree that runs, and how many files differ from it.
+
+    Where there is no git checkout, as in an image or a submitted job, the environment's `SOURCE_REVISION` tells the
+    commit.
+    """
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        return {}
+        told = os.environ.get(REVISION_VARIABLE)
+        return {COMMIT_TAG: told} if told else {}
     changed = _git("status", "--porcelain", "--untracked-files=no")
-    return {"mlflow.source.git.commit": commit, "git_changed_files": str(len((changed or "").splitlines()))}
+    return {COMMIT_TAG: commit, CHANGED_FILES_TAG: str(len((changed or "").splitlines()))}
 
 
 def _git(*arguments: str) -> str | None:

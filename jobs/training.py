@@ -6,7 +6,7 @@ import json
 import math
 import posixpath
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,16 +22,17 @@ from jobs.checkpoint import (
 )
 from jobs.cluster import connect
 from jobs.config import config_dict, config_yaml
-from jobs.errors import UserError
+from jobs.errors import UserError, storage_trouble_stops
+from jobs.held_out import check_held_out
 from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, absolute_init, is_registered
 from jobs.lease import take_lease
 from jobs.node_metrics import node_metrics
-from jobs.output import claim_output, earlier_claim
+from jobs.output import claim_output, earlier_claim, release_output
 from jobs.pictures import curve_picture
-from jobs.program import replace
+from jobs.program import console, replace
 from jobs.registered_weights import KEPT, initial_file, keep_under
 from jobs.room import refuse_to_wait_for_ever
-from jobs.tracking import Run, data_tags, recorded, start_run, tracking_uri, unrecorded
+from jobs.tracking import Run, data_tags, recorded, source_tags, start_run, tracking_uri, unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob
 from jobs.worker_groups import train
@@ -49,34 +50,43 @@ from pipeline import (
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
+Pictures = Callable[[nn.Module, Path], Sequence[Path]]
+
 CURVES = ("loss", "learning_rate", "clips_per_second")
 
 
 def run_training(
-    program: str, config: TrainConfig, phase: Phase, *, links: Mapping[str, str | None], metadata: Mapping[str, str]
-) -> tuple[dict[str, Any], nn.Module, Run]:
-    """Train to the end, going on from what is there, and write weights and journal.
+    program: str,
+    config: TrainConfig,
+    phase: Phase,
+    *,
+    links: Mapping[str, str | None],
+    metadata: Mapping[str, str],
+    pictures: Pictures,
+) -> dict[str, Any]:
+    """Train to the end, going on from what is there; write weights, journal and pictures, and end the MLflow run.
 
     Args:
         program: its name, for messages and MLflow.
         config: what the phase was made of, `with_absolute_places`.
         links: tags that tie this run to others.
         metadata: facts to keep inside the weights file, besides run id and program.
+        pictures: draws what shall be kept of the trained model (on the CPU) into a folder.
 
     Returns:
-        the report's figures, the trained model on the CPU, and the MLflow run, still open.
+        the report.
 
     Raises:
         UserError: a mistake in the configuration, found before any worker starts.
         StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
-        TrainingStoppedError: training cannot go on, or another start took the output over.
+        TrainingStoppedError: training cannot go on, storage fails, or another start took the output over.
     """
     newest = open_prepared(config.data)
     try:
         phase.build_step(load_init=True)  # mistakes in the weights show here, not in a worker
     except ValueError as error:
         raise UserError(f"{program}: {error}") from error
-    tags = {key: value for key, value in links.items() if value} | data_tags(newest)
+    tags = {key: value for key, value in links.items() if value} | data_tags(newest) | source_tags()
     pins = {"data_version": newest.version, "program": program, "tags": tags}
     if config.init and is_registered(config.init):
         pins["init"] = posixpath.basename(str(phase.config.init))
@@ -87,10 +97,14 @@ def run_training(
             "command again to go on with those"
         )
     prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
+    try:
+        job = plan_job(config, phase, program, claim.run_key, prepared)
+        connect()
+        refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
+    except UserError:
+        release_output(config.output, claim)  # nothing was begun: the mended command is not refused
+        raise
     write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
-    job = plan_job(config, phase, program, claim.run_key, prepared)
-    connect()
-    refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
     run = start_run(
         config.tracking,
         program=program,
@@ -100,16 +114,34 @@ def run_training(
         tags=links,
         prepared=prepared,
     )
-    with recorded(run), node_metrics(run):
-        lease = train(job, take_lease(config.output), run)
-    lease.check()
-    model = _trained_model(job)
-    facts = {"program": program, "run_key": claim.run_key, "run_id": run.wait_for_id(5) or "", **metadata}
-    _save_weights(config.output, WEIGHTS, model, facts)
+    with recorded(run), storage_trouble_stops():
+        with node_metrics(run):
+            lease = train(job, take_lease(config.output), run)
+        lease.check()
+        return _finished(job, run, metadata, pictures)
+
+
+def _finished(job: TrainingJob, run: Run, metadata: Mapping[str, str], pictures: Pictures) -> dict[str, Any]:
+    """What is left to do once all steps are saved; the report."""
+    output, model = job.config.output, _trained_model(job)
+    facts = {"program": job.program, "run_key": job.run_key, "run_id": run.wait_for_id(5) or "", **metadata}
+    _save_weights(output, WEIGHTS, model, facts)
     figures = _write_journal(job) | _save_best_weights(job, facts)
     run.log_params({"total_steps": job.total_steps})
-    run.fill_gaps(journal_lines(config.output))
-    return {"run_id": run.run_id, "steps": job.total_steps, **figures}, model, run
+    run.fill_gaps(journal_lines(output))
+    run.log_metrics({"final_loss": figures["final_loss"]})
+    with tempfile.TemporaryDirectory() as folder:
+        places = _kept(pictures(model, Path(folder)), output, run)
+    return {"run_id": run.run_id, "steps": job.total_steps, **figures, **places, "tracked": run.finish()}
+
+
+def _kept(pictures: Sequence[Path], output: str, run: Run) -> dict[str, str]:
+    """Keep pictures under ``output`` and in MLflow; where they are, by name."""
+    places = {picture.stem: join(output, picture.name) for picture in pictures}
+    for picture in pictures:
+        write_bytes(places[picture.stem], picture.read_bytes())
+        run.log_artifact(picture)
+    return places
 
 
 def loss_curves(output: str, folder: Path) -> Path:
@@ -171,17 +203,6 @@ def sample_views(config: TrainConfig, count: int) -> Tensor:
     return torch.from_numpy(next(iter_micro_batches(stream))["video"].copy())
 
 
-def close_run(config: TrainConfig, run: Run, figures: Mapping[str, Any], pictures: Sequence[Path]) -> dict[str, Any]:
-    """Keep the pictures under ``output`` and in MLflow, and end the run there. Returns the whole report."""
-    places = {}
-    for picture in pictures:
-        places[picture.stem] = join(config.output, picture.name)
-        write_bytes(places[picture.stem], picture.read_bytes())
-        run.log_artifact(picture)
-    run.log_metrics({"final_loss": figures["final_loss"]})
-    return {**figures, **places, "tracked": run.finish()}
-
-
 def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prepared: PreparedSet) -> TrainingJob:
     """Turn effective epochs, of one view per clip each, into steps.
 
@@ -192,6 +213,12 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     if clips == 0:
         wanted = "labelled training clips" if phase.labelled_only else "training clips"
         raise UserError(f"data={config.data}: holds no {wanted}; `python -m jobs.inspect data={config.data}` shows it")
+    try:
+        warning = check_held_out(config.held_out, prepared, phase.labelled_only)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if warning:
+        console.print(f"[yellow]warning[/]: {warning}", highlight=False)
     steps_per_epoch = clips / config.global_batch
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))

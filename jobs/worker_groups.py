@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayError
 from ray.train import (
     ControllerError,
     DataConfig,
@@ -23,7 +24,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from jobs.checkpoint import Cursor, complete_steps, discard_after, newest_cursor
-from jobs.errors import StopRequestedError, TrainingStoppedError
+from jobs.errors import StopRequestedError, TrainingStoppedError, storage_trouble_stops
 from jobs.lease import Lease
 from jobs.process_group import HostsByTheirAddress
 from jobs.room import RoomForWorkers
@@ -69,7 +70,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
         on_steps=partial(_track, run),
     )
     with room.asked_for(), watch.watching():
-        cursor = _cut_back(config.output)
+        cursor = patiently(partial(_cut_back, config.output))
         while cursor.step < job.total_steps:
             workers = room.wait(config.hang_minutes * 60, tell=watch.say, given_up=lambda: watch.stop_requested)
             if watch.stop_requested:
@@ -77,7 +78,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
             watch.begin(lease, workers, cursor.step)
             try:
                 _run_group(job, lease, watch, cursor, workers, run.run_id)
-            except (ControllerError, TrainingFailedError) as error:
+            except (ControllerError, TrainingFailedError, RayError) as error:  # the last: its controller died
                 no_room = isinstance(error, ControllerError) and room.could_not_start(workers)
                 failures += not no_room
                 if watch.stop_requested and not watch.lost:
@@ -100,12 +101,10 @@ def _cut_back(output: str) -> Cursor:
 
 def _between_groups(lease: Lease) -> tuple[Lease, Cursor]:
     """The next attempt and where it goes on from; storage that fails now is no mistake of the user's."""
-    try:
+    with storage_trouble_stops():
         patiently(lease.check)
         following = lease.renewed()
         return following, patiently(partial(_cut_back, lease.output))
-    except StorageError as error:
-        raise TrainingStoppedError(f"{error}; the checkpoints are kept: the same command goes on") from error
 
 
 def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:

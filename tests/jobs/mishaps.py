@@ -22,7 +22,7 @@ from torch import Tensor
 from jobs.batch import Batch
 from jobs.pretrain import MaskedAutoencoding, PretrainConfig, PretrainPhase
 from jobs.program import run_program
-from jobs.training import close_run, run_training, with_absolute_places
+from jobs.training import run_training, with_absolute_places
 
 
 class MishapStep(MaskedAutoencoding):
@@ -78,8 +78,7 @@ def run(config: PretrainConfig) -> Mapping[str, Any]:
     config = with_absolute_places(config)
     environment = os.environ.get("MISHAP", ""), float(os.environ.get("SECONDS_PER_MICRO_BATCH", "0"))
     phase = MishapPhase(config, False, *environment)
-    figures, _, mlflow_run = run_training("pretrain", config, phase, links={}, metadata={})
-    return close_run(config, mlflow_run, figures, [])
+    return run_training("pretrain", config, phase, links={}, metadata={}, pictures=lambda *_: [])
 
 
 if __name__ == "__main__":

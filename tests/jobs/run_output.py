@@ -45,7 +45,12 @@ def journal_lines(steps: int) -> list[dict[str, Any]]:
 def write_output(output: Path, tracking_uri: str, lines: Sequence[dict[str, Any]]) -> str:
     """Claim ``output`` and write what a finished training run leaves there; returns its run key."""
     config = SmallConfig("/data/set", TrackingConfig(tracking_uri))
-    tags = {"data": "/data/set", "data_digest": "0123456789abcdef", "data_version": "3"}
+    tags = {
+        "mlflow.source.git.commit": "0" * 40,
+        "data": "/data/set",
+        "data_digest": "0123456789abcdef",
+        "data_version": "3",
+    }
     pins = {"data_version": 3, "program": "pretrain", "tags": tags}
     claim = claim_output(str(output), config, pins=pins)
     (output / "config.yaml").write_text(config_yaml(config))

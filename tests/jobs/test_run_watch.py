@@ -103,6 +103,27 @@ def test_saving_has_its_own_limit_and_is_watched_too(ray: FakeRay, killed: Kille
     assert killed[0] == 0
 
 
+def test_a_rank_that_never_gave_a_sign_is_named(
+    ray: FakeRay, killed: Killed, lease: Lease, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with watch_over(lease, hang_minutes=0.002) as watch:
+        wait_until(lambda: "no worker has given a sign of life" in capsys.readouterr().err)
+        watch.begin(lease, 2, 0)
+        ray.board.beat(lease.attempt, sign(Doing.BACKWARD))
+        wait_until(lambda: killed)
+        wait_until(lambda: "slow: rank 1: never gave a sign of life;" in capsys.readouterr().err)
+
+
+def test_what_an_older_group_posts_does_not_count(ray: FakeRay, lease: Lease) -> None:
+    with watch_over(lease) as watch:
+        later = lease.renewed()
+        watch.begin(later, 1, 4)
+        ray.board.post(lease.attempt, "a warning", 9, {"step": 9})
+        ray.board.post(later.attempt, "", 5, {"step": 5})
+        wait_until(lambda: watch._steps != 4)
+        assert watch._steps == 5
+
+
 def test_storage_that_blocks_does_not_end_the_watch(
     ray: FakeRay, killed: Killed, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +144,7 @@ def test_a_silent_cluster_and_a_torn_record_are_told_once_and_the_watch_goes_on(
         ray.failure = None
         watch._stop_requested.set()
         wait_until(lambda: ray.board.wish() is Ending.REQUESTED)
-        ray.board.post("", 7)
+        ray.board.post(lease.attempt, "", 7)
         wait_until(lambda: watch._steps == 7)
     assert capsys.readouterr().err.count("goes on after") == 1
 

@@ -16,7 +16,16 @@ from jobs.errors import StopRequestedError, UserError
 from jobs.mlflow_run import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
-from jobs.tracking import TrackingConfig, data_entity, recorded, start_run
+from jobs.tracking import (
+    CHANGED_FILES_TAG,
+    COMMIT_TAG,
+    REVISION_VARIABLE,
+    TrackingConfig,
+    data_entity,
+    recorded,
+    source_tags,
+    start_run,
+)
 from tests.jobs.run_output import journal_lines, write_output
 
 pytestmark = pytest.mark.ray
@@ -132,6 +141,7 @@ def test_sync_sends_a_whole_run_and_nothing_twice(tmp_path: Path) -> None:
     assert found.info.status == "FINISHED"
     assert (found.data.tags["program"], found.data.tags["data_digest"]) == ("pretrain", "0123456789abcdef")
     assert found.data.params["data"] == "/data/set"
+    assert found.data.tags[COMMIT_TAG] == "0" * 40  # the run's own, not that of the checkout which sends
     assert found.inputs.dataset_inputs[0].dataset.name == "set version 3"
 
 
@@ -179,6 +189,19 @@ def test_sync_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_output(tmp_path / "run", NOBODY, journal_lines(3))
     with pytest.raises(UserError, match="no answer within"):
         sync(SyncConfig(output=str(tmp_path / "run")))
+    monkeypatch.setattr("jobs.sync.tracking_uri", lambda *_: None)  # as for an output on S3
+    with pytest.raises(UserError, match=r"tracking\.uri: is required here"):
+        sync(SyncConfig(output=str(tmp_path / "run")))
+
+
+def test_where_there_is_no_checkout_the_environment_tells_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert source_tags()[CHANGED_FILES_TAG].isdigit()
+    monkeypatch.setenv(REVISION_VARIABLE, "f" * 40)
+    assert source_tags()[COMMIT_TAG] != "f" * 40
+    monkeypatch.setattr("jobs.tracking._git", lambda *_: None)
+    assert source_tags() == {COMMIT_TAG: "f" * 40}
+    monkeypatch.delenv(REVISION_VARIABLE)
+    assert source_tags() == {}
 
 
 def test_a_wrong_place_is_told_at_once() -> None:

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import TrainingFailedError
 
 from jobs import worker_groups
-from jobs.checkpoint import Checkpoint, Cursor, write_checkpoint
+from jobs.checkpoint import Checkpoint, Cursor, discard_after, write_checkpoint
 from jobs.config import load_config
 from jobs.errors import StopRequestedError, TrainingStoppedError
 from jobs.lease import Lease, take_lease
@@ -99,6 +100,10 @@ def in_turn(*steps: Group) -> Group:
     return group
 
 
+def lose_the_controller() -> None:
+    raise ActorDiedError
+
+
 def die() -> None:
     raise TrainingFailedError("workers died")
 
@@ -136,6 +141,14 @@ def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> Group:
 
     monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.0)
     return lambda: monkeypatch.setattr(worker_groups, "newest_cursor", newest_cursor)
+
+
+def test_a_controller_that_dies_is_a_failure_like_a_workers(run: Run) -> None:
+    """Ray hands its death on as it comes, not as an error of training."""
+    assert run.train(in_turn(partial(run.save, 2), lose_the_controller), partial(run.save, 4)).attempt == 3
+    discard_after(run.output, 0)
+    with pytest.raises(TrainingStoppedError, match=r"workers died .*failure 2"):
+        run.train(lose_the_controller, lose_the_controller)
 
 
 def test_storage_that_fails_between_groups_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,89 @@
+"""What the driver does before the first worker starts and after the last one has ended. No Ray."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import pretrain, training
+from jobs.checkpoint import Checkpoint, write_checkpoint, write_journal
+from jobs.config import load_config
+from jobs.errors import TrainingStoppedError, UserError
+from jobs.held_out import HeldOutConfig, check_held_out
+from jobs.pretrain import PretrainConfig, PretrainPhase
+from pipeline import PreparedSet, StorageError
+from tests.jobs.run_output import journal_lines
+from tests.pipeline.small_set import small_prepared_set
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
+    prepared = small_prepared_set(tmp_path_factory.mktemp("start"))
+    pinned = Path(prepared.uri) / "versions" / "0001.json"
+    pinned.parent.mkdir()
+    pinned.write_bytes((Path(prepared.uri) / "dataset.json").read_bytes())
+    return prepared
+
+
+def config(prepared: PreparedSet, output: Path, *more: str) -> PretrainConfig:
+    keys = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "global_batch=4",
+            "micro_batch=4", "precision=fp32", "tracking.uri=none", f"steps={STEPS}", "picture_clips=0"]  # fmt: skip
+    return load_config(PretrainConfig, "pretrain", [*keys, f"data={prepared.uri}", f"output={output}", *more])
+
+
+def test_a_mistake_that_is_found_after_the_claim_leaves_the_output_free(prepared: PreparedSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^held_out\.split=validation: data=.* has no such clips; it has \{"):
+        pretrain.run(config(prepared, tmp_path / "run", "held_out.split=validation"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_what_cannot_be_measured_is_told_or_refused(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_held_out(HeldOutConfig(), prepared, labelled_only=False) == ""
+    assert check_held_out(HeldOutConfig(best_by="knn_top1"), prepared, labelled_only=False) == ""
+    with pytest.raises(ValueError, match=r"held_out\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
+        check_held_out(HeldOutConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
+    monkeypatch.setattr(PreparedSet, "num_clips", lambda *_, **__: 0)
+    assert "nothing is measured, and no checkpoint is the best" in check_held_out(HeldOutConfig(), prepared, False)
+    assert check_held_out(HeldOutConfig(clips=0), prepared, labelled_only=False) == ""
+
+
+def test_a_classifiers_figure_is_not_pretrainings(prepared: PreparedSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"held_out\.best_by=top1: is a classifier's figure"):
+        config(prepared, tmp_path, "held_out.best_by=top1")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "curves.png"])
+def test_storage_that_fails_after_the_last_step_is_no_mistake_of_the_user(
+    name: str, prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(prepared, tmp_path / "run")
+    weights = PretrainPhase(asked).build_step(load_init=False).model.state_dict()
+    ended, real = list[str](), training.write_bytes
+
+    def trained(_job: Any, lease: Any, _run: Any) -> Any:
+        write_journal(lease.output, STEPS, 1, "".join(json.dumps(line) + "\n" for line in journal_lines(STEPS)))
+        write_checkpoint(lease.output, Checkpoint(STEPS, 4 * STEPS, weights, {}))
+        return lease
+
+    def failing(uri: str, content: bytes) -> None:
+        if uri.endswith(name) and not ended:
+            raise StorageError(uri, "503 slow down", "try again")
+        real(uri, content)
+
+    monkeypatch.setattr(training, "connect", lambda: None)
+    monkeypatch.setattr(training, "refuse_to_wait_for_ever", lambda *_: None)
+    monkeypatch.setattr(training, "node_metrics", lambda _run: nullcontext())
+    monkeypatch.setattr(training, "train", trained)
+    monkeypatch.setattr(training, "write_bytes", failing)
+    monkeypatch.setattr(training.Run, "finish", lambda _run, status="FINISHED": ended.append(status))
+    with pytest.raises(TrainingStoppedError, match=r"503 slow down; .*the checkpoints are kept: the same command goes"):
+        pretrain.run(asked)
+    assert ended == ["FAILED"]
+    assert pretrain.run(asked)["steps"] == STEPS
+    assert ended == ["FAILED", "FINISHED"]
