@@ -110,7 +110,8 @@ def _prepared(folder: Path) -> str:
 
 
 def _job(data: str, output: Path, phase: Any, *keys: str) -> TrainingJob:
-    arguments = ["demo", f"data={data}", f"output={output}", "workers=1", "checkpoint.every_steps=100000", *keys]
+    arguments = ["demo", f"data={data}", f"output={output}", "workers=1", "checkpoint.every_steps=100000",
+                 "held_out.clips=0", *keys]  # fmt: skip
     config = load_config(PretrainConfig, "pretrain", arguments)
     return plan_job(config, phase or PretrainPhase(config), "bench", "bench", open_prepared(data))
 

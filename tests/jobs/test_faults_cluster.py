@@ -108,3 +108,8 @@ def test_a_stopped_job_leaves_the_last_checkpoint_intact_and_goes_on(
     assert left.step == complete_steps(str(output))[-1] < 40
     subprocess.run([*submit, *entry], check=True, timeout=300)
     assert [line["step"] for line in journal(output)] == list(range(1, 41))
+    views = [view for step in samples(output) for view in step]
+    epoch = len(set(views))
+    assert len(views) > epoch
+    for start in range(0, len(views) - epoch + 1, epoch):
+        assert len(set(views[start : start + epoch])) == epoch  # each once

@@ -97,6 +97,16 @@ def test_one_worker_draws_what_two_draw(pretrained: Path, prepared: str, tmp_pat
     assert losses(alone) == pytest.approx(losses(pretrained), rel=1e-5)
 
 
+@pytest.mark.faults  # not a fault, but three more runs than fit into `make test`
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_zero_stage_takes_the_same_steps(stage: int, pretrained: Path, prepared: str, tmp_path: Path) -> None:
+    """On two workers, as `pretrained` with stage 1."""
+    output = tmp_path / f"stage-{stage}"
+    pretrain.run(pretrain_config(prepared, output, f"zero_stage={stage}"))
+    assert [line["sample_ids"] for line in journal(output)] == [line["sample_ids"] for line in journal(pretrained)]
+    assert losses(output) == pytest.approx(losses(pretrained), rel=1e-5)
+
+
 def test_the_same_output_with_another_rate_is_refused(pretrained: Path, prepared: str) -> None:
     with pytest.raises(UserError, match=r"learning_rate: 0\.0128 there, 0\.5 now"):
         pretrain.run(pretrain_config(prepared, pretrained, "optimizer.learning_rate=0.5"))
