@@ -23,6 +23,7 @@ from jobs.errors import UserError
 from jobs.initial_weights import (
     DIGEST_CHARACTERS,
     ENCODER,
+    SAMPLING,
     SHIPPED_CLASSES,
     absolute_init,
     initial_metadata,
@@ -55,6 +56,8 @@ class ClassifierWeights:
     """Class names in the order of the logits."""
     links: Mapping[str, str]
     """MLflow runs that made them: `pretrain_run_id`, `finetune_run_id`, as far as known."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """How frames were chosen in training (`sampling`, `frame_stride`), as far as the weights say."""
     architecture: HieraConfig | None = None
     """Of public weights, which do not say it themselves; None for those of this project."""
     has_class_names: bool = True
@@ -109,8 +112,9 @@ def find_classifier(
     frames, height, width = architecture["input_size"]
     classes = _class_names(init, metadata, architecture["num_classes"])
     return ClassifierWeights(
-        absolute_init(init), absolute(place), digest, (frames, height, width), classes, _links(metadata)
-    )
+        absolute_init(init), absolute(place), digest, (frames, height, width), classes, _links(metadata),
+        json.loads(metadata.get(SAMPLING, "{}")),
+    )  # fmt: skip
 
 
 def shared(weights: ClassifierWeights, output: str) -> ClassifierWeights:
@@ -146,7 +150,7 @@ def _public_classifier(init: str, place: str, path: str, digest: str, public: Pu
         )
     named, size = listed is not None, (frames, height, width)
     return ClassifierWeights(
-        absolute_init(init), absolute(place), digest, size, names, {}, architecture, has_class_names=named
+        absolute_init(init), absolute(place), digest, size, names, {}, {}, architecture, has_class_names=named
     )
 
 

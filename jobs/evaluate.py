@@ -108,6 +108,7 @@ def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]
     """`run`, once the weights are here."""
     prepared = open_prepared(config.data)
     weights = named_by_the_set(found, prepared)
+    tell_other_sampling(config, weights)
     logits_of_labels = match_classes(weights, prepared, config.label_separator)
     output = absolute(config.output)
     if prepared.num_clips(config.split) == 0:
@@ -207,6 +208,19 @@ def named_by_the_set(weights: ClassifierWeights, prepared: PreparedSet) -> Class
         highlight=False,
     )
     return replace(weights, classes=prepared.classes)
+
+
+def tell_other_sampling(config: EvaluateConfig, weights: ClassifierWeights) -> None:
+    """Say where frames are chosen in another way than in training: scores are lower than they need be."""
+    given = {"sampling": config.sampling, "frame_stride": config.frame_stride}
+    other = {key: value for key, value in weights.sampling.items() if given[key] != value}
+    if other.get("sampling", config.sampling) == config.sampling == "segments":
+        return  # which has no stride
+    if other:
+        due = " ".join(f"{key}={value}" for key, value in other.items())
+        console.print(
+            f"[yellow]warning[/]: init={weights.uri} was trained with {due}; give {due} to score it so", highlight=False
+        )
 
 
 def not_in_the_set(prepared: PreparedSet, split: str) -> dict[str, Any]:

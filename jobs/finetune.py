@@ -37,7 +37,14 @@ from jobs.batch import Batch
 from jobs.dry_run import dry_run_figures
 from jobs.errors import UserError
 from jobs.held_out import HeldOutConfig
-from jobs.initial_weights import ENCODER, SHIPPED_CLASSES, initial_metadata, link_to_initial_run, local_weights
+from jobs.initial_weights import (
+    ENCODER,
+    SAMPLING,
+    SHIPPED_CLASSES,
+    initial_metadata,
+    link_to_initial_run,
+    local_weights,
+)
 from jobs.program import console, replace, run_program
 from jobs.registered_weights import initial_file
 from jobs.tracking import unrecorded
@@ -204,12 +211,13 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
     links = link_to_initial_run(located.init)
     phase = _phase(located)
     head = tell_head(config.init, phase.new_head, phase.num_classes)
+    sampling = {"sampling": config.view.sampling, "frame_stride": config.view.frame_stride}
     report = run_training(
         "finetune",
         config,
         phase,
         links=links,
-        metadata={"classes": json.dumps(prepared.classes), **links},
+        metadata={"classes": json.dumps(prepared.classes), SAMPLING: json.dumps(sampling), **links},
         pictures=lambda _, folder: [loss_curves(config.output, folder)],
     )
     return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty), "head": head}

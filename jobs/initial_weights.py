@@ -18,6 +18,7 @@ BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best on held-out
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
 REGISTRY = "models:/"
+SAMPLING = "sampling_of_frames"  # key of a weights file: how frames were chosen in training, as JSON
 ENCODER = "encoder"  # `part` of an export that left the head out
 SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
 

@@ -27,7 +27,7 @@ import pipeline
 from hiera_video import save_model
 from jobs.classifier import Classifier, ClassifierWeights, PublicWeightsConfig, find_classifier
 from jobs.errors import UserError
-from jobs.initial_weights import WEIGHT_FILES, WEIGHTS, is_registered
+from jobs.initial_weights import SAMPLING, WEIGHT_FILES, WEIGHTS, is_registered
 from jobs.mlflow_run import FAILURES
 from jobs.program import run_program
 from jobs.tracking import TrackingConfig, recorded, start_run, tracking_uri
@@ -139,7 +139,7 @@ def signature(weights: ClassifierWeights) -> ModelSignature:
 def _register(config: RegisterConfig, weights: ClassifierWeights, uri: str, run_id: str) -> str:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    facts = {"classes": json.dumps(weights.classes), **weights.links}
+    facts = {"classes": json.dumps(weights.classes), SAMPLING: json.dumps(weights.sampling), **weights.links}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / WEIGHTS
         save_model(file, Classifier(weights.uri, "fp32", False, weights.architecture).model, facts)

@@ -16,7 +16,8 @@ from hiera_video import create_model, huggingface_state_dict, model_config, offi
 from jobs import export
 from jobs.classifier import Classifier, PublicWeightsConfig, find_classifier
 from jobs.errors import UserError
-from jobs.evaluate import match_classes, named_by_the_set
+from jobs.evaluate import EvaluateConfig, match_classes, named_by_the_set, tell_other_sampling
+from jobs.initial_weights import SAMPLING
 from pipeline import UNLABELLED, PreparedSet
 
 
@@ -68,6 +69,19 @@ def test_nameless_weights_take_the_sets_names_where_there_are_as_many(tmp_path: 
     assert named_by_the_set(found, prepared("up", "down", "still")).classes == ("up", "down", "still")
     with pytest.raises(UserError, match=r"has 3 classes without names, .* has 2"):
         named_by_the_set(found, prepared("up", "down"))
+
+
+def test_frames_that_are_chosen_otherwise_than_in_training_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"classes": json.dumps(["a"] * 8), SAMPLING: json.dumps({"sampling": "stride", "frame_stride": 2})}
+    save_model(tmp_path / "w.safetensors", create_model("hiera_test_8x64"), facts)
+    weights = find_classifier(str(tmp_path / "w.safetensors"))
+    places = {"init": weights.uri, "data": "set", "output": "out"}
+    tell_other_sampling(EvaluateConfig(**places, sampling="stride", frame_stride=2), weights)
+    assert capsys.readouterr().err == ""
+    tell_other_sampling(EvaluateConfig(**places), weights)
+    assert "give sampling=stride frame_stride=2 to score it so" in " ".join(capsys.readouterr().err.split())
 
 
 def test_labels_of_several_parts(tmp_path: Path) -> None:
