@@ -42,7 +42,6 @@ from jobs.initial_weights import (
     SAMPLING,
     SHIPPED_CLASSES,
     initial_metadata,
-    link_to_initial_run,
     local_weights,
 )
 from jobs.program import console, replace, run_program
@@ -52,6 +51,8 @@ from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import (
     claimed_set,
+    goes_on,
+    initial_links,
     loss_curves,
     run_training,
     with_absolute_places,
@@ -208,9 +209,9 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
         )
     empty = tell_empty_classes(prepared)
     located = with_initial_file(config)
-    links = link_to_initial_run(located.init)
-    phase = _phase(located)
-    head = tell_head(config.init, phase.new_head, phase.num_classes)
+    links, phase = initial_links(located), _phase(located)
+    if phase.new_head and config.init:
+        tell_new_head(config.init, phase.num_classes)
     sampling = {"sampling": config.view.sampling, "frame_stride": config.view.frame_stride}
     report = run_training(
         "finetune",
@@ -220,7 +221,7 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
         metadata={"classes": json.dumps(prepared.classes), SAMPLING: json.dumps(sampling), **links},
         pictures=lambda _, folder: [loss_curves(config.output, folder)],
     )
-    return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty), "head": head}
+    return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty)}
 
 
 def tell_empty_classes(prepared: PreparedSet) -> list[str]:
@@ -238,7 +239,8 @@ def tell_empty_classes(prepared: PreparedSet) -> list[str]:
 
 def _phase(config: FinetuneConfig) -> FinetunePhase:
     classes = claimed_set(config).classes
-    return FinetunePhase(config, len(classes), new_head=classes_of(config.init) != classes)
+    new_head = not goes_on(config) and classes_of(config.init) != classes
+    return FinetunePhase(config, len(classes), new_head=new_head)
 
 
 def classes_of(init: str | None) -> tuple[str, ...] | None:
@@ -262,14 +264,11 @@ def classes_of(init: str | None) -> tuple[str, ...] | None:
     return read_class_list(listed) if listed else None
 
 
-def tell_head(init: str | None, new: bool, num_classes: int) -> str:
-    """Say whether the head comes from ``init``, as ``new`` or ``of init``."""
-    if new and init is not None:
-        console.print(
-            f"init={init}: has no head for these {num_classes} classes in this order; the head starts new",
-            highlight=False,
-        )
-    return "new" if new else "of init"
+def tell_new_head(init: str, num_classes: int) -> None:
+    """Say that the head does not come from ``init``."""
+    console.print(
+        f"init={init}: has no head for these {num_classes} classes in this order; the head starts new", highlight=False
+    )
 
 
 def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:

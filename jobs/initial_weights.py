@@ -17,6 +17,7 @@ WEIGHTS = "model.safetensors"
 BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best on held-out clips
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
+RUN_LINK = "_run_id"  # end of the tags of `link_to_initial_run`
 REGISTRY = "models:/"
 SAMPLING = "sampling_of_frames"  # key of a weights file: how frames were chosen in training, as JSON
 ENCODER = "encoder"  # `part` of an export that left the head out
@@ -76,5 +77,5 @@ def link_to_initial_run(init: str | None) -> dict[str, str]:
     if "program" not in metadata:  # a registered copy, which hands on the run that it was made of
         links["finetune_run_id"] = metadata.get("finetune_run_id")
     elif metadata.get("run_id"):
-        links[f"{metadata['program']}_run_id"] = metadata["run_id"]
+        links[metadata["program"] + RUN_LINK] = metadata["run_id"]
     return {key: run_id for key, run_id in links.items() if run_id}

@@ -26,13 +26,14 @@ from hiera_video import (
 from jobs.architecture import architecture
 from jobs.batch import Batch
 from jobs.dry_run import dry_run_figures
-from jobs.initial_weights import is_registered, link_to_initial_run, local_weights
+from jobs.initial_weights import is_registered, local_weights
 from jobs.pictures import reconstruction_picture
 from jobs.program import run_program
 from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import (
+    initial_links,
     loss_curves,
     run_training,
     sample_views,
@@ -167,7 +168,7 @@ def run(config: PretrainConfig) -> Mapping[str, Any]:
             reconstruction_picture(model, frames, drawn[-1], mask_ratio=config.mask_ratio)  # type: ignore[arg-type]
         return drawn
 
-    links = link_to_initial_run(config.init)
+    links = initial_links(config)
     return run_training("pretrain", config, PretrainPhase(config), links=links, metadata={}, pictures=pictures)
 
 

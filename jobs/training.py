@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hiera_video import save_model
 from jobs.checkpoint import (
+    complete_steps,
     latest_checkpoint,
     measured_steps,
     read_checkpoint,
@@ -24,7 +25,7 @@ from jobs.cluster import connect
 from jobs.config import config_dict, config_yaml
 from jobs.errors import UserError, storage_trouble_stops
 from jobs.held_out import check_held_out
-from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, absolute_init, is_registered
+from jobs.initial_weights import BEST_WEIGHTS, RUN_LINK, WEIGHTS, absolute_init, is_registered, link_to_initial_run
 from jobs.lease import take_lease
 from jobs.node_metrics import node_metrics
 from jobs.output import claim_output, earlier_claim, release_output
@@ -83,7 +84,7 @@ def run_training(
     """
     newest = open_prepared(config.data)
     try:
-        phase.build_step(load_init=True)  # mistakes in the weights show here, not in a worker
+        phase.build_step(load_init=not goes_on(config))  # mistakes in the weights show here, not in a worker
     except ValueError as error:
         raise UserError(f"{program}: {error}") from error
     tags = {key: value for key, value in links.items() if value} | data_tags(newest) | source_tags()
@@ -167,6 +168,23 @@ def claimed_set(config: TrainConfig) -> PreparedSet:
     claim = json.loads(read_bytes(place)) if exists(place) else {"config": {}}
     its_own = claim["config"].get("data") == absolute(config.data)
     return open_prepared(config.data, claim["pins"].get("data_version") if its_own else None)
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether there is a checkpoint to go on from: what `init` named is in it, and need not be there any more."""
+    return bool(complete_steps(config.output))
+
+
+def initial_links(config: TrainConfig) -> dict[str, str]:
+    """Tags that tie a run to those that `init` comes from; of a run that goes on, as they were at its first start.
+
+    Raises:
+        UserError: see `jobs.initial_weights.initial_metadata`.
+    """
+    if not goes_on(config):
+        return link_to_initial_run(config.init)
+    tags = json.loads(read_bytes(join(config.output, "run.json")))["pins"].get("tags", {})
+    return {key: value for key, value in tags.items() if key.endswith(RUN_LINK)}
 
 
 def with_initial_file(config: ConfigT) -> ConfigT:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from hiera_video import create_model, official_state_dict, read_metadata, save_model
+from jobs.checkpoint import Checkpoint, write_checkpoint
 from jobs.config import load_config
 from jobs.errors import UserError
-from jobs.finetune import FinetuneConfig, _phase, classes_of, run, tell_empty_classes, tell_head
+from jobs.finetune import FinetuneConfig, _phase, classes_of, run, tell_empty_classes
 from jobs.output import claim_output
 from jobs.program import replace
-from jobs.training import claimed_set
+from jobs.training import claimed_set, goes_on, initial_links
 from pipeline import PreparedSet, read_class_list
 from tests.pipeline.small_set import CLASSES, small_prepared_set
 
@@ -58,12 +59,27 @@ def test_a_head_for_other_classes_starts_anew(
     init = weights(tmp_path / "w.safetensors", classes)
     assert json.loads(read_metadata(init)["classes"]) == list(classes)
     torch.manual_seed(1)
-    model = _phase(config(prepared, init)).build_step(load_init=True).model
+    phase = _phase(config(prepared, init))
+    assert phase.new_head is not kept
+    model = phase.build_step(load_init=True).model
     torch.manual_seed(7)
     former = create_model("hiera_test_8x64", num_classes=3).state_dict()
     assert torch.equal(model.state_dict()["head.weight"], former["head.weight"]) is kept
     encoder = [name for name in former if name.startswith("encoder.")]
     assert all(torch.equal(model.state_dict()[name], former[name]) for name in encoder)
+
+
+def test_a_run_that_goes_on_does_not_need_its_initial_weights(prepared: PreparedSet, tmp_path: Path) -> None:
+    init = weights(tmp_path / "w.safetensors", CLASSES)
+    asked = config(prepared, init)
+    claim_output(asked.output, asked, pins={"data_version": 1, "tags": {"pretrain_run_id": "a", "data": "set"}})
+    init.unlink()
+    with pytest.raises(UserError, match=r"w\.safetensors"):
+        initial_links(asked)
+    write_checkpoint(asked.output, Checkpoint(1, 4, {}, {}))
+    assert initial_links(asked) == {"pretrain_run_id": "a"}
+    assert not _phase(asked).new_head
+    _phase(asked).build_step(load_init=not goes_on(asked))
 
 
 def test_a_public_head_counts_as_kinetics(tmp_path: Path) -> None:
@@ -76,13 +92,6 @@ def test_a_public_head_counts_as_kinetics(tmp_path: Path) -> None:
     torch.save({"model_state": official_state_dict(create_model("mae_hiera_test_8x64"))}, tmp_path / "mae.pth")
     assert classes_of(str(tmp_path / "mae.pth")) is None
     assert classes_of(None) is None
-
-
-def test_it_is_said_where_the_head_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tell_head("w.pth", new=False, num_classes=3) == tell_head(None, new=False, num_classes=3) == "of init"
-    assert capsys.readouterr().err == ""
-    assert tell_head("w.pth", new=True, num_classes=3) == "new"
-    assert "init=w.pth: has no head for these 3 classes in this order" in " ".join(capsys.readouterr().err.split())
 
 
 def test_weights_of_another_preset_are_a_mistake(prepared: PreparedSet, tmp_path: Path) -> None:
@@ -103,9 +112,6 @@ def test_a_set_without_classes_is_a_mistake(prepared: PreparedSet, tmp_path: Pat
 def test_a_resumed_run_keeps_the_classes_of_its_own_version(tmp_path: Path) -> None:
     prepared = small_prepared_set(tmp_path)
     first = tmp_path / "set" / "dataset.json"
-    kept = tmp_path / "set" / "versions" / "0001.json"
-    kept.parent.mkdir()
-    kept.write_bytes(first.read_bytes())
     asked = config(prepared, tmp_path / "none")
     claim_output(asked.output, asked, pins={"data_version": 1})
     grown = json.loads(first.read_text()) | {"version": 2, "classes": [*CLASSES, "down"]}

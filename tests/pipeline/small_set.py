@@ -32,7 +32,8 @@ def small_prepared_set(folder: Path) -> PreparedSet:
         for number, some in enumerate([rows[:5], rows[5:8], rows[8:]])
     ]
     record = {"version": 1, "digest": "abc", "classes": CLASSES, "shards": shards, "counts": {}}
-    write_bytes(join(output, "dataset.json"), json.dumps(record).encode())
+    for place in ("versions/0001.json", "dataset.json"):
+        write_bytes(join(output, place), json.dumps(record).encode())
     return open_prepared(output)
 
 
