@@ -42,7 +42,8 @@ LICENSE_NOTE = (
 )
 _CONFIG_CLASSES = {"HieraConfig": HieraConfig, "MaskedAutoencoderConfig": MaskedAutoencoderConfig}
 _FORMAT = "hiera_video"
-# What weights do not show by their names and shapes. `q_pool` may differ: pretraining pools once less (paper §A).
+# What weights do not show by their names and shapes. Between kinds `q_pool` may differ: pretraining pools
+# once less (paper §A).
 _SETTINGS_WITHOUT_SHAPES = (
     "num_heads", "head_mul", "mask_unit_attn", "mask_unit_size", "q_stride", "patch_stride", "patch_padding",
 )  # fmt: skip
@@ -127,7 +128,8 @@ def load_weights(model: Hiera | MaskedAutoencoder, path: str | Path) -> None:
         ValueError: a missing or damaged file, another preset's weights, anything missing or left over.
     """
     weights = read_weights(path)
-    _refuse_other_settings(model, weights, str(path))
+    same_kind = () if type(weights.config) is not type(model.config) else ("q_pool", "decoder_num_heads")
+    _refuse_other_settings(model, weights, str(path), same_kind)
     _load_strictly(model, weights, str(path))
 
 
@@ -295,14 +297,16 @@ def _load_strictly(
     model.load_state_dict(fitted)
 
 
-def _refuse_other_settings(model: Hiera | MaskedAutoencoder, weights: Weights, source: str) -> None:
+def _refuse_other_settings(
+    model: Hiera | MaskedAutoencoder, weights: Weights, source: str, more: tuple[str, ...] = ()
+) -> None:
     """Weights of an architecture with the same shapes would load, and compute something else."""
     if weights.config is None:
         return
     problems = [
         f"{name}={theirs} in the file, {name}={ours} in the model"
-        for name in _SETTINGS_WITHOUT_SHAPES
-        if (theirs := getattr(weights.config, name)) != (ours := getattr(model.config, name))
+        for name in (*_SETTINGS_WITHOUT_SHAPES, *more)
+        if (theirs := getattr(weights.config, name, None)) != (ours := getattr(model.config, name, None))
     ]
     if problems:
         raise ValueError(

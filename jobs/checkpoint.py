@@ -7,7 +7,7 @@
     journal/step-00000010-attempt-0003.jsonl                        the metric lines since the checkpoint before
 
 A checkpoint without its marker, or whose files do not match it, is never loaded. Files carry the attempt that wrote
-them and the first marker stays, so that a writer that was cut off can spoil nothing (see `jobs.lease`).
+them and the first sound marker stays, so that a writer that was cut off can spoil nothing (see `jobs.lease`).
 """
 
 from __future__ import annotations

@@ -178,10 +178,9 @@ def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
     hint = field_type(config_class, key)
     try:
-        value = _parse(hint, raw)
-        if not all(math.isfinite(number) for number in _floats(value)):
+        OmegaConf.update(tree, key, _parse(hint, raw), merge=False)
+        if not all(math.isfinite(number) for number in _floats(OmegaConf.select(tree, key))):
             raise UserError(f"{key}={raw}: must be a finite number; give one")
-        OmegaConf.update(tree, key, value, merge=False)
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise UserError(
             f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
@@ -236,7 +235,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _floats(value: Any) -> Iterator[float]:
-    if isinstance(value, list):
+    if OmegaConf.is_config(value) and not isinstance(value, DictConfig):
         for item in value:
             yield from _floats(item)
     elif isinstance(value, float):

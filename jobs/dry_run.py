@@ -8,10 +8,11 @@ from typing import Any
 
 from hiera_video import BF16_SHARE, activation_bytes, complexity_of
 from jobs.checkpoint import complete_steps, read_journal
-from jobs.initial_weights import initial_metadata
+from jobs.initial_weights import local_weights
+from jobs.output import pins_of
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob
-from jobs.training import claimed_set, goes_on, plan_job
+from jobs.training import claimed_set, plan_job
 
 GIB = 2**30
 FLOAT32_BYTES, BF16_BYTES = 4, 2
@@ -32,8 +33,9 @@ def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
         UserError: the set holds no clip to train on, or `init` names nothing.
         StorageError: the set is missing or cannot be read.
     """
-    if not goes_on(config):
-        initial_metadata(config.init)  # whether it is there
+    if config.init and not pins_of(config.output):
+        with local_weights(config.init):  # is there
+            pass
     prepared = claimed_set(config)
     job = plan_job(config, phase, "dry run", "", prepared)
     clips = prepared.num_clips("train", labelled_only=phase.labelled_only)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data import Dataset
 from rich.progress import track
@@ -44,21 +42,21 @@ from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, replace, run_program
 from jobs.registered_weights import initial_file
 from jobs.stop_request import keeping_finished_work
-from jobs.tracking import Run, TrackingConfig, recorded, start_run
+from jobs.tracking import Run, TrackingConfig, recorded, source_tags, start_run
 from pipeline import (
     UNLABELLED,
     DecodeConfig,
     PreparedSet,
+    StorageError,
     ViewConfig,
     ViewProtocol,
     absolute,
-    current_rejected,
-    current_videos,
     evaluation_views,
     exists,
     join,
     open_prepared,
     read_bytes,
+    rejections,
     write_bytes,
 )
 
@@ -121,7 +119,8 @@ def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]
     sources = {"data": absolute(config.data), "init": weights.uri}
     pins = {"weights_digest": weights.digest, "data_version": prepared.version}
     free = (*FREE_KEYS, "decode_workers")
-    claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins)
+    tags = {"tags": source_tags()}
+    claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins | tags)
     refuse_what_changed(output, claim.pins, pins)
     if exists(join(output, FIGURES)):
         console.print(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
@@ -164,6 +163,7 @@ def score(
     tracking: Run,
 ) -> dict[str, Any]:
     """Score every clip, write what came of it, and end the run in MLflow."""
+    absent = not_in_the_set(prepared, config.split)
     connect()
     started = time.monotonic()
     rows = sorted(
@@ -172,7 +172,6 @@ def score(
     )
     seconds = time.monotonic() - started
     result = figures(rows, weights.classes)
-    absent = not_in_the_set(prepared, config.split)
     report = {**asdict(result), **absent, "views_per_second": len(rows) * config.views.views / seconds}
     pictures = write_results(output, rows, weights)
     tracking.log_metrics({key: value for key, value in report.items() if type(value) in (int, float)}, step=0)
@@ -228,15 +227,19 @@ def not_in_the_set(prepared: PreparedSet, split: str) -> dict[str, Any]:
 
     They are not among ``videos_not_scored``, and papers differ in them: validation videos that are gone or damaged.
     """
-    videos = current_videos(prepared.uri, prepared.version)
-    of_split = videos.filter(pc.and_(pc.equal(videos["split"], split), pc.equal(videos["clips"], 0)))
-    known = set(videos["uri"].to_pylist())
-    rejected = current_rejected(prepared.uri, prepared.version).to_pylist()
-    unread = Counter(row["reason"] for row in rejected if row["uri"] not in known)
+    try:
+        of_split, without_split = rejections(prepared.uri, prepared.version, split)
+    except StorageError as error:
+        if not error.missing:
+            raise
+        console.print(
+            f"[yellow]warning[/]: what prepare rejected is not counted: {error}", highlight=False, soft_wrap=True
+        )
+        return {}
     return {
-        "videos_not_in_the_set": len(of_split),
-        "not_in_the_set_by_reason": dict(Counter(of_split["status"].to_pylist()).most_common()),
-        "videos_never_read_by_reason": dict(unread.most_common()),
+        "videos_not_in_the_set": sum(of_split.values()),
+        "not_in_the_set_by_reason": of_split,
+        "videos_never_read_by_reason": without_split,
     }
 
 

@@ -24,7 +24,7 @@ from jobs.architecture import OVERRIDES, architecture
 from jobs.checkpoint import Checkpoint, complete_steps, latest_checkpoint, measured_steps, read_checkpoint
 from jobs.errors import UserError
 from jobs.export_program import export_program
-from jobs.initial_weights import BEST_WEIGHTS, WEIGHTS, is_registered, local_weights
+from jobs.initial_weights import BEST_WEIGHTS, ENCODER, WEIGHTS, is_registered, local_weights
 from jobs.program import run_program
 from jobs.registered_weights import initial_file
 from jobs.tracking import TrackingConfig, TrackingPlace
@@ -35,7 +35,6 @@ DESCRIPTION = (
     "torch.export program (`output=....pt2`) from uint8 frames [B, T, H, W, 3] to scores [B, classes], checked against "
     "the model."
 )
-ENCODER = "encoder."
 PROGRAM = ".pt2"
 
 
@@ -79,7 +78,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
         return _write_program(config, found)
     tensors = dict(found.tensors)
     if config.part == ENCODER:
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{ENCODER}.")}
     metadata = {**found.metadata, "part": config.part}
     data = safetensors.torch.save(tensors, metadata)
     write_bytes(config.output, data)

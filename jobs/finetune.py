@@ -44,6 +44,7 @@ from jobs.initial_weights import (
     initial_metadata,
     local_weights,
 )
+from jobs.output import pins_of
 from jobs.program import console, replace, run_program
 from jobs.registered_weights import initial_file
 from jobs.tracking import unrecorded
@@ -51,7 +52,6 @@ from jobs.train_config import TrainConfig
 from jobs.trainer import TrainStep
 from jobs.training import (
     claimed_set,
-    goes_on,
     initial_links,
     loss_curves,
     run_training,
@@ -60,6 +60,7 @@ from jobs.training import (
 )
 from pipeline import PreparedSet, read_class_list
 
+NEW_HEAD = "new_head"  # pin of a run
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
 
 
@@ -183,7 +184,7 @@ class FinetunePhase:
     config: FinetuneConfig
     num_classes: int
     new_head: bool = False
-    """Whether the head stays new although `init` has one of as many classes: they are others."""
+    """Whether the head stays new: `init` has none, or one for other classes, or does not say for which."""
     labelled_only: bool = True
 
     def __post_init__(self) -> None:
@@ -209,7 +210,7 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
         )
     empty = tell_empty_classes(prepared)
     located = with_initial_file(config)
-    links, phase = initial_links(located), _phase(located)
+    links, phase = initial_links(config.output, located.init), _phase(located)
     if phase.new_head and config.init:
         tell_new_head(config.init, phase.num_classes)
     sampling = {"sampling": config.view.sampling, "frame_stride": config.view.frame_stride}
@@ -220,6 +221,7 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
         links=links,
         metadata={"classes": json.dumps(prepared.classes), SAMPLING: json.dumps(sampling), **links},
         pictures=lambda _, folder: [loss_curves(config.output, folder)],
+        pins={NEW_HEAD: phase.new_head},
     )
     return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty)}
 
@@ -239,7 +241,8 @@ def tell_empty_classes(prepared: PreparedSet) -> list[str]:
 
 def _phase(config: FinetuneConfig) -> FinetunePhase:
     classes = claimed_set(config).classes
-    new_head = not goes_on(config) and classes_of(config.init) != classes
+    pinned = pins_of(config.output).get(NEW_HEAD)  # a later start may not find `init` any more
+    new_head = classes_of(config.init) != classes if pinned is None else pinned
     return FinetunePhase(config, len(classes), new_head=new_head)
 
 

@@ -184,7 +184,8 @@ class HeldOut:
         figures: dict[str, Any] = dict(_mean(_gathered([*self._measured(copy, shown)])))
         if self._config.knn_clips and figures:
             figures |= self._probed(copy)
-        if any(cut_short for _, cut_short in _gathered([(dist.get_rank(), self._cut_short)])):
+        cut_short = any(early for _, early in _gathered([(dist.get_rank(), self._cut_short)]))
+        if cut_short and figures:
             figures |= {CUT_SHORT: True}
         if shown and dist.get_rank() == 0:
             figures |= self._drawn(copy, shown, step)

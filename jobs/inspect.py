@@ -79,7 +79,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
     videos = current_videos(data, version["version"])
     taken_out = pc.is_in(videos["uri"], pa.array(version["excluded"], pa.string()))
     stored = videos.filter(pc.and_not(pc.greater(videos["clips"], 0), taken_out))
-    rejected = current_rejected(data, version["version"])
+    rejected = current_rejected(data, version)
     console = Console()
     console.print(_class_table(stored))
     if len(rejected):

@@ -54,6 +54,12 @@ def claim_output(
     return _earlier(output, settings)
 
 
+def pins_of(output: str) -> dict[str, Any]:
+    """What the run that ``output`` holds was pinned to at its first start; empty where there is none."""
+    place = join(output, "run.json")
+    return dict(json.loads(read_bytes(place))["pins"]) if exists(place) else {}
+
+
 def earlier_claim(output: str, config: Any) -> Claim | None:
     """What a former start of the same run pinned; None before its first.
 

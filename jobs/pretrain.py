@@ -168,7 +168,7 @@ def run(config: PretrainConfig) -> Mapping[str, Any]:
             reconstruction_picture(model, frames, drawn[-1], mask_ratio=config.mask_ratio)  # type: ignore[arg-type]
         return drawn
 
-    links = initial_links(config)
+    links = initial_links(config.output, config.init)
     return run_training("pretrain", config, PretrainPhase(config), links=links, metadata={}, pictures=pictures)
 
 

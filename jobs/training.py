@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hiera_video import save_model
 from jobs.checkpoint import (
-    complete_steps,
     latest_checkpoint,
     measured_steps,
+    newest_cursor,
     read_checkpoint,
     read_journal,
 )
@@ -28,7 +28,7 @@ from jobs.held_out import check_held_out
 from jobs.initial_weights import BEST_WEIGHTS, RUN_LINK, WEIGHTS, absolute_init, is_registered, link_to_initial_run
 from jobs.lease import take_lease
 from jobs.node_metrics import node_metrics
-from jobs.output import claim_output, earlier_claim, release_output
+from jobs.output import claim_output, earlier_claim, pins_of, release_output
 from jobs.pictures import curve_picture
 from jobs.program import console, replace
 from jobs.registered_weights import KEPT, initial_file, keep_under
@@ -64,6 +64,7 @@ def run_training(
     links: Mapping[str, str | None],
     metadata: Mapping[str, str],
     pictures: Pictures,
+    pins: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, going on from what is there; write weights, journal and pictures, and end the MLflow run.
 
@@ -73,6 +74,7 @@ def run_training(
         links: tags that tie this run to others.
         metadata: facts to keep inside the weights file, besides run id and program.
         pictures: draws what shall be kept of the trained model (on the CPU) into a folder.
+        pins: what later starts of this run shall find as it is now.
 
     Returns:
         the report.
@@ -83,12 +85,9 @@ def run_training(
         TrainingStoppedError: training cannot go on, storage fails, or another start took the output over.
     """
     newest = open_prepared(config.data)
-    try:
-        phase.build_step(load_init=not goes_on(config))  # mistakes in the weights show here, not in a worker
-    except ValueError as error:
-        raise UserError(f"{program}: {error}") from error
+    _check_weights(program, config, phase)
     tags = {key: value for key, value in links.items() if value} | data_tags(newest) | source_tags()
-    pins = {"data_version": newest.version, "program": program, "tags": tags}
+    pins = {"data_version": newest.version, "program": program, "tags": tags, **(pins or {})}
     if config.init and is_registered(config.init):
         pins["init"] = posixpath.basename(str(phase.config.init))
     claim = claim_output(config.output, config, pins=pins)
@@ -105,7 +104,6 @@ def run_training(
     except UserError:
         release_output(config.output, claim)  # nothing was begun: the mended command is not refused
         raise
-    write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
     run = start_run(
         config.tracking,
         program=program,
@@ -116,10 +114,20 @@ def run_training(
         prepared=prepared,
     )
     with recorded(run), storage_trouble_stops():
+        write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
         with node_metrics(run):
             lease = train(job, take_lease(config.output), run)
         lease.check()
         return _finished(job, run, metadata, pictures)
+
+
+def _check_weights(program: str, config: TrainConfig, phase: Phase) -> None:
+    """Mistakes in the weights show here, not in a worker; a run that goes on has them in its checkpoint."""
+    try:
+        phase.build_step(load_init=True)
+    except (ValueError, UserError) as error:
+        if newest_cursor(config.output).step == 0:
+            raise error if isinstance(error, UserError) else UserError(f"{program}: {error}") from error
 
 
 def _finished(job: TrainingJob, run: Run, metadata: Mapping[str, str], pictures: Pictures) -> dict[str, Any]:
@@ -170,20 +178,15 @@ def claimed_set(config: TrainConfig) -> PreparedSet:
     return open_prepared(config.data, claim["pins"].get("data_version") if its_own else None)
 
 
-def goes_on(config: TrainConfig) -> bool:
-    """Whether there is a checkpoint to go on from: what `init` named is in it, and need not be there any more."""
-    return bool(complete_steps(config.output))
-
-
-def initial_links(config: TrainConfig) -> dict[str, str]:
+def initial_links(output: str, init: str | None) -> dict[str, str]:
     """Tags that tie a run to those that `init` comes from; of a run that goes on, as they were at its first start.
 
     Raises:
         UserError: see `jobs.initial_weights.initial_metadata`.
     """
-    if not goes_on(config):
-        return link_to_initial_run(config.init)
-    tags = json.loads(read_bytes(join(config.output, "run.json")))["pins"].get("tags", {})
+    tags = pins_of(output).get("tags")
+    if tags is None:
+        return link_to_initial_run(init)
     return {key: value for key, value in tags.items() if key.endswith(RUN_LINK)}
 
 

@@ -11,7 +11,7 @@ from pipeline.fixed_views import FixedView, fixed_views
 from pipeline.order import StreamPart
 from pipeline.patience import patiently
 from pipeline.prepare import Outcome, PlannedSet, PrepareSettings, finish_set, plan_set, preview_set
-from pipeline.prepare_versions import current_rejected, current_videos
+from pipeline.prepare_versions import current_rejected, current_videos, rejections
 from pipeline.sampling import CropBox, ViewConfig, center_crop
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA, UNLABELLED, clip_id
 from pipeline.shard_writer import StoreConfig
@@ -109,6 +109,7 @@ __all__ = [
     "read_class_list",
     "read_tags",
     "read_videos",
+    "rejections",
     "stream_cpus",
     "stream_execution_options",
     "tag_rows",

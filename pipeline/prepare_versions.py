@@ -73,10 +73,26 @@ def contents_with_status(videos: pa.Table, statuses: Sequence[str]) -> list[tupl
     return list(zip(found["uri"].to_pylist(), found["content_version"].to_pylist(), strict=True))
 
 
-def current_rejected(output: str, version: int) -> pa.Table:
-    """The rejected rows of a version (`REJECTED_SCHEMA`)."""
+def rejections(output: str, version: int, split: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Videos of a split that no clip was stored of, and those rejected before they had a split, both by reason.
+
+    What a person took out by `exclude` is in neither.
+
+    Raises:
+        StorageError: the records of prepare are not beside the set, or cannot be read.
+    """
     record = json.loads(read_bytes(join(output, "versions", f"{version:04d}.json")))
-    tables = _mapped(lambda file: read_columns(join(output, file)), record["rejected"])
+    videos = current_videos(output, version)
+    videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(record["excluded"], pa.string()))))
+    of_split = videos.filter(pc.and_(pc.equal(videos["split"], split), pc.equal(videos["clips"], 0)))
+    looked_at, rejected = set(videos["uri"].to_pylist()), current_rejected(output, record).to_pylist()
+    unread = Counter(row["reason"] for row in rejected if row["uri"] not in looked_at)
+    return dict(Counter(of_split["status"].to_pylist()).most_common()), dict(unread.most_common())
+
+
+def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
+    """The rejected rows of a version (`REJECTED_SCHEMA`)."""
+    tables = _mapped(lambda file: read_columns(join(output, file)), version["rejected"])
     return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
 
 

@@ -228,6 +228,17 @@ def test_weights_of_an_architecture_with_equal_shapes(override: dict[str, Any], 
     assert all(getattr(own, name) != value for name, value in override.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "override"), [("mae_hiera_test_8x64", "decoder_num_heads"), ("hiera_test_8x64", "q_pool")]
+)
+def test_weights_of_the_same_kind_with_equal_shapes(name: str, override: str, tmp_path: Path) -> None:
+    own = create_model(name)
+    value = getattr(own.config, override) * 2 if override == "decoder_num_heads" else own.config.q_pool - 1
+    save_model(tmp_path / "other.safetensors", create_model(name, **{override: value}))
+    with pytest.raises(ValueError, match=f"{override}={value} in the file"):
+        load_weights(own, tmp_path / "other.safetensors")
+
+
 def test_weights_of_another_depth_or_kind(tmp_path: Path) -> None:
     model = create_model("hiera_test_8x64")
     shallow = official_state_dict(create_model("hiera_test_8x64", stages=(1, 1, 1, 1)))

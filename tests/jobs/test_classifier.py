@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hiera_video import create_model, huggingface_state_dict, model_config, official_state_dict, save_model
@@ -119,6 +120,8 @@ def test_an_export_without_its_head_is_refused(tmp_path: Path) -> None:
         init=str(tmp_path / "classifier.safetensors"), output=str(tmp_path / "encoder.safetensors")
     )
     export.run(exported)
+    with safe_open(exported.output, framework="pt") as file:
+        assert {name.split(".")[0] for name in file.keys()} == {"encoder"}  # noqa: SIM118
     with pytest.raises(UserError, match="holds the encoder of a classifier without its head; fine-tune from it"):
         find_classifier(exported.output)
 

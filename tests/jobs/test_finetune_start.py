@@ -15,7 +15,7 @@ from jobs.errors import UserError
 from jobs.finetune import FinetuneConfig, _phase, classes_of, run, tell_empty_classes
 from jobs.output import claim_output
 from jobs.program import replace
-from jobs.training import claimed_set, goes_on, initial_links
+from jobs.training import _check_weights, claimed_set, initial_links
 from pipeline import PreparedSet, read_class_list
 from tests.pipeline.small_set import CLASSES, small_prepared_set
 
@@ -72,14 +72,23 @@ def test_a_head_for_other_classes_starts_anew(
 def test_a_run_that_goes_on_does_not_need_its_initial_weights(prepared: PreparedSet, tmp_path: Path) -> None:
     init = weights(tmp_path / "w.safetensors", CLASSES)
     asked = config(prepared, init)
-    claim_output(asked.output, asked, pins={"data_version": 1, "tags": {"pretrain_run_id": "a", "data": "set"}})
+    pins = {"data_version": 1, "new_head": False, "tags": {"pretrain_run_id": "a", "data": "set"}}
+    claim_output(asked.output, asked, pins=pins)
     init.unlink()
-    with pytest.raises(UserError, match=r"w\.safetensors"):
-        initial_links(asked)
-    write_checkpoint(asked.output, Checkpoint(1, 4, {}, {}))
-    assert initial_links(asked) == {"pretrain_run_id": "a"}
+    assert initial_links(asked.output, asked.init) == {"pretrain_run_id": "a"}
     assert not _phase(asked).new_head
-    _phase(asked).build_step(load_init=not goes_on(asked))
+    with pytest.raises(UserError, match=r"w\.safetensors"):
+        _check_weights("finetune", asked, _phase(asked))
+    write_checkpoint(asked.output, Checkpoint(1, 4, {}, {}))
+    _check_weights("finetune", asked, _phase(asked))
+
+
+def test_a_head_that_started_new_starts_new_again(prepared: PreparedSet, tmp_path: Path) -> None:
+    """Also where the only checkpoint is torn, and the run begins once more."""
+    asked = config(prepared, weights(tmp_path / "w.safetensors", tuple(reversed(CLASSES))))
+    claim_output(asked.output, asked, pins={"data_version": 1, "new_head": _phase(asked).new_head})
+    write_checkpoint(asked.output, Checkpoint(1, 4, {}, {}))
+    assert _phase(asked).new_head
 
 
 def test_a_public_head_counts_as_kinetics(tmp_path: Path) -> None:

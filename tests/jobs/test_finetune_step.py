@@ -128,6 +128,8 @@ def test_features_of_a_frozen_encoder_do_not_drop_paths() -> None:
         (["optimizer.weight_decay=.nan"], "optimizer.weight_decay=.nan: must be a finite number"),
         (["mix.mixup=.inf"], "mix.mixup=.inf: must be a finite number"),
         (["epochs=.inf"], "epochs=.inf: must be a finite number"),
+        (["epochs=inf"], "epochs=inf: must be a finite number"),
+        (["optimizer.weight_decay=nan"], "optimizer.weight_decay=nan: must be a finite number"),
         (["optimizer.betas=[0.9,.nan]"], "must be a finite number"),
         (["peak_tflops=-1"], "peak_tflops=-1.0: must be positive"),
         (["data="], "data=: is required; give a value"),
