@@ -85,8 +85,9 @@ def rejections(output: str, version: int, split: str) -> tuple[dict[str, int], d
     videos = current_videos(output, version)
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(record["excluded"], pa.string()))))
     of_split = videos.filter(pc.and_(pc.equal(videos["split"], split), pc.equal(videos["clips"], 0)))
-    looked_at, rejected = set(videos["uri"].to_pylist()), current_rejected(output, record).to_pylist()
-    unread = Counter(row["reason"] for row in rejected if row["uri"] not in looked_at)
+    elsewhere = {*videos["uri"].to_pylist(), *record["excluded"]}
+    rejected = current_rejected(output, record).to_pylist()
+    unread = Counter(row["reason"] for row in rejected if row["uri"] not in elsewhere)
     return dict(Counter(of_split["status"].to_pylist()).most_common()), dict(unread.most_common())
 
 
