@@ -37,7 +37,7 @@ from tests.benchmarks.motion_learning import (
 
 FOLDER = Path(__file__).parents[2] / "build" / "pretraining_sweep"
 MLFLOW_WAIT_SECONDS = 120.0
-# Easier and shorter than `FULL`: thirty runs in little more than an hour on two cores.
+# Easier and shorter than `FULL`: thirty runs in 80 minutes on two cores.
 SWEPT = dataclasses.replace(FULL, difficulty=0.3, unlabelled=2000, pretrain_steps=1500, finetune_steps=80)
 USUAL = "usual: 0.9, fusion, pixels, full"
 
