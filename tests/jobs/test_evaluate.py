@@ -108,6 +108,19 @@ def test_predictions_are_those_of_a_plain_loop(evaluated: tuple[EvaluateConfig, 
     assert (Path(config.output) / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_number_of_workers_changes_nothing(
+    evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
+) -> None:
+    """Two models and two decoders wrote the first predictions."""
+    config, report, _ = evaluated
+    alone = run(replace(config, output=str(tmp_path / "alone"), workers=1, decode_workers=1, batch_size=3))
+    same = ("top1", "top5", "mean_class_accuracy", "mean_average_precision", "calibration_error", "videos_scored")
+    assert [alone[key] for key in same] == pytest.approx([report[key] for key in same], abs=1e-6)
+    tables = [pq.read_table(Path(place) / "predictions.parquet") for place in (config.output, tmp_path / "alone")]
+    ours, theirs = (table.to_pylist() for table in tables)
+    assert [row | {"scores": pytest.approx(row["scores"], abs=1e-6)} for row in ours] == theirs
+
+
 def test_a_finished_output_is_not_scored_again(
     evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
 ) -> None:
