@@ -94,8 +94,8 @@ def test_a_stopped_job_leaves_the_last_checkpoint_intact_and_goes_on(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     """`ray job stop` sends SIGTERM and, three seconds later, SIGKILL."""
-    output = tmp_path / "stopped"
-    keys = pretrain_keys(data, output, "steps=40", "decode_actors=1", "workers=1")
+    output, steps = tmp_path / "stopped", 200  # more than can be taken while the command that stops it starts
+    keys = pretrain_keys(data, output, f"steps={steps}", "decode_actors=1", "workers=1")
     server = ["--address", f"http://127.0.0.1:{DASHBOARD}"]
     repository = ["--working-dir", str(Path(__file__).resolve().parents[2])]
     submit = [RAY, "job", "submit", *server, *repository]
@@ -106,9 +106,9 @@ def test_a_stopped_job_leaves_the_last_checkpoint_intact_and_goes_on(
     submitted.wait(60)
     left = latest_checkpoint(str(output))
     assert left is not None
-    assert left.step == complete_steps(str(output))[-1] < 40
+    assert left.step == complete_steps(str(output))[-1] < steps
     subprocess.run([*submit, *entry], check=True, timeout=300)
-    assert [line["step"] for line in journal(output)] == list(range(1, 41))
+    assert [line["step"] for line in journal(output)] == list(range(1, steps + 1))
     views = [view for step in samples(output) for view in step]
     per_epoch = open_prepared(str(data)).num_clips("train") * 2  # view.repeats
     for first in range(0, len(views), per_epoch):
