@@ -8,7 +8,7 @@ from typing import Any
 
 from hiera_video import BF16_SHARE, activation_bytes, complexity_of
 from jobs.checkpoint import complete_steps, read_journal
-from jobs.initial_weights import local_weights
+from jobs.initial_weights import is_registered, local_weights
 from jobs.output import pins_of
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob
@@ -33,7 +33,7 @@ def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
         UserError: the set holds no clip to train on, or `init` names nothing.
         StorageError: the set is missing or cannot be read.
     """
-    if config.init and not pins_of(config.output):
+    if config.init and not is_registered(config.init) and not pins_of(config.output):
         with local_weights(config.init):  # is there
             pass
     prepared = claimed_set(config)
