@@ -220,14 +220,21 @@ def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
         "zero_allow_untested_optimizer": True,  # SGD: a plain torch optimizer, tested here
         "steps_per_print": 2**31,
     }
-    # Else every worker compiles, for half a minute, shared-memory sums that only inference uses.
-    deepspeed.ops.__compatible_ops__ = {}
-    engine, *_ = deepspeed.initialize(
-        model=step, optimizer=build_optimizer(step.model, config.optimizer), config=settings, dist_init_required=False
-    )
+    engine = start_engine(step, build_optimizer(step.model, config.optimizer), settings)
     if checkpoint:
         scatter_optimizer_state(engine, checkpoint.optimizer)
     return engine
+
+
+def start_engine(step: TrainStep, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around a step, in a process group that stands.
+
+    Without DeepSpeed's own compiled operations: on a CPU every worker would build shared-memory sums, which only
+    inference uses. That takes half a minute, and a worker killed meanwhile leaves a lock file behind, for which every
+    later worker on that host waits without end (`torch.utils.file_baton`).
+    """
+    deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed.initialize(model=step, optimizer=optimizer, config=settings, dist_init_required=False)[0]
 
 
 def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterator[Batch]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
@@ -24,7 +23,7 @@ from jobs.optimizer_state import (
     scatter_optimizer_state,
     step_was_sound,
 )
-from jobs.trainer import TrainStep
+from jobs.trainer import TrainStep, start_engine
 
 pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start
 
@@ -54,7 +53,7 @@ def _engine(stage: int, optimizer: str, world: int, weights: dict[str, Tensor] |
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
-    return deepspeed.initialize(model=step, optimizer=build_optimizer(network, config), config=settings)[0]
+    return start_engine(step, build_optimizer(network, config), settings)
 
 
 def _run(rank: int, world: int, port: int, case: tuple[int, str], first: int, last: int, start: str, end: str) -> None:
@@ -97,7 +96,7 @@ def _train(case: tuple[int, str], world: int, first: int, last: int, start: Path
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(_run, (world, port, case, first, last, str(start or ""), str(end)), nprocs=world)
+    spawn(_run, (world, port, case, first, last, str(start or ""), str(end)), nprocs=world, daemon=True)
     state: dict[str, Any] = torch.load(end, weights_only=True)
     return state
 
