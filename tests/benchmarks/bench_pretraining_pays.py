@@ -16,20 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from jobs.motion_videos import MOTION_CLASSES
-from tests.benchmarks.motion_learning import (
-    Task,
-    clips_of,
-    digest_of,
-    finetune_config,
-    finetuned_top1,
-    pretrain,
-    pretrain_config,
-    sets_of,
-)
+from tests.benchmarks.motion_learning import Task, digest_of, draw_sets, learned, mean_and_spread
 
 FOLDER = Path(__file__).parents[2] / "build" / "bench_pretraining_pays"
 # Three stages, so that a mask unit is 4 × 4 tokens and a step takes a tenth of a second: below some thousand steps the
@@ -92,8 +80,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -> dict[str, Any]:
     """The benchmark on any task; processes of one thread each."""
-    for name, count, seed in sets_of(task):
-        clips_of(task, name, count, seed, folder)
+    draw_sets(task, folder)
     runs = [(way, seed) for way in WAYS for seed in seeds]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         scores = pool.map(top1_of, *zip(*[(task, folder, way, seed) for way, seed in runs], strict=True))
@@ -101,12 +88,12 @@ def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -
     rows = {way.name: _row([found[way, seed] for seed in seeds]) for way in WAYS}
     rival = max(FROM_SCRATCH, key=lambda way: float(rows[way.name]["points"]))
     gains = [100 * (found[PRETRAINED, seed] - found[rival, seed]) for seed in seeds]
-    gain = float(np.mean(gains))
+    gain, spread = mean_and_spread(gains)
     return {
         **rows,
         "gain": {
             "points": gain,
-            "spread": _spread(gains),
+            "spread": spread,
             "over": rival.name,
             "due": POINTS_DUE,
             "passed": gain >= POINTS_DUE,
@@ -118,22 +105,12 @@ def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -
 
 def top1_of(task: Task, folder: Path, way: Way, seed: int) -> float:
     """One seed of one way, in a process of its own."""
-    torch.set_num_threads(1)
-    unlabelled, labelled, held_out = (clips_of(task, *which, folder) for which in sets_of(task))
-    init = None
-    if way.pretrained:
-        init = folder / f"pretrained-{task.pretrain_steps}-{seed}.safetensors"
-        pretrain(pretrain_config(task, seed), unlabelled[0], init)
-    steps = f"{task.pretrain_steps if init else 0}-{task.finetune_steps}"
+    weights = folder / f"pretrained-{task.pretrain_steps}-{seed}.safetensors" if way.pretrained else None
+    steps = f"{task.pretrain_steps if weights else 0}-{task.finetune_steps}"
     result = folder / f"top1-{steps}-{'mixed' if way.keys else 'plain'}-{seed}.json"
-    return finetuned_top1(finetune_config(task, seed, *way.keys), labelled, held_out, result, init)
+    return learned(task, seed, folder, result, weights, finetune_keys=way.keys)["top1"]
 
 
 def _row(scores: list[float]) -> dict[str, Any]:
-    return {"points": 100 * float(np.mean(scores)), "spread": _spread([100 * score for score in scores]),
-            "seeds": ", ".join(f"{100 * score:.1f}" for score in scores)}  # fmt: skip
-
-
-def _spread(values: list[float]) -> float:
-    """Standard deviation over the seeds."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    mean, spread = mean_and_spread([100 * score for score in scores])
+    return {"points": mean, "spread": spread, "seeds": ", ".join(f"{100 * score:.1f}" for score in scores)}

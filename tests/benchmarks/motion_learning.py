@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from jobs.trainer import TrainStep
 STEPS_BETWEEN_SAVES = 50
 SMALLEST_DRAWN = 64  # see `Rendering`
 Clips = npt.NDArray[np.uint8]  # [N, T, S, S, 3]
+LabelledClips = tuple[Clips, npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,51 @@ def digest_of(task: Task) -> str:
     return hashlib.sha256(repr(task).encode()).hexdigest()[:8]
 
 
-def sets_of(task: Task) -> list[tuple[str, int, int]]:
-    """Name, number of clips and seed of the three sets, which share no clip."""
+def draw_sets(task: Task, folder: Path) -> tuple[LabelledClips, LabelledClips, LabelledClips]:
+    """The unlabelled, the labelled and the held-out clips, which share none; drawn where ``folder`` lacks them."""
     labelled = task.labels_per_class * len(MOTION_CLASSES)
-    return [("unlabelled", task.unlabelled, 1), ("labelled", labelled, 2), ("held-out", task.held_out, 3)]
+    return (
+        clips_of(task, "unlabelled", task.unlabelled, 1, folder),
+        clips_of(task, "labelled", labelled, 2, folder),
+        clips_of(task, "held-out", task.held_out, 3, folder),
+    )
 
 
-def clips_of(task: Task, name: str, count: int, seed: int, folder: Path) -> tuple[Clips, npt.NDArray[np.int64]]:
+def learned(
+    task: Task,
+    seed: int,
+    folder: Path,
+    result: Path,
+    weights: Path | None,
+    *,
+    pretrain_keys: tuple[str, ...] = (),
+    finetune_keys: tuple[str, ...] = (),
+    seconds: float | None = None,
+) -> dict[str, float]:
+    """Pretrain, unless from scratch, and fine-tune, on one thread: top-1 and what pretraining took.
+
+    Args:
+        folder: of the clips.
+        result: JSON file of the score.
+        weights: file of the pretrained encoder; None to learn from scratch.
+        seconds: see `pretrain`.
+    """
+    torch.set_num_threads(1)
+    (unlabelled, _), labelled, held_out = draw_sets(task, folder)
+    pretrained = {}
+    if weights is not None:
+        figures = pretrain(pretrain_config(task, seed, *pretrain_keys), unlabelled, weights, seconds=seconds)
+        pretrained = {"loss": figures["final_loss"], "steps": figures["steps"], "seconds": figures["seconds"]}
+    config = finetune_config(task, seed, *finetune_keys)
+    return {"top1": finetuned_top1(config, labelled, held_out, result, weights), **pretrained}
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over the seeds; no spread of one."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def clips_of(task: Task, name: str, count: int, seed: int, folder: Path) -> LabelledClips:
     """Clips drawn once and mapped from a file afterwards, and their classes, which take turns."""
     path = folder / f"{name}-{count}-{task.difficulty:g}-{task.size}-{seed}.npy"
     labels = np.arange(count) % len(MOTION_CLASSES)
@@ -134,8 +174,8 @@ def pretrain(config: PretrainConfig, clips: Clips, weights: Path, *, seconds: fl
 
 def finetuned_top1(
     config: FinetuneConfig,
-    labelled: tuple[Clips, npt.NDArray[np.int64]],
-    held_out: tuple[Clips, npt.NDArray[np.int64]],
+    labelled: LabelledClips,
+    held_out: LabelledClips,
     result: Path,
     init: Path | None,
 ) -> float:

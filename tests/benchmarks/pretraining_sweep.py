@@ -17,23 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from jobs.tracking import TrackingConfig, recorded, start_run
 from tests.benchmarks.bench_pretraining_pays import CORES, FULL, MIXING
-from tests.benchmarks.motion_learning import (
-    Task,
-    clips_of,
-    digest_of,
-    finetune_config,
-    finetuned_top1,
-    pretrain,
-    pretrain_config,
-    sets_of,
-)
+from tests.benchmarks.motion_learning import Task, digest_of, draw_sets, learned, mean_and_spread
 
 FOLDER = Path(__file__).parents[2] / "build" / "pretraining_sweep"
 MLFLOW_WAIT_SECONDS = 120.0
@@ -73,8 +62,7 @@ def swept(
     What is kept in ``folder`` is of one task. Runs of equal time wait for the usual way of their seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, count, number in sets_of(task):
-        clips_of(task, name, count, number, folder)
+    draw_sets(task, folder)
     tracking = TrackingConfig(f"sqlite:///{folder.resolve()}/mlflow.db", "pretraining sweep")
     parent = start_run(tracking, program="sweep", run_key="pretraining sweep", output=str(folder))
     found: dict[tuple[str, int], Mapping[str, Any]] = {}
@@ -100,15 +88,18 @@ def swept(
 
 def figures_of(task: Task, variant: Variant, seed: int, folder: Path, seconds: float | None) -> dict[str, float]:
     """Pretrain and fine-tune one variant with one seed, in a process of its own."""
-    torch.set_num_threads(1)
     place = _place(folder, variant, seed)
     place.mkdir(parents=True, exist_ok=True)
-    (unlabelled, _), labelled, held_out = (clips_of(task, *which, folder) for which in sets_of(task))
-    weights = place / "pretrained.safetensors"
-    pretrained = pretrain(pretrain_config(task, seed, *variant.keys), unlabelled, weights, seconds=seconds)
-    top1 = finetuned_top1(finetune_config(task, seed, *MIXING), labelled, held_out, place / "top1.json", weights)
-    return {"top1": top1, "loss": pretrained["final_loss"], "steps": pretrained["steps"],
-            "seconds": pretrained["seconds"]}  # fmt: skip
+    return learned(
+        task,
+        seed,
+        folder,
+        place / "top1.json",
+        place / "pretrained.safetensors",
+        pretrain_keys=variant.keys,
+        finetune_keys=MIXING,
+        seconds=seconds,
+    )
 
 
 def _recorded_child(
@@ -140,10 +131,9 @@ def _params(variant: Variant, seed: int) -> dict[str, Any]:
 
 
 def _row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    points = [100 * run["top1"] for run in runs]
-    spread = float(np.std(points, ddof=1)) if len(points) > 1 else 0.0
-    means = {key: float(np.mean([run[key] for run in runs])) for key in ("steps", "seconds")}
-    return {"top-1, points": float(np.mean(points)), "spread": spread, "seeds": len(points), **means}
+    points, spread = mean_and_spread([100 * run["top1"] for run in runs])
+    means = {key: mean_and_spread([run[key] for run in runs])[0] for key in ("steps", "seconds")}
+    return {"top-1, points": points, "spread": spread, "seeds": len(runs), **means}
 
 
 def main() -> None:

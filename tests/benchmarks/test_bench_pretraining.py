@@ -30,7 +30,7 @@ def test_gain_is_the_mean_over_seeds_against_the_better_way_from_scratch(
         ("from scratch, without mixing", 0): 0.4, ("from scratch, without mixing", 1): 0.56,
     }  # fmt: skip
     monkeypatch.setattr(pays, "ProcessPoolExecutor", _InThisProcess)
-    monkeypatch.setattr(pays, "clips_of", lambda *_: None)
+    monkeypatch.setattr(pays, "draw_sets", lambda *_: None)
     monkeypatch.setattr(pays, "top1_of", lambda task, folder, way, seed: scores[way.name, seed])
     figures = pays.compared(TINY, (0, 1), tmp_path, 1)
     assert figures["pretrained"]["points"] == pytest.approx(60)
