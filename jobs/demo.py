@@ -16,7 +16,7 @@ from jobs.config import config_yaml, load_config
 from jobs.errors import UserError
 from jobs.motion_videos import render_motion_videos
 from jobs.process_memory import watch_memory
-from jobs.program import console, finish, replace, run_program
+from jobs.program import console, finish, replace, run_program, tell
 from pipeline import absolute, exists, join, list_source, open_prepared
 
 DESCRIPTION = (
@@ -115,7 +115,7 @@ def _start_afresh_if_changed(config: DemoConfig) -> None:
     dials = config_yaml(replace(config, source=absolute(config.source) if config.source else None))
     record = output / "demo.yaml"
     if record.exists() and record.read_text() != dials:
-        console.print(f"other videos or dials than last time: {output} starts afresh")
+        tell(f"other videos or dials than last time: {output} starts afresh")
         for stage in STAGES:
             shutil.rmtree(output / stage, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)

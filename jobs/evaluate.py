@@ -39,7 +39,7 @@ from jobs.evaluation import (
     predictions,
 )
 from jobs.output import FREE_KEYS, claim_output
-from jobs.program import console, replace, run_program
+from jobs.program import console, replace, run_program, tell
 from jobs.registered_weights import initial_file
 from jobs.stop_request import keeping_finished_work
 from jobs.tracking import Run, TrackingConfig, recorded, source_tags, start_run
@@ -123,7 +123,7 @@ def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]
     claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins | tags)
     refuse_what_changed(output, claim.pins, pins)
     if exists(join(output, FIGURES)):
-        console.print(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
+        tell(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
         return dict(json.loads(read_bytes(join(output, FIGURES))))
     links = {"weights_digest": weights.digest, **weights.links}
     tracking = start_run(
@@ -200,11 +200,11 @@ def named_by_the_set(weights: ClassifierWeights, prepared: PreparedSet) -> Class
             f"init={weights.uri}: has {len(weights.classes)} classes without names, data={prepared.uri} has "
             f"{len(prepared.classes)}; give the weights' own list by classes="
         )
-    console.print(
-        f"[yellow]warning[/]: init={weights.uri} does not say what its classes are; the {len(prepared.classes)} names "
+    tell(
+        f"init={weights.uri} does not say what its classes are; the {len(prepared.classes)} names "
         f"of data={prepared.uri} are taken for them, in its order. Where that is another order, scores are at chance: "
         "then give classes=",
-        highlight=False,
+        warning=True,
     )
     return replace(weights, classes=prepared.classes)
 
@@ -217,9 +217,7 @@ def tell_other_sampling(config: EvaluateConfig, weights: ClassifierWeights) -> N
         return  # which has no stride
     if other:
         due = " ".join(f"{key}={value}" for key, value in other.items())
-        console.print(
-            f"[yellow]warning[/]: init={weights.uri} was trained with {due}; give {due} to score it so", highlight=False
-        )
+        tell(f"init={weights.uri} was trained with {due}; give {due} to score it so", warning=True)
 
 
 def not_in_the_set(prepared: PreparedSet, split: str) -> dict[str, Any]:
@@ -232,9 +230,7 @@ def not_in_the_set(prepared: PreparedSet, split: str) -> dict[str, Any]:
     except StorageError as error:
         if not error.missing:
             raise
-        console.print(
-            f"[yellow]warning[/]: what prepare rejected is not counted: {error}", highlight=False, soft_wrap=True
-        )
+        tell(f"what prepare rejected is not counted: {error}", warning=True)
         return {}
     return {
         "videos_not_in_the_set": sum(of_split.values()),

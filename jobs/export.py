@@ -24,7 +24,7 @@ from jobs.architecture import OVERRIDES, architecture
 from jobs.checkpoint import Checkpoint, complete_steps, latest_checkpoint, measured_steps, read_checkpoint
 from jobs.errors import UserError
 from jobs.export_program import export_program
-from jobs.initial_weights import BEST_WEIGHTS, ENCODER, WEIGHTS, is_registered, local_weights
+from jobs.initial_weights import BEST_WEIGHTS, ENCODER, RUN_LINK, WEIGHTS, is_registered, local_weights
 from jobs.program import run_program
 from jobs.registered_weights import initial_file
 from jobs.tracking import TrackingConfig, TrackingPlace
@@ -88,7 +88,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
         "step": metadata.get("step", "last"),
         "parameters": parameters,
         "megabytes": len(data) / 1e6,
-        "run_id": metadata.get("run_id", ""),
+        **_made_by(metadata),
     }
 
 
@@ -107,8 +107,14 @@ def _write_program(config: ExportConfig, found: Exported) -> dict[str, Any]:
             "part": "classifier from frames to scores",
             "megabytes": program.stat().st_size / 1e6,
             "largest difference from the model": difference,
-            "run_id": found.metadata.get("run_id", ""),
+            **_made_by(found.metadata),
         }
+
+
+def _made_by(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The MLflow run that the weights are of, where they say it; a registered model's is the one registered."""
+    run_id = metadata.get("run_id") or metadata.get(f"finetune{RUN_LINK}") or metadata.get(f"pretrain{RUN_LINK}")
+    return {"run_id": run_id} if run_id else {}
 
 
 def _from_anywhere(config: ExportConfig) -> Exported:
@@ -151,7 +157,12 @@ def _from_file(uri: str) -> Exported:
 
 def _from_checkpoint(init: str, output: str, checkpoint: Checkpoint | None) -> Exported:
     if checkpoint is None:
-        raise UserError(f"init={init}: no complete checkpoint there; {output} has the steps {complete_steps(output)}")
+        steps = complete_steps(output)
+        raise UserError(
+            f"init={init}: is no checkpoint; {output} has those of the steps {', '.join(map(str, steps))}"
+            if steps
+            else f"init={init}: holds neither weights nor a complete checkpoint; give the output of a training run"
+        )
     recipe = _recipe(output)
     model = build_model(_architecture(recipe, checkpoint.weights))
     model.load_state_dict(dict(checkpoint.weights))

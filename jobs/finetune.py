@@ -45,7 +45,7 @@ from jobs.initial_weights import (
     local_weights,
 )
 from jobs.output import pins_of
-from jobs.program import console, replace, run_program
+from jobs.program import replace, run_program, tell
 from jobs.registered_weights import initial_file
 from jobs.tracking import unrecorded
 from jobs.train_config import TrainConfig
@@ -109,7 +109,7 @@ class FinetuneConfig(TrainConfig):
         if self.learn != "all" and (self.init is None or self.new_blocks):
             raise ValueError(
                 f"learn={self.learn}: leaves the encoder as init has it (init={self.init}, "
-                f"new_blocks={self.new_blocks}); give init and no new blocks, or use learn=all"
+                f"new_blocks={self.new_blocks}); give init=RUN_OUTPUT new_blocks=0, or use learn=all"
             )
 
 
@@ -231,10 +231,10 @@ def tell_empty_classes(prepared: PreparedSet) -> list[str]:
     empty = prepared.classes_without_clips("train")
     if empty:
         shown = f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"
-        console.print(
-            f"[yellow]warning[/]: {len(empty)} of {len(prepared.classes)} classes of {prepared.uri} have no training "
+        tell(
+            f"{len(empty)} of {len(prepared.classes)} classes of {prepared.uri} have no training "
             f"clip ({shown}); they will hardly be predicted",
-            highlight=False,
+            warning=True,
         )
     return empty
 
@@ -269,9 +269,7 @@ def classes_of(init: str | None) -> tuple[str, ...] | None:
 
 def tell_new_head(init: str, num_classes: int) -> None:
     """Say that the head does not come from ``init``."""
-    console.print(
-        f"init={init}: has no head for these {num_classes} classes in this order; the head starts new", highlight=False
-    )
+    tell(f"init={init}: has no head for these {num_classes} classes in this order; the head starts new")
 
 
 def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:

@@ -34,6 +34,11 @@ VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "
 console = Console(stderr=True)
 
 
+def tell(message: str, *, warning: bool = False) -> None:
+    """A line for the person at the terminal; unwrapped, because logs and a sweep take it line by line."""
+    console.print(f"{'[yellow]warning[/]: ' if warning else ''}{escape(message)}", highlight=False, soft_wrap=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Program(Generic[ConfigT]):
     """A program as `run_program` starts it."""

@@ -30,7 +30,7 @@ from jobs.errors import UserError
 from jobs.initial_weights import SAMPLING, WEIGHT_FILES, WEIGHTS, is_registered
 from jobs.mlflow_run import FAILURES
 from jobs.program import run_program
-from jobs.tracking import TrackingConfig, recorded, start_run, tracking_uri
+from jobs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
 from pipeline import absolute
 
 DESCRIPTION = (
@@ -107,7 +107,7 @@ def run(config: RegisterConfig) -> dict[str, Any]:
     place = _run_output(config.init)
     uri = tracking_uri(config.tracking, place)
     if uri is None:
-        raise UserError("tracking.uri: is required here; give sqlite:////path/mlflow.db or http://host:port")
+        raise UserError(URI_REQUIRED)
     tracking = start_run(
         config.tracking, program="register", run_key=uuid.uuid4().hex, output=place, tags=weights.links,
         params={"init": weights.uri, "name": config.name, "alias": config.alias},

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from jobs.errors import UserError
 from jobs.initial_weights import DIGEST_CHARACTERS, WEIGHTS, is_registered
 from jobs.mlflow_run import FAILURES
-from jobs.program import console
+from jobs.program import tell
 from jobs.tracking import TrackingConfig, tracking_client, tracking_uri
 from pipeline import exists, join, write_bytes
 
@@ -89,7 +89,7 @@ def _fetch(client: MlflowClient, init: str, folder: str) -> Path:
                 f"init={init}: version {version} has no {IN_THE_MODEL}, which `python -m jobs.register` stores; give a "
                 "model that it registered, or a weights file"
             )
-        console.print(f"init={init} is version {version} of {name}", highlight=False, markup=False)
+        tell(f"init={init} is version {version} of {name}")
         place = join(model, IN_THE_MODEL)
         return Path(mlflow.artifacts.download_artifacts(place, dst_path=folder, tracking_uri=client.tracking_uri))
 

@@ -92,7 +92,10 @@ class Children:
             if line.strip():
                 last_line = line.rstrip()
                 console.print(f"[dim]{escape(child.name)}[/] {escape(last_line)}", highlight=False, soft_wrap=True)
-        return Outcome(STATES.get(process.wait(), "failed"), last_line)
+        code = process.wait()
+        if code < 0:  # so it could not say why
+            last_line = f"by {signal.Signals(-code).name}"
+        return Outcome(STATES.get(code, "failed"), last_line)
 
     def _start(self, arguments: Sequence[str]) -> subprocess.Popen[str] | None:
         with self._lock:

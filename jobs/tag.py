@@ -21,7 +21,7 @@ from jobs.classifier import find_classifier, shared
 from jobs.config import config_dict
 from jobs.errors import StopRequestedError, UserError
 from jobs.output import Claim, claim_output, release_output
-from jobs.program import console, replace, run_program
+from jobs.program import console, replace, run_program, tell
 from jobs.registered_weights import initial_file
 from jobs.sole_writer import SoleWriter, last_sealed, sole_writer
 from jobs.stop_request import keeping_finished_work, stopping_on_sigterm
@@ -160,7 +160,7 @@ def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVers
     """The version that a crash left unfinished, then all that is new, changed or gone, in versions of bounded size."""
     unfinished = unfinished_version(job.output, job.writer.attempt)
     if unfinished is not None:
-        console.print(f"going on with version {unfinished.version} of {job.output}")
+        tell(f"going on with version {unfinished.version} of {job.output}")
         yield unfinished
     known = KnownVideos(job.output)
     gone = tombstones(listing, known)
@@ -172,9 +172,7 @@ def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVers
     if len(gone):
         yield plan_version(job, gone)
     elif nothing_new:
-        console.print(
-            f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}"
-        )
+        tell(f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}")
 
 
 def plan_version(job: TagJob, probed: pa.Table) -> PlannedVersion:
@@ -185,7 +183,7 @@ def plan_version(job: TagJob, probed: pa.Table) -> PlannedVersion:
     committed = last_commit(job.output)
     version = committed["version"] + 1 if committed else 0
     if not write_plan(job.output, version, units, job.plan.settings()):
-        console.print(f"version {version} was planned already, by a job that was cut off: going on with that plan")
+        tell(f"version {version} was planned already, by a job that was cut off: going on with that plan")
     return PlannedVersion(job.output, version, job.writer.attempt)
 
 

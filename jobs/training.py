@@ -30,7 +30,7 @@ from jobs.lease import take_lease
 from jobs.node_metrics import node_metrics
 from jobs.output import claim_output, earlier_claim, pins_of, release_output
 from jobs.pictures import curve_picture
-from jobs.program import console, replace
+from jobs.program import replace, tell
 from jobs.registered_weights import KEPT, initial_file, keep_under
 from jobs.room import refuse_to_wait_for_ever
 from jobs.tracking import Run, data_tags, recorded, source_tags, start_run, tracking_uri, unrecorded
@@ -239,7 +239,7 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     except ValueError as error:
         raise UserError(str(error)) from error
     if warning:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False)
+        tell(warning, warning=True)
     steps_per_epoch = clips / config.global_batch
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))

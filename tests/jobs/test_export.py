@@ -108,9 +108,9 @@ def test_a_finished_runs_file_is_taken_with_its_facts(
 def test_what_is_not_there_is_told(unfinished: tuple[Path, dict[int, dict[str, torch.Tensor]]], tmp_path: Path) -> None:
     output, _ = unfinished
     target = str(tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"no complete checkpoint there; .* has the steps \[1, 2\]"):
+    with pytest.raises(UserError, match=r"step-7: is no checkpoint; .* has those of the steps 1, 2"):
         run(ExportConfig(init=f"{output}/checkpoints/step-7", output=target))
-    with pytest.raises(UserError, match="no complete checkpoint there"):
+    with pytest.raises(UserError, match="nothing: holds neither weights nor a complete checkpoint; give"):
         run(ExportConfig(init=str(tmp_path / "nothing"), output=target))
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="broken"):

@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from hiera_video import create_model, save_model
 from jobs import export
 from jobs.classifier import find_classifier, shared
+from jobs.config import load_config
 from jobs.errors import UserError
-from jobs.finetune import FinetuneConfig
+from jobs.finetune import FinetuneConfig, dry_run
 from jobs.initial_weights import initial_metadata, link_to_initial_run
 from jobs.mlflow_run import tracking_client_for
 from jobs.output import claim_output
@@ -24,6 +25,7 @@ from jobs.program import replace, what_is_there
 from jobs.registered_weights import initial_file
 from jobs.tracking import TrackingConfig, TrackingPlace
 from jobs.training import with_absolute_places, with_initial_file
+from tests.pipeline.small_set import small_prepared_set
 
 CLASSES = ("left", "right")
 NAME = "models:/motion"
@@ -151,9 +153,23 @@ def test_a_classifier_says_what_was_asked_and_is_read_where_workers_can(
 def test_export(tracking: TrackingConfig, tmp_path: Path) -> None:
     output = str(tmp_path / "model.safetensors")
     asked = export.ExportConfig(init=f"{NAME}/2", output=output, part="model", tracking=TrackingPlace(tracking.uri))
-    export.run(asked)
+    assert export.run(asked)["run_id"] == "f1"
     assert json.loads(initial_metadata(output)["classes"]) == list(CLASSES)
     assert "which is asked by the run only" in what_is_there(asked)["init"]
+
+
+def test_a_dry_run_of_finetuning_reads_it_and_writes_nothing(tracking: TrackingConfig, tmp_path: Path) -> None:
+    data, output = small_prepared_set(tmp_path).uri, tmp_path / "run"
+    keys = [
+        "model=hiera_test_8x64",
+        "view.num_frames=8",
+        "view.size=64",
+        "steps=3",
+        "tracking.uri=" + str(tracking.uri),
+    ]
+    asked = load_config(FinetuneConfig, "finetune", [f"init={NAME}@best", f"data={data}", f"output={output}", *keys])
+    assert dry_run(asked)["steps"] == 3
+    assert not output.exists()
 
 
 def test_a_run_whose_output_was_moved_finds_its_copy(tracking: TrackingConfig, tmp_path: Path) -> None:
