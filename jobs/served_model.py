@@ -52,7 +52,10 @@ class VideoClassifier(PythonModel):  # type: ignore[misc]  # MLflow has no types
         settings = context.model_config
         self._grid = WindowGrid(float(settings["window_seconds"]), float(settings["hop_seconds"]))
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # `ndarray`, though a path is taken too: of any other hint MLflow tries to make a schema, beside the registered one.
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Scores of each class, a column each.
 
         Args:
