@@ -25,7 +25,16 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline import StorageError, delete, join, list_files, read_bytes, write_bytes, write_if_absent
+from pipeline import (
+    StorageError,
+    delete,
+    join,
+    list_files,
+    read_bytes,
+    replace_if_unchanged,
+    write_bytes,
+    write_if_absent,
+)
 
 logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
@@ -81,18 +90,20 @@ def write_checkpoint(
         digests[name] = hashlib.sha256(data).hexdigest()
     before_marker()
     marker = {"step": checkpoint.step, "metric": checkpoint.metric, "sha256": digests}
-    place = join(_folder(output, checkpoint.step), MARKER)
-    while not write_if_absent(place, json.dumps(marker, indent=2).encode()):
-        if _left_out_if_torn(output, checkpoint.step, _is_sound):
+    place, content = join(_folder(output, checkpoint.step), MARKER), json.dumps(marker, indent=2).encode()
+    while not write_if_absent(place, content):
+        found = read_bytes(place)
+        if _left_out_if_torn(output, checkpoint.step, _verify):
             return  # an earlier attempt's marker for the same step stays, and what this one wrote is collected
         # It came late, from a writer that was cut off, and its files were deleted meanwhile.
         before_marker()
-        delete(place)
+        if replace_if_unchanged(place, found, content):
+            return
 
 
 def complete_steps(output: str) -> list[int]:
-    """Steps of the checkpoints that have a marker, ascending."""
-    return sorted(step for step, names in _listed_checkpoints(output).items() if MARKER in names)
+    """Steps of the checkpoints whose marker and files are all there, ascending."""
+    return sorted(_complete(output, _listed_checkpoints(output)))
 
 
 def latest_checkpoint(output: str) -> Checkpoint | None:
@@ -109,8 +120,13 @@ def newest_cursor(output: str) -> Cursor:
 
 def measured_steps(output: str) -> list[tuple[float, int]]:
     """(metric, step) of the complete checkpoints that were measured, the best first."""
-    metrics = ((_marker(output, step)["metric"], step) for step in complete_steps(output))
-    return sorted((metric, step) for metric, step in metrics if metric is not None)
+    return _measured(_complete(output, _listed_checkpoints(output)))
+
+
+def best_checkpoint(output: str) -> Checkpoint | None:
+    """The checkpoint with the lowest metric whose files match its marker; None when there is none."""
+    found = (read_checkpoint(output, step) for _, step in measured_steps(output))
+    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
 
 
 def read_checkpoint(output: str, step: int) -> Checkpoint | None:
@@ -148,8 +164,9 @@ def _cursor(folder: str, marker: dict[str, Any]) -> Cursor:
     return _state({name: data for name, data in _verified_files(folder, marker) if STATE in name})
 
 
-def _is_sound(folder: str, marker: dict[str, Any]) -> bool:
-    return len([name for name, _ in _verified_files(folder, marker)]) > 0
+def _verify(folder: str, marker: dict[str, Any]) -> int:
+    """Number of the files, which are all as they were written."""
+    return sum(1 for _ in _verified_files(folder, marker))
 
 
 def _verified_files(folder: str, marker: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -180,13 +197,8 @@ def collect_checkpoints(output: str, *, attempt: int, keep: int, keep_best: int)
         keep_best: how many of those with the lowest metric stay besides.
     """
     listed = _listed_checkpoints(output)
-    markers = {step: _marker(output, step) for step, names in listed.items() if MARKER in names}
-    complete = sorted(
-        step for step, marker in markers.items() if marker["sha256"] and marker["sha256"].keys() <= listed[step]
-    )
-    markers = {step: markers[step] for step in complete}
-    measured = sorted((marker["metric"], step) for step, marker in markers.items() if marker["metric"] is not None)
-    kept = {*complete[-keep:], *(step for _, step in measured[:keep_best])}
+    markers = _complete(output, listed)
+    kept = {*sorted(markers)[-keep:], *(step for _, step in _measured(markers)[:keep_best])}
     for step, names in listed.items():
         if max(map(_attempt, names)) > attempt:
             continue
@@ -202,11 +214,17 @@ def _attempt(name: str) -> int:
 
 
 def discard_after(output: str, step: int) -> None:
-    """Delete all checkpoints after a step: they are torn, or the run would have gone on from them."""
+    """Delete all checkpoints after a step: they are torn, or the run would have gone on from them.
+
+    Where the storage does not let it they stay and harm nobody: what is written there next takes the marker's place.
+    """
     for later, names in _listed_checkpoints(output).items():
         if later > step:
-            for name in sorted(names, key=lambda name: name != MARKER):
-                delete(join(_folder(output, later), name))
+            try:
+                for name in sorted(names, key=lambda name: name != MARKER):
+                    delete(join(_folder(output, later), name))
+            except StorageError as error:
+                logger.warning("the torn checkpoint of step %d is not deleted: %s", later, error)
 
 
 def write_journal(output: str, step: int, attempt: int, lines: str) -> None:
@@ -252,6 +270,18 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         part[name] = tensor
         size += tensor.nbytes
     yield part
+
+
+def _complete(output: str, listed: Mapping[int, set[str]]) -> dict[int, dict[str, Any]]:
+    """The markers of the checkpoints whose files are all there; whether these are as written nobody has looked."""
+    markers = {step: _marker(output, step) for step, names in listed.items() if MARKER in names}
+    return {
+        step: found for step, found in markers.items() if found["sha256"] and found["sha256"].keys() <= listed[step]
+    }
+
+
+def _measured(markers: Mapping[int, dict[str, Any]]) -> list[tuple[float, int]]:
+    return sorted((marker["metric"], step) for step, marker in markers.items() if marker["metric"] is not None)
 
 
 def _marker(output: str, step: int) -> dict[str, Any]:

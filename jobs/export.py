@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hiera_video import Hiera, build_model, load_model, read_metadata, save_model
 from jobs.architecture import OVERRIDES, architecture
-from jobs.checkpoint import Checkpoint, complete_steps, latest_checkpoint, measured_steps, read_checkpoint
+from jobs.checkpoint import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
 from jobs.errors import UserError
 from jobs.export_program import export_program
 from jobs.initial_weights import BEST_WEIGHTS, ENCODER, RUN_LINK, WEIGHTS, is_registered, local_weights
@@ -136,12 +136,12 @@ def _checkpoint(config: ExportConfig) -> Checkpoint | None:
     """The wanted checkpoint of a run that is not at its end."""
     if config.weights == "last":
         return latest_checkpoint(config.init)
-    measured = measured_steps(config.init)
-    if not measured:
+    best = best_checkpoint(config.init)
+    if best is None:
         raise UserError(
             f"weights=best: no checkpoint of {config.init} was measured on held-out clips; use weights=last"
         )
-    return read_checkpoint(config.init, measured[0][1])
+    return best
 
 
 def _from_file(uri: str) -> Exported:

@@ -77,8 +77,9 @@ class Run:
         self._outbox: deque[Message] = deque()
         self._series: deque[list[Metric]] = deque(maxlen=STEPS_KEPT)
         self._samples: deque[list[Metric]] = deque(maxlen=SAMPLES_KEPT)
-        self._known_steps: set[int] = set()
+        self._known_steps: set[int] | None = None
         self._found, self._closing, self._wake = threading.Event(), threading.Event(), threading.Event()
+        self._left = threading.Event()
         self._closing_at = math.inf
         self._told = False
         self._sent_all = uri is None
@@ -186,6 +187,16 @@ class Run:
                 self._tell("missed a part of this run; `python -m jobs.sync output=...` sends it")
         return self._sent_all
 
+    def leave(self) -> None:
+        """Send nothing more, not even what waits: the run is another program's now."""
+        self._left.set()
+        self._closing.set()
+        self._wake.set()
+
+    def look_again(self) -> None:
+        """Ask once more which steps the run has, before the next ones go: another program may have sent some."""
+        self._known_steps = None
+
     def _post(self, message: Message) -> None:
         if self._uri is not None:
             self._outbox.append(message)
@@ -199,8 +210,6 @@ class Run:
         run_id = self._retry(lambda: self._find_or_create(client))
         if not isinstance(run_id, str):
             return
-        known = self._retry(lambda: _steps_of(client, run_id))
-        self._known_steps = known if isinstance(known, set) else set()
         self.run_id = run_id
         self._found.set()
         last_round = False
@@ -225,12 +234,20 @@ class Run:
 
     def _send_series(self, client: MlflowClient, run_id: str) -> bool:
         """Send the steps that wait; False once the closing time has passed."""
+        if not self._series:
+            return True
+        known = self._known_steps
+        if known is None:
+            found = self._retry(lambda: _steps_of(client, run_id))
+            if found is None:
+                return False
+            known = self._known_steps = found if isinstance(found, set) else set()
         waiting = (self._series.popleft() for _ in range(len(self._series)))
-        new = (entries for entries in waiting if entries and entries[0].step not in self._known_steps)
+        new = (entries for entries in waiting if entries and entries[0].step not in known)
         for batch in _whole_steps(new):
             if self._retry(lambda batch=batch: client.log_batch(run_id, metrics=batch) or True) is None:  # type: ignore[misc]
                 return False
-            self._known_steps.update(entry.step for entry in batch)
+            known.update(entry.step for entry in batch)
         return True
 
     def _send_samples(self, client: MlflowClient, run_id: str) -> bool:
@@ -251,7 +268,7 @@ class Run:
     def _retry(self, call: Callable[[], Any]) -> Any:
         """Call until it succeeds; the error if MLflow refuses for good, None once the closing time has passed."""
         pause_seconds = 0.5
-        while True:
+        while not self._left.is_set():
             try:
                 return call()
             except FAILURES as error:
@@ -268,6 +285,7 @@ class Run:
             else:
                 self._closing.wait(pause_seconds)
                 pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
+        return None
 
     def _tell(self, what: str) -> None:
         logger.warning("%s", without_secrets(f"MLflow at {self._uri} {what}")[:400])

@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jobs.lease import Lease
+from jobs.errors import TrainingStoppedError
+from jobs.lease import Lease, LeaseLostError
 from jobs.program import console
 from jobs.room import RoomForWorkers
 from jobs.run_board import Doing, Ending, RunBoard, SignOfLife, elapsed_minutes
@@ -24,7 +25,7 @@ from jobs.stacks import stack_of, take_stacks_and_kill, waits_for_others
 from pipeline import StorageError, join, write_bytes
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_BETWEEN_LEASE_CHECKS = 15.0
+SECONDS_BETWEEN_LEASE_CHECKS = 5.0
 SECONDS_BETWEEN_SIZE_CHECKS = 5.0
 MINUTES_WITHOUT_ROOM = 0.5
 SECONDS_FOR_A_HOST = 30.0
@@ -52,7 +53,7 @@ class RunWatch:
     ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board = ray.remote(num_cpus=0)(RunBoard).options(scheduling_strategy=here).remote()
-        self.lost = ""
+        self.lost: TrainingStoppedError | None = None
         """Why no further group may follow, once that is so: who took the output over, or that the board died."""
         self._hang_minutes, self._saving_minutes = hang_minutes, max(hang_minutes, saving_minutes)
         self.room, self._on_steps = room, on_steps
@@ -133,7 +134,9 @@ class RunWatch:
         try:
             look()
         except ActorDiedError as error:
-            self.lost = f"the actor between driver and workers died ({error}); start the same command again"
+            self.lost = TrainingStoppedError(
+                f"the actor between driver and workers died ({error}); start the same command again"
+            )
             return False
         except (RayError, StorageError, ValueError, KeyError) as error:
             with self._telling:  # both watches look through here
@@ -163,7 +166,8 @@ class RunWatch:
         lines, figures, steps, signs = ray.get(self.board.take.remote())
         for line in lines:
             self.say(line)
-        self._on_steps(figures)
+        if self.lost is None:  # else another program sends these steps
+            self._on_steps(figures)
         if _places(signs) != _places(self._signs):
             self._moved_at = time.monotonic()
         self._signs, self._steps = signs, steps
@@ -173,7 +177,7 @@ class RunWatch:
         lease = self._lease
         lost = lease.lost_to() if lease else ""
         if lost and lease is self._lease:  # else this program itself took the next one meanwhile
-            self.lost = lost
+            self.lost = LeaseLostError(lost)
             self.board.request.remote(Ending.RESIZED)
 
     def _check_size(self) -> None:

@@ -20,6 +20,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from jobs.errors import StopRequestedError, UserError
+from jobs.lease import LeaseLostError
 from jobs.mlflow_run import FAILURES, tracking_client_for
 from jobs.mlflow_run import Run as Run
 from jobs.program import ConfigT, replace
@@ -174,9 +175,15 @@ def data_entity(uri: str, version: int, digest: str) -> MetaDataset:
 
 @contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Mark the run KILLED when it stops on request and FAILED when it raises; the error goes on."""
+    """Mark the run KILLED when it stops on request and FAILED when it raises; the error goes on.
+
+    Whose output a later start has taken over says nothing more of the run: that one tells how it ends.
+    """
     try:
         yield
+    except LeaseLostError:
+        run.leave()
+        raise
     except StopRequestedError:
         run.finish("KILLED")
         raise

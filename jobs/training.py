@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from hiera_video import save_model
 from jobs.checkpoint import (
+    best_checkpoint,
     latest_checkpoint,
-    measured_steps,
     newest_cursor,
-    read_checkpoint,
     read_journal,
 )
 from jobs.cluster import connect
 from jobs.config import config_dict, config_yaml
-from jobs.errors import UserError, storage_trouble_stops
+from jobs.errors import TrainingStoppedError, UserError, storage_trouble_stops
 from jobs.held_out import check_held_out
 from jobs.initial_weights import BEST_WEIGHTS, RUN_LINK, WEIGHTS, absolute_init, is_registered, link_to_initial_run
 from jobs.lease import take_lease
@@ -252,7 +251,10 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
 def _trained_model(job: TrainingJob) -> nn.Module:
     checkpoint = latest_checkpoint(job.config.output)
     if checkpoint is None or checkpoint.step < job.total_steps:
-        raise RuntimeError(f"{job.config.output}: the last checkpoint is gone or damaged; start the command again")
+        raise TrainingStoppedError(
+            f"output={job.config.output}: the last checkpoint is gone or damaged; the same command goes on from the "
+            "one before"
+        )
     model = job.phase.build_step(load_init=False).model
     model.load_state_dict(checkpoint.weights)
     return model.eval()
@@ -267,9 +269,7 @@ def _save_weights(output: str, name: str, model: nn.Module, metadata: Mapping[st
 
 def _save_best_weights(job: TrainingJob, facts: Mapping[str, str]) -> dict[str, Any]:
     """The weights that were best on held-out clips, beside the last ones; which step they are of."""
-    measured = measured_steps(job.config.output) if job.config.checkpoint.keep_best else []
-    checkpoints = (read_checkpoint(job.config.output, step) for _, step in measured)
-    best = next((checkpoint for checkpoint in checkpoints if checkpoint is not None), None)
+    best = best_checkpoint(job.config.output) if job.config.checkpoint.keep_best else None
     if best is None:
         return {}
     model = job.phase.build_step(load_init=False).model

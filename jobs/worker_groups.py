@@ -6,7 +6,7 @@ import gc
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -76,6 +76,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
             if watch.stop_requested:
                 raise _stopped_on_request(job)
             watch.begin(lease, workers, cursor.step)
+            run.look_again()  # the start that this one took over from may have sent steps meanwhile
             try:
                 _run_group(job, lease, watch, cursor, workers, run.run_id)
             except (ControllerError, TrainingFailedError, RayError) as error:  # the last: its controller died
@@ -84,7 +85,7 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
                 if watch.stop_requested and not watch.lost:
                     raise _stopped_on_request(job) from error
                 if failures > config.max_failures or watch.lost:
-                    raise TrainingStoppedError(watch.lost or _what_happened(error, failures)) from error
+                    raise watch.lost or TrainingStoppedError(_what_happened(error, failures)) from error
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
             watch.pause()
             gc.collect()  # the error holds the dead group's controller, too, in a circle
@@ -150,9 +151,11 @@ def _run_group(
         ).fit()
     result = watch.result()
     if watch.lost or result is None:
-        raise TrainingStoppedError(watch.lost or f"{job.program}: the workers ended without a result")
+        raise watch.lost or TrainingStoppedError(f"{job.program}: the workers ended without a result")
     ended = WorkerResult(**result)
     if ended.failure:
+        with suppress(StorageError):
+            lease.check()  # another start may be why
         raise TrainingStoppedError(ended.failure)
     if ended.stopped:
         raise _saved_and_stopped(job, ended.step)

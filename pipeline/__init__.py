@@ -28,6 +28,7 @@ from pipeline.storage import (
     list_files,
     local_copy,
     read_bytes,
+    replace_if_unchanged,
     write_bytes,
     write_if_absent,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "read_tags",
     "read_videos",
     "rejections",
+    "replace_if_unchanged",
     "stream_cpus",
     "stream_execution_options",
     "tag_rows",

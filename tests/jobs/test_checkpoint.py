@@ -262,6 +262,26 @@ def test_a_marker_that_comes_late_gives_way(tmp_path: Path, keep: int) -> None:
     assert found.step == 2
 
 
+def test_a_marker_that_gives_way_too_late_is_another_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While attempt 2 replaces a torn marker it is cut off, and attempt 3 saves the same step."""
+    write_checkpoint(str(tmp_path), make(1), attempt=1)
+    next(folder(tmp_path, 1).glob("*model*")).unlink()
+    real = module.replace_if_unchanged
+
+    def delayed(uri: str, before: bytes, data: bytes) -> bool:
+        monkeypatch.setattr(module, "replace_if_unchanged", real)
+        discard_after(str(tmp_path), 0)
+        write_checkpoint(str(tmp_path), make(1), attempt=3)
+        collect_checkpoints(str(tmp_path), attempt=3, keep=1, keep_best=0)
+        return real(uri, before, data)
+
+    monkeypatch.setattr(module, "replace_if_unchanged", delayed)
+    write_checkpoint(str(tmp_path), make(1), attempt=2)
+    assert latest_checkpoint(str(tmp_path)) is not None
+    marker = json.loads((folder(tmp_path, 1) / "complete.json").read_text())
+    assert all(name.startswith("attempt-0003-") for name in marker["sha256"])
+
+
 def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The later start comes, and writes, while the marker's request is under way."""
     writer = writer_for(tmp_path)
@@ -300,6 +320,15 @@ def test_storage_that_lets_nobody_delete_costs_no_checkpoint(
     assert 4 in complete_steps(str(tmp_path))
     assert "superfluous checkpoints not deleted" in caplog.text
     assert "checkpoint not saved" not in caplog.text
+    next(folder(tmp_path, 4).glob("*model*")).write_bytes(b"torn")
+    discard_after(str(tmp_path), newest_cursor(str(tmp_path)).step)  # as a new start does
+    again = writer_for(tmp_path)
+    again.save(make(4), "")
+    again.finish()
+    assert not again.failure
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert found.step == 4
 
 
 def test_orphans_and_torn_checkpoints_are_collected(tmp_path: Path) -> None:

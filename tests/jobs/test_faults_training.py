@@ -60,11 +60,15 @@ def test_killed_three_times_the_run_is_the_same_to_the_last_bit(
     assert done.returncode == 0, done.stderr
     assert losses(output) == losses(uninterrupted)
     assert samples(output) == samples(uninterrupted)
+    assert tracked(output) == ("FINISHED", list(enumerate(losses(output), start=1)))
+
+
+def tracked(output: Path) -> tuple[str, list[tuple[int, float]]]:
+    """How the one run in MLflow ended, and every loss that it has."""
     client = tracking_client(TrackingConfig(), str(output))
-    runs = client.search_runs([client.get_experiment_by_name("hiera-video").experiment_id])
-    assert len(runs) == 1
-    history = client.get_metric_history(runs[0].info.run_id, "loss")
-    assert sorted((entry.step, entry.value) for entry in history) == list(enumerate(losses(output), start=1))
+    (found,) = client.search_runs([client.get_experiment_by_name("hiera-video").experiment_id])
+    history = client.get_metric_history(found.info.run_id, "loss")
+    return found.info.status, sorted((entry.step, entry.value) for entry in history)
 
 
 def test_sigterm_leaves_a_checkpoint_and_exit_code_3(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
@@ -151,6 +155,7 @@ def test_a_second_start_takes_over_and_the_first_stops(data: Path, tmp_path: Pat
     assert first.returncode == 1
     assert "a later start has taken over (attempt 2" in told
     assert [line["step"] for line in journal(output)] == list(range(1, 61))
+    assert tracked(output) == ("FINISHED", list(enumerate(losses(output), start=1)))
 
 
 def test_compiled_training_takes_the_same_steps(data: Path, uninterrupted: Path, tmp_path: Path) -> None:

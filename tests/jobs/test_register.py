@@ -174,6 +174,7 @@ def serving(model: str, tracking_uri: str) -> Iterator[str]:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow starts uvicorn by its name
             "MLFLOW_TRACKING_URI": tracking_uri,
+            "MLFLOW_REGISTRY_URI": tracking_uri,  # MLflow has set it to where this process registered last
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         },
         stdout=subprocess.DEVNULL,

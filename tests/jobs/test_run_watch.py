@@ -14,7 +14,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RpcError
 
 from jobs import run_watch as module
-from jobs.lease import Lease, take_lease
+from jobs.lease import Lease, LeaseLostError, take_lease
 from jobs.run_board import Doing, Ending, RunBoard, SignOfLife
 from jobs.run_watch import RunWatch
 
@@ -154,7 +154,7 @@ def test_a_dead_board_ends_the_workers_and_is_said(ray: FakeRay, killed: Killed,
         ray.failure = ActorDiedError()
         wait_until(lambda: killed)
     assert killed == [0]
-    assert "the actor between driver and workers died" in watch.lost
+    assert "the actor between driver and workers died" in str(watch.lost)
 
 
 def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, lease: Lease) -> None:
@@ -167,4 +167,5 @@ def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, lease: Lease) ->
         watch.begin(following, 1, 0)
         take_lease(lease.output)
         wait_until(lambda: watch.lost)
-    assert "a later start has taken over" in watch.lost
+    assert isinstance(watch.lost, LeaseLostError)
+    assert "a later start has taken over" in str(watch.lost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
 from jobs.errors import StopRequestedError, UserError
+from jobs.lease import LeaseLostError
 from jobs.mlflow_run import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
@@ -66,6 +67,34 @@ def test_a_run_killed_with_unsent_steps_has_each_step_once_in_the_end(store: str
     assert first.run_id == second.run_id
     assert steps(store, second.run_id) == list(range(1, 41))
     assert steps(store, second.run_id, "held_out_knn_top1") == [10, 20, 30, 40]
+
+
+def test_a_start_that_takes_over_repeats_no_step_and_the_other_says_nothing_more(store: str) -> None:
+    lines = journal_lines(12)
+    first = started(store, "taken")
+    first.wait_for_id(10)
+    second = started(store, "taken")
+    second.log_steps(lines[:2])
+    wait_until(lambda: steps(store, second.wait_for_id(10)) == [1, 2])
+    first.log_steps(lines[2:6])  # until it noticed
+    wait_until(lambda: len(steps(store, second.run_id)) == 6)
+    second.look_again()
+    second.log_steps([line | {"unix_seconds": time.time() + 9} for line in lines[2:]])
+    assert second.finish()
+    with pytest.raises(LeaseLostError), recorded(first):
+        raise LeaseLostError("a later start has taken over")
+    first.log_steps(journal_lines(20)[12:])
+    first._thread.join(10)
+    assert not first._thread.is_alive()
+    assert recorded_run(store, "taken").info.status == "FINISHED"
+    assert steps(store, second.run_id) == list(range(1, 13))
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    ends_at = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.1)
 
 
 def test_a_run_carries_revision_recipe_and_data(store: str, tmp_path: Path) -> None:

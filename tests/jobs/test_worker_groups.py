@@ -17,7 +17,7 @@ from jobs import worker_groups
 from jobs.checkpoint import Checkpoint, Cursor, discard_after, write_checkpoint
 from jobs.config import load_config
 from jobs.errors import StopRequestedError, TrainingStoppedError
-from jobs.lease import Lease, take_lease
+from jobs.lease import Lease, LeaseLostError, take_lease
 from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.trainer import TrainingJob
 from pipeline import StorageError, patience
@@ -29,7 +29,7 @@ BIG = ["micro_batch=64", "global_batch=512", "workers=8", "decode_actors=16", "v
 class FakeWatch:
     """Has no board; the test says when somebody asks to stop."""
 
-    lost = ""
+    lost: TrainingStoppedError | None = None
 
     def __init__(self, *_args: Any, **_keys: Any) -> None:
         self.stop_requested = False
@@ -84,7 +84,7 @@ class Run:
 
     def train(self, *groups: Group) -> Lease:
         self.groups = list(groups)
-        return worker_groups.train(self.job(), take_lease(self.output), SimpleNamespace(run_id=None))  # type: ignore[arg-type]
+        return worker_groups.train(self.job(), take_lease(self.output), SimpleNamespace(run_id=None, look_again=bool))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_asked_to_stop_before_anything_is_saved_is_no_success(run: Run) -> None:
 
 
 def test_a_lost_lease_counts_for_more_than_a_stop(run: Run) -> None:
-    run.watch.lost = "a later start has taken over"
-    with pytest.raises(TrainingStoppedError, match="taken over"):
+    run.watch.lost = LeaseLostError("a later start has taken over")
+    with pytest.raises(LeaseLostError, match="taken over"):
         run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
 
 
