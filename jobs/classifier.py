@@ -28,6 +28,7 @@ from jobs.initial_weights import (
     absolute_init,
     initial_metadata,
     is_registered,
+    links_of,
     local_weights,
 )
 from jobs.registered_weights import keep_under
@@ -112,7 +113,7 @@ def find_classifier(
     frames, height, width = architecture["input_size"]
     classes = _class_names(init, metadata, architecture["num_classes"])
     return ClassifierWeights(
-        absolute_init(init), absolute(place), digest, (frames, height, width), classes, _links(metadata),
+        absolute_init(init), absolute(place), digest, (frames, height, width), classes, links_of(metadata),
         json.loads(metadata.get(SAMPLING, "{}")),
     )  # fmt: skip
 
@@ -284,10 +285,3 @@ def _class_names(init: str, metadata: Mapping[str, str], num_classes: int) -> tu
             f"init={init}: names {len(names)} classes for {num_classes} logits; fine-tune again with its class list"
         )
     return names
-
-
-def _links(metadata: Mapping[str, str]) -> dict[str, str]:
-    links = {key: metadata[key] for key in ("pretrain_run_id", "finetune_run_id") if metadata.get(key)}
-    if metadata.get("program") in ("pretrain", "finetune") and metadata.get("run_id"):
-        links[f"{metadata['program']}_run_id"] = metadata["run_id"]
-    return links

@@ -38,8 +38,11 @@ HIGHER_IS_BETTER = ("top1", "top5", "accuracy", "average_precision", "per_second
 LOWER_IS_BETTER = ("loss", "error", "seconds", "failed", "not_scored", "peak_memory")
 # Held-out figures before the training loss: mixed and smoothed labels make that one's level meaningless.
 RANKED_BY = (
-    "top1", "evaluate top1", "held_out_top1", "held_out_loss", "loss", "clips_per_second", "windows_per_second",
+    "top1", "evaluate top1", "held_out_top1", "held_out_knn_top1", "held_out_loss", "loss", "clips_per_second",
+    "windows_per_second",
 )  # fmt: skip
+# A loss says nothing between runs that differ in what it measures: target, share of what is masked, mixed labels.
+LOSS_SETTINGS = ("model", "mask_ratio", "label_smoothing", "mix.")
 # Places differ between any two runs and explain nothing; the tree of links shows them.
 NOT_COMPARED = ("output", "tracking")
 
@@ -55,8 +58,8 @@ class CompareConfig:
     query: str = ""
     """MLflow search filter, for example `metrics.top1 > 0.5 and tags.program = 'finetune'`."""
     best_by: str = ""
-    """Metric that decides the best run of a program. Default: top1, else held-out top1 or loss, else training
-    loss, else clips or windows a second."""
+    """Metric that decides the best run of a program. Default: top1, else held-out top1, nearest-neighbour top1 or
+    loss, else training loss, else clips or windows a second; a loss only between runs of one model and loss."""
     output: str | None = None
     """Where `compare.html` (tables and loss curves, without network access) and `curves.png` go. Default: nowhere."""
     columns: int = 6
@@ -195,12 +198,18 @@ def check_best_by(runs: Sequence[Run], best_by: str) -> None:
 
 def best_run(runs: Sequence[Run], best_by: str) -> Best | None:
     """The best of at least two runs by ``best_by``, or by the first of `RANKED_BY` that they recorded."""
-    for metric in (best_by,) if best_by else RANKED_BY:
+    for metric in (best_by,) if best_by else [metric for metric in RANKED_BY if is_comparable(metric, runs)]:
         values = [run.data.metrics.get(metric) for run in runs]
         place = best_index(metric, values)
         if place is not None:
             return Best(runs[place], metric, runs[place].data.metrics[metric])
     return None
+
+
+def is_comparable(metric: str, runs: Sequence[Run]) -> bool:
+    """Whether a metric means the same in all runs."""
+    differ = "loss" in metric and any(key.startswith(LOSS_SETTINGS) for key in differing_parameters(runs))
+    return not differ
 
 
 def program_table(program: str, runs: Sequence[Run], total: int, best_by: str) -> Table:
@@ -269,7 +278,7 @@ def _add_parameters(table: Table, runs: Sequence[Run]) -> None:
 def _add_metrics(table: Table, runs: Sequence[Run]) -> None:
     for metric in _keys(run.data.metrics for run in runs):
         values = [run.data.metrics.get(metric) for run in runs]
-        best = best_index(metric, values)
+        best = best_index(metric, values) if is_comparable(metric, runs) else None
         cells = ["" if value is None else f"{value:.5g}" for value in values]
         if best is not None:
             cells[best] = f"[bold green]{cells[best]}[/]"

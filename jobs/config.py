@@ -179,8 +179,6 @@ def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
     hint = field_type(config_class, key)
     try:
         OmegaConf.update(tree, key, _parse(hint, raw), merge=False)
-        if not all(math.isfinite(number) for number in _floats(OmegaConf.select(tree, key))):
-            raise UserError(f"{key}={raw}: must be a finite number; give one")
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise UserError(
             f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
@@ -268,6 +266,7 @@ def _instantiate(node: DictConfig, path: str) -> Any:
         if not OmegaConf.is_missing(node, name) and dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
             _instantiate(node[str(name)], f"{path}{name!s}.")
     try:
+        _refuse_infinite(node, path)
         made: Any = OmegaConf.to_object(node)
         if empty := [field.name for field in dataclasses.fields(made) if _required(field) and node[field.name] == ""]:
             raise UserError(f"{path}{empty[0]}=: is required; give a value")
@@ -279,6 +278,14 @@ def _instantiate(node: DictConfig, path: str) -> Any:
         raise UserError(f"{path}{error.key or error.full_key}: {_first_line(error)}; write the value itself") from error
     except ValueError as error:
         raise UserError(f"{path}{error}") from error
+
+
+def _refuse_infinite(node: DictConfig, path: str) -> None:
+    """Of the finished tree, because a value may be made of others that come later."""
+    for name in node:
+        value = None if OmegaConf.is_missing(node, name) else node[name]
+        if not all(math.isfinite(number) for number in _floats(value)):
+            raise UserError(f"{path}{name!s}={value}: must be a finite number; give one")
 
 
 def _first_line(error: Exception) -> str:

@@ -42,7 +42,7 @@ from jobs.output import FREE_KEYS, claim_output
 from jobs.program import console, replace, run_program, tell
 from jobs.registered_weights import initial_file
 from jobs.stop_request import keeping_finished_work
-from jobs.tracking import Run, TrackingConfig, recorded, source_tags, start_run
+from jobs.tracking import Run, TrackingConfig, data_tags, recorded, start_run
 from pipeline import (
     UNLABELLED,
     DecodeConfig,
@@ -119,13 +119,13 @@ def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]
     sources = {"data": absolute(config.data), "init": weights.uri}
     pins = {"weights_digest": weights.digest, "data_version": prepared.version}
     free = (*FREE_KEYS, "decode_workers")
-    tags = {"tags": source_tags()}
+    links = {"weights_digest": weights.digest, **weights.links}
+    tags = {"tags": links | data_tags(prepared)}
     claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins | tags)
     refuse_what_changed(output, claim.pins, pins)
     if exists(join(output, FIGURES)):
         tell(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
         return dict(json.loads(read_bytes(join(output, FIGURES))))
-    links = {"weights_digest": weights.digest, **weights.links}
     tracking = start_run(
         config.tracking,
         program="evaluate",

@@ -274,8 +274,9 @@ def tell_new_head(init: str, num_classes: int) -> None:
 
 def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:
     """What a run would take."""
-    if config.init is None:
-        return dry_run_figures(config, _phase(config))
+    config = with_absolute_places(config)
+    if config.init is None or pins_of(config.output):  # a run that goes on has its own copy
+        return dry_run_figures(config, _phase(with_initial_file(config)))
     with initial_file(config.init, config.tracking, config.output) as file:
         return dry_run_figures(config, _phase(replace(config, init=file)))
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from hiera_video import nearest_neighbour_top1
 from jobs.batch import Batch
+from jobs.errors import UserError
+from jobs.program import tell
 from pipeline import (
     UNLABELLED,
     DecodeConfig,
@@ -73,30 +75,31 @@ class HeldOutConfig:
         return self.every_steps or max(1, round(self.every_epochs * steps_per_epoch))
 
 
-def check_held_out(config: HeldOutConfig, prepared: PreparedSet, labelled_only: bool) -> str:
-    """What of the wishes a set cannot give: a warning, empty when it can give all.
+def check_held_out(config: HeldOutConfig, prepared: PreparedSet, labelled_only: bool) -> None:
+    """Say what of the wishes a set cannot give.
 
     Raises:
-        ValueError: what was asked for by its name is not there.
+        UserError: what was asked for by its name is not there.
     """
     if not config.clips:
-        return ""
+        return
     if prepared.num_clips(config.split, labelled_only) == 0:
         if config.split != HeldOutConfig.split:
-            raise ValueError(
+            raise UserError(
                 f"held_out.split={config.split}: data={prepared.uri} has no such clips; it has {prepared.splits()}"
             )
-        return (
+        tell(
             f"data={prepared.uri} holds no clips out (split {config.split}): nothing is measured, and no checkpoint is "
-            "the best; see val_share of prepare"
+            "the best; see val_share of prepare",
+            warning=True,
         )
+        return
     voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
     if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
-        raise ValueError(
+        raise UserError(
             f"held_out.best_by={KNN_TOP1}: takes labelled clips, held out and not, and held_out.knn_clips="
             f"{config.knn_clips} above 0; use {LOSS}"
         )
-    return ""
 
 
 class Measurable(Protocol):

@@ -5,7 +5,7 @@ A model of the MLflow registry is such a file too once the driver has fetched it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,7 +72,11 @@ def link_to_initial_run(init: str | None) -> dict[str, str]:
     Raises:
         UserError: see `initial_metadata`.
     """
-    metadata = initial_metadata(init)
+    return links_of(initial_metadata(init))
+
+
+def links_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """`link_to_initial_run` from what the weights say of themselves."""
     links = {"pretrain_run_id": metadata.get("pretrain_run_id")}
     if "program" not in metadata:  # a registered copy, which hands on the run that it was made of
         links["finetune_run_id"] = metadata.get("finetune_run_id")

@@ -10,6 +10,8 @@ from typing import Any
 
 from jobs.config import config_dict, flatten
 from jobs.errors import UserError
+from jobs.lease import attempt_numbers
+from jobs.tracking import source_tags
 from pipeline import StorageError, delete, exists, join, read_bytes, write_if_absent
 
 # May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.
@@ -37,20 +39,22 @@ def claim_output(
 
     Args:
         free_keys: keys that may differ between the runs of one output.
-        pins: facts to fix for every later run, as the version of the data.
+        pins: facts to fix for every later run, as the version of the data; under `tags` what MLflow is told.
 
     Raises:
         UserError: the output belongs to a run with another configuration; the message lists the difference.
     """
     place = join(output, "run.json")
     settings = _settings(config, free_keys)
-    claim = {"run_key": uuid.uuid4().hex, "config": settings, "pins": dict(pins or {})}
+    fixed = dict(pins or {})
+    fixed["tags"] = source_tags() | fixed.get("tags", {})  # for `jobs.sync`, which may run elsewhere
+    claim = {"run_key": uuid.uuid4().hex, "config": settings, "pins": fixed}
     try:
         fresh = not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode())
     except StorageError as error:
         raise UserError(f"output={output}: cannot be written ({error}); give a place that can be") from error
     if fresh:
-        return Claim(str(claim["run_key"]), resumed=False, pins=pins or {})
+        return Claim(str(claim["run_key"]), resumed=False, pins=fixed)
     return _earlier(output, settings)
 
 
@@ -90,9 +94,15 @@ def _earlier(output: str, settings: Mapping[str, Any]) -> Claim:
     return Claim(earlier["run_key"], resumed=True, pins=earlier["pins"])
 
 
-def release_output(output: str, claim: Claim) -> None:
-    """Give a fresh claim back, when a mistake was found before anything was made."""
-    if not claim.resumed:
+def release_output(output: str, claim: Claim, attempt: int = 0) -> None:
+    """Give a fresh claim back, when a mistake was found before anything was made.
+
+    Not where another start of the same command has begun meanwhile: the claim is that one's by then.
+
+    Args:
+        attempt: the caller's own, where it holds one.
+    """
+    if not claim.resumed and max(attempt_numbers(output), default=0) <= attempt:
         delete(join(output, "run.json"))
 
 

@@ -71,6 +71,12 @@ class SignOfLife:
         return f"rank {self.rank} on {self.host} (process {self.pid}): {doing} in step {self.step + 1}"
 
 
+def first_sign(rank: int = 0) -> SignOfLife:
+    """The sign of this process, which from now on writes its stacks when it gets the signal."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return SignOfLife(rank, socket.gethostname(), node_id, os.getpid(), stacks_on_signal())
+
+
 class RunBoard:
     """Holds what the driver asked the workers for, and what they posted since it looked."""
 
@@ -135,8 +141,7 @@ class WorkerBoard(logging.Handler):
         super().__init__(logging.WARNING)
         self._board, self._attempt = board, attempt
         self._answer = board.wish.remote()
-        context = ray.get_runtime_context()
-        self._sign = SignOfLife(rank, socket.gethostname(), context.get_node_id(), os.getpid(), stacks_on_signal())
+        self._sign = first_sign(rank)
         self._beating = threading.Thread(target=self._beat, name="signs-of-life", daemon=True)
         self._ended = threading.Event()
         self._beating.start()

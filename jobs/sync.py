@@ -42,7 +42,7 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
     lines = [json.loads(line) for line in _journal(config.output).splitlines()]
     tracking = _where_it_would_have_been(config)
     program = report.get("program") or claim["pins"].get("program", "training")
-    # The revision of the run's first start stands among its own tags; that of this checkout made nothing of it.
+    # The revision of the run's first start is among its tags (`claim_output`); this checkout made nothing of it.
     tracked = start_run(tracking, program=program, run_key=claim["run_key"], output=config.output,
                         params=_params(config.output, claim), tags=claim["pins"].get("tags"), resumes=False,
                         source={})  # fmt: skip

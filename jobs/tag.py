@@ -89,12 +89,12 @@ def tag(plan: ScoringPlan) -> dict[str, Any]:
     config = plan.config
     output = absolute(config.output)
     refuse_other_settings(output, plan.settings())
-    claim = claim_output(output, config, free_keys=FREE_TAG_KEYS)
+    links = {"weights_digest": plan.weights.digest, **plan.weights.links}
+    claim = claim_output(output, config, free_keys=FREE_TAG_KEYS, pins={"tags": links})
     plan = replace(plan, weights=shared(plan.weights, output))
     with sole_writer(output) as writer:
         publish_what_was_decided(output)
-        listing = list_videos(config.source, output, claim)
-        links = {"weights_digest": plan.weights.digest, **plan.weights.links}
+        listing = list_videos(config.source, output, claim, writer.attempt)
         tracking = start_run(
             config.tracking, program="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
         )
@@ -137,7 +137,7 @@ def publish_what_was_decided(output: str) -> None:
         publish(output, decided)
 
 
-def list_videos(source: str, output: str, claim: Claim) -> SourceListing:
+def list_videos(source: str, output: str, claim: Claim, attempt: int) -> SourceListing:
     """The videos of the source, which may all be gone by now.
 
     Raises:
@@ -152,7 +152,7 @@ def list_videos(source: str, output: str, claim: Claim) -> SourceListing:
             raise UserError(f"source={source}: holds no video; give a folder or prefix of videos, or a manifest")
     finally:
         if listing is None:
-            release_output(output, claim)
+            release_output(output, claim, attempt)
     return listing
 
 

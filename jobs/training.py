@@ -29,15 +29,16 @@ from jobs.lease import take_lease
 from jobs.node_metrics import node_metrics
 from jobs.output import claim_output, earlier_claim, pins_of, release_output
 from jobs.pictures import curve_picture
-from jobs.program import replace, tell
+from jobs.program import replace
 from jobs.registered_weights import KEPT, initial_file, keep_under
 from jobs.room import refuse_to_wait_for_ever
-from jobs.tracking import Run, data_tags, recorded, source_tags, start_run, tracking_uri, unrecorded
+from jobs.tracking import Run, data_tags, recorded, start_run, tracking_uri, unrecorded
 from jobs.train_config import TrainConfig
 from jobs.trainer import Phase, TrainingJob
 from jobs.worker_groups import train
 from pipeline import (
     PreparedSet,
+    StorageError,
     absolute,
     exists,
     iter_micro_batches,
@@ -83,30 +84,11 @@ def run_training(
         StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
         TrainingStoppedError: training cannot go on, storage fails, or another start took the output over.
     """
-    newest = open_prepared(config.data)
-    _check_weights(program, config, phase)
-    tags = {key: value for key, value in links.items() if value} | data_tags(newest) | source_tags()
-    pins = {"data_version": newest.version, "program": program, "tags": tags, **(pins or {})}
-    if config.init and is_registered(config.init):
-        pins["init"] = posixpath.basename(str(phase.config.init))
-    claim = claim_output(config.output, config, pins=pins)
-    if claim.pins.get("init") != pins.get("init"):
-        raise UserError(
-            f"init={config.init}: another start of output={config.output} was first, with other weights; run the same "
-            "command again to go on with those"
-        )
-    prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
-    try:
-        job = plan_job(config, phase, program, claim.run_key, prepared)
-        connect()
-        refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
-    except UserError:
-        release_output(config.output, claim)  # nothing was begun: the mended command is not refused
-        raise
+    job, prepared = _claimed(program, config, phase, links, pins or {})
     run = start_run(
         config.tracking,
         program=program,
-        run_key=claim.run_key,
+        run_key=job.run_key,
         output=config.output,
         params=config_dict(config),
         tags=links,
@@ -118,6 +100,33 @@ def run_training(
             lease = train(job, take_lease(config.output), run)
         lease.check()
         return _finished(job, run, metadata, pictures)
+
+
+def _claimed(
+    program: str, config: TrainConfig, phase: Phase, links: Mapping[str, str | None], pins: Mapping[str, Any]
+) -> tuple[TrainingJob, PreparedSet]:
+    """Make the output this run's, and plan on the data that it was pinned to; mistakes leave the output free."""
+    newest = open_prepared(config.data)
+    _check_weights(program, config, phase)
+    tags = {key: value for key, value in links.items() if value} | data_tags(newest)
+    pins = {"data_version": newest.version, "program": program, "tags": tags, **pins}
+    if config.init and is_registered(config.init):
+        pins["init"] = posixpath.basename(str(phase.config.init))
+    claim = claim_output(config.output, config, pins=pins)
+    if claim.pins.get("init") != pins.get("init"):
+        raise UserError(
+            f"init={config.init}: another start of output={config.output} was first, with other weights; run the same "
+            "command again to go on with those"
+        )
+    try:
+        prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
+        job = plan_job(config, phase, program, claim.run_key, prepared)
+        connect()
+        refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
+    except (UserError, StorageError):
+        release_output(config.output, claim)  # nothing was begun: the mended command is not refused
+        raise
+    return job, prepared
 
 
 def _check_weights(program: str, config: TrainConfig, phase: Phase) -> None:
@@ -233,12 +242,7 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     if clips == 0:
         wanted = "labelled training clips" if phase.labelled_only else "training clips"
         raise UserError(f"data={config.data}: holds no {wanted}; `python -m jobs.inspect data={config.data}` shows it")
-    try:
-        warning = check_held_out(config.held_out, prepared, phase.labelled_only)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if warning:
-        tell(warning, warning=True)
+    check_held_out(config.held_out, prepared, phase.labelled_only)
     steps_per_epoch = clips / config.global_batch
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))

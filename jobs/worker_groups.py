@@ -140,7 +140,7 @@ def _run_group(
         TorchTrainer(
             train_worker,
             train_loop_config=settings,
-            torch_config=HostsByTheirAddress(),
+            torch_config=HostsByTheirAddress(board=watch.board, attempt=lease.attempt),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=watch.room.gpus),
             run_config=RunConfig(
                 storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group

@@ -13,6 +13,7 @@ import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def run(quick: bool) -> dict[str, Any]:
 def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -> dict[str, Any]:
     """The benchmark on any task; processes of one thread each."""
     draw_sets(task, folder)
+    kept = sorted(path.stat().st_mtime for path in folder.glob("top1-*.json"))
     runs = [(way, seed) for way in WAYS for seed in seeds]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         scores = pool.map(top1_of, *zip(*[(task, folder, way, seed) for way, seed in runs], strict=True))
@@ -100,6 +102,7 @@ def compared(task: Task, seeds: tuple[int, ...], folder: Path, processes: int) -
         },
         "chance": 100 / len(MOTION_CLASSES),
         "task": str(task),
+        **({"kept": _kept(kept, len(runs), folder)} if kept else {}),
     }
 
 
@@ -109,6 +112,12 @@ def top1_of(task: Task, folder: Path, way: Way, seed: int) -> float:
     steps = f"{task.pretrain_steps if weights else 0}-{task.finetune_steps}"
     result = folder / f"top1-{steps}-{'mixed' if way.keys else 'plain'}-{seed}.json"
     return learned(task, seed, folder, result, weights, finetune_keys=way.keys)["top1"]
+
+
+def _kept(times: list[float], runs: int, folder: Path) -> str:
+    """What of the figures an earlier call measured, maybe with other code."""
+    oldest = datetime.fromtimestamp(times[0]).isoformat(" ", "minutes")
+    return f"{len(times)} of {runs} scores, the oldest of {oldest}; to measure all anew remove {folder}"
 
 
 def _row(scores: list[float]) -> dict[str, Any]:

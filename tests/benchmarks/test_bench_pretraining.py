@@ -135,6 +135,11 @@ def test_the_benchmark_runs_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyP
     figures = pays.run(quick=True)
     assert set(figures) == {*(way.name for way in pays.WAYS), "gain", "chance", "task"}
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    assert pays.run(quick=True) == figures
+    again = pays.run(quick=True)
+    assert again.pop("kept").startswith("6 of 6 scores, the oldest of ")
+    assert again == figures
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == kept
     assert json.loads(next(iter(kept.values())))["steps"] > 0
+    points = [float(score) for way in pays.WAYS for score in figures[way.name]["seeds"].split(", ")]
+    assert len(points) == 6
+    assert all(0 <= score <= 100 for score in points)

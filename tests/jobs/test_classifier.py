@@ -64,6 +64,13 @@ def test_weights_on_a_hub_carry_official_names_in_safetensors(tmp_path: Path) ->
         find_classifier(str(tmp_path), PublicWeightsConfig(classes="kinetics400"))
 
 
+def test_weights_of_an_untracked_run_are_no_other_runs(tmp_path: Path) -> None:
+    """Their own run has no id: the one that they were fine-tuned from must not take credit for them."""
+    facts = {"program": "finetune", "run_id": "", "finetune_run_id": "former", "pretrain_run_id": "p"}
+    save_model(tmp_path / "model.safetensors", create_model("hiera_test_8x64", num_classes=2), facts)
+    assert find_classifier(str(tmp_path)).links == {"pretrain_run_id": "p"}
+
+
 def test_nameless_weights_take_the_sets_names_where_there_are_as_many(tmp_path: Path) -> None:
     found = find_classifier(str(official(tmp_path / "w.pth", classes=3)))
     assert not found.has_class_names

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from rich.console import Console
 
 from jobs.compare import (
@@ -81,6 +82,29 @@ def test_only_differing_parameters_are_shown_and_the_best_run_is_marked(store: C
     assert "8e-4" in text
     assert "seed" not in text
     assert "evaluate mean_class_accuracy" in text
+
+
+def test_a_loss_ranks_no_runs_that_measure_something_else(store: CompareConfig) -> None:
+    client = store.tracking.client()
+    experiment = client.create_experiment("losses")
+    figures = {"pixels": {"held_out_loss": 0.6, "loss": 0.6}, "hog": {"held_out_loss": 0.02, "loss": 0.02}}
+
+    def recorded(**more: float) -> list[Run]:
+        made = [
+            _record(client, experiment, "pretrain", {"model_overrides.target": target}, {**known, **more}, {})
+            for target, known in figures.items()
+        ]
+        return [client.get_run(run_id) for run_id in made]
+
+    assert best_run(recorded(), "") is None
+    assert best_run(recorded(), "held_out_loss") is not None
+    assert "held_out_loss" in _text(program_table("pretrain", recorded(), 2, ""))
+    runs = recorded()
+    for pretrained, top1 in zip(runs, (0.9, 0.2), strict=True):
+        pretrained.data.metrics["held_out_knn_top1"] = top1
+    best = best_run(runs, "")
+    assert best is not None
+    assert (best.metric, best.value) == ("held_out_knn_top1", 0.9)
 
 
 def test_the_tree_hangs_tagging_under_its_finetuning_under_its_pretraining(store: CompareConfig) -> None:

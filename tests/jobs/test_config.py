@@ -69,6 +69,12 @@ def test_overrides_go_over_recipe_over_defaults(tmp_path: Path) -> None:
     assert config == Outer("from recipe", (3, 4, 5), None, Inner(0.25, "wild"))
 
 
+def test_a_recipe_may_build_on_a_key_that_comes_later(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("note: ${name}-run\n")
+    assert load(str(recipe), "name=x").note == load("note=${name}-run", "name=x").note == "x-run"
+
+
 @pytest.mark.parametrize("text", ["no", "0123", "1e3", "null-ish", "a: b"])
 def test_text_stays_as_written(tmp_path: Path, text: str) -> None:
     recipe = tmp_path / "r.yaml"

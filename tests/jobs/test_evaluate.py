@@ -11,15 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from hiera_video import create_model, save_model
-from jobs import prepare
+from jobs import prepare, sync
 from jobs.classifier import Classifier
 from jobs.errors import UserError
 from jobs.evaluate import EvaluateConfig, run
 from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
-from jobs.program import replace
-from jobs.tracking import TrackingConfig
+from jobs.program import finish, replace
+from jobs.tracking import COMMIT_TAG, TrackingConfig, source_tags
 from pipeline import FrameView, IsolatedDecoder, PreparedSet, ViewConfig, ViewProtocol
 from pipeline.sampling import evaluation_crops, evaluation_indices
 
@@ -119,6 +120,25 @@ def test_the_number_of_workers_changes_nothing(
     tables = [pq.read_table(Path(place) / "predictions.parquet") for place in (config.output, tmp_path / "alone")]
     ours, theirs = (table.to_pylist() for table in tables)
     assert [row | {"scores": pytest.approx(row["scores"], abs=1e-6)} for row in ours] == theirs
+
+
+def test_sync_tells_of_what_the_scores_are(
+    evaluated: tuple[EvaluateConfig, dict[str, Any], int], tmp_path: Path
+) -> None:
+    """A run that was recorded nowhere while it ran."""
+    config, report, _ = evaluated
+    finish("evaluate", config, report)
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(tracking.uri)
+    scored = client.get_run(sync.run(sync.SyncConfig(output=config.output, tracking=tracking))["run_id"])
+    claim = json.loads((Path(config.output) / "run.json").read_text())
+    assert scored.data.metrics["top1"] == report["top1"]
+    assert scored.data.tags["weights_digest"] == claim["pins"]["weights_digest"]
+    (given,) = scored.inputs.dataset_inputs
+    assert given.dataset.digest == scored.data.tags["data_digest"][:36]
+    prepared = client.get_run(sync.run(sync.SyncConfig(output=config.data, tracking=tracking))["run_id"])
+    for run_of in (scored, prepared):
+        assert run_of.data.tags[COMMIT_TAG] == source_tags()[COMMIT_TAG]
 
 
 def test_a_finished_output_is_not_scored_again(

@@ -87,8 +87,9 @@ def test_a_head_that_started_new_starts_new_again(prepared: PreparedSet, tmp_pat
     """Also where the only checkpoint is torn, and the run begins once more."""
     asked = config(prepared, weights(tmp_path / "w.safetensors", tuple(reversed(CLASSES))))
     claim_output(asked.output, asked, pins={"data_version": 1, "new_head": _phase(asked).new_head})
-    write_checkpoint(asked.output, Checkpoint(1, 4, {}, {}))
+    weights(tmp_path / "w.safetensors", CLASSES)  # as if the file had been trained on in place meanwhile
     assert _phase(asked).new_head
+    assert not _phase(replace(asked, output=str(tmp_path / "another"))).new_head
 
 
 def test_a_public_head_counts_as_kinetics(tmp_path: Path) -> None:

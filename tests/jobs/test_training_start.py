@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from jobs.checkpoint import Checkpoint, write_checkpoint, write_journal
 from jobs.config import load_config
 from jobs.errors import TrainingStoppedError, UserError
 from jobs.held_out import HeldOutConfig, check_held_out
+from jobs.lease import take_lease
+from jobs.output import claim_output, release_output
 from jobs.pretrain import PretrainConfig, PretrainPhase
 from pipeline import PreparedSet, StorageError
 from tests.jobs.run_output import journal_lines
@@ -39,14 +43,36 @@ def test_a_mistake_that_is_found_after_the_claim_leaves_the_output_free(prepared
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_what_cannot_be_measured_is_told_or_refused(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_held_out(HeldOutConfig(), prepared, labelled_only=False) == ""
-    assert check_held_out(HeldOutConfig(best_by="knn_top1"), prepared, labelled_only=False) == ""
-    with pytest.raises(ValueError, match=r"held_out\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
+def test_a_set_that_cannot_be_read_leaves_the_output_free(prepared: PreparedSet, tmp_path: Path) -> None:
+    """Copied without its versions: the same command with a whole set is not refused."""
+    (tmp_path / "copy").mkdir()
+    shutil.copy(Path(prepared.uri) / "dataset.json", tmp_path / "copy")
+    with pytest.raises(StorageError):
+        pretrain.run(config(replace(prepared, uri=str(tmp_path / "copy")), tmp_path / "run"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_claim_that_another_start_has_gone_on_with_stays(prepared: PreparedSet, tmp_path: Path) -> None:
+    asked = config(prepared, tmp_path / "run")
+    claim = claim_output(asked.output, asked)
+    take_lease(asked.output)
+    release_output(asked.output, claim)
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_what_cannot_be_measured_is_told_or_refused(
+    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_held_out(HeldOutConfig(), prepared, labelled_only=False)
+    check_held_out(HeldOutConfig(best_by="knn_top1"), prepared, labelled_only=False)
+    assert not capsys.readouterr().err
+    with pytest.raises(UserError, match=r"held_out\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
         check_held_out(HeldOutConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
     monkeypatch.setattr(PreparedSet, "num_clips", lambda *_, **__: 0)
-    assert "nothing is measured, and no checkpoint is the best" in check_held_out(HeldOutConfig(), prepared, False)
-    assert check_held_out(HeldOutConfig(clips=0), prepared, labelled_only=False) == ""
+    check_held_out(HeldOutConfig(clips=0), prepared, labelled_only=False)
+    assert not capsys.readouterr().err
+    check_held_out(HeldOutConfig(), prepared, labelled_only=False)
+    assert "nothing is measured, and no checkpoint is the best" in capsys.readouterr().err
 
 
 def test_a_classifiers_figure_is_not_pretrainings(prepared: PreparedSet, tmp_path: Path) -> None:
