@@ -161,7 +161,8 @@ def _figure(item: Shown) -> Iterator[str]:
     picture = f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(item.strip).decode()}'>"
     yield f"<figure>{picture if item.strip else '<div class=blank>no picture</div>'}<figcaption>"
     yield f"<a href='{_text(_link(uri))}' title='{_text(uri)}'>{_text(name)}</a>"
-    yield f"<span class='soft'>{_duration(video['duration_seconds'] or 0.0)}, {video['windows']:,} windows</span>"
+    windows = f"{video['windows']:,} window{'s' * (video['windows'] != 1)}"
+    yield f"<span class='soft'>{_duration(video['duration_seconds'] or 0.0)}, {windows}</span>"
     yield "<div class='chips'>"
     best = list(zip(video["labels"], video["scores"], strict=True))[:CHIPS_SHOWN]
     for label, score in best:
