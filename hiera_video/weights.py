@@ -260,7 +260,9 @@ def _read_safetensors(path: str | Path) -> tuple[StateDict, dict[str, str]]:
 def _read_pickle(path: str | Path) -> StateDict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except pickle.UnpicklingError as error:  # whose text advises to run the pickle
+        raise _unreadable(path, ValueError("damaged, or a pickle of more than tensors, which is not run")) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     for key in ("model_state", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -216,7 +216,8 @@ def program_table(program: str, runs: Sequence[Run], total: int, best_by: str) -
     """One program's runs as columns; rows: facts, differing parameters, metrics (best in green)."""
     best = best_run(runs, best_by)
     among = f"the newest {len(runs)} of {total} runs" if total > len(runs) else f"{total} run{'s'[: total != 1]}"
-    marked = f"; ★ best by {best.metric}" if best else ""
+    rated = sum(best.metric in run.data.metrics for run in runs) if best else 0
+    marked = f"; ★ best by {best.metric}{f', which {rated} of them have' if rated < len(runs) else ''}" if best else ""
     table = Table(title=f"{program}: {among}{marked}", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
     for run in runs:

@@ -84,6 +84,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
     write_bytes(config.output, data)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     return {
+        "file": config.output,
         "part": config.part,
         "step": metadata.get("step", "last"),
         "parameters": parameters,
@@ -104,6 +105,7 @@ def _write_program(config: ExportConfig, found: Exported) -> dict[str, Any]:
         difference = export_program(model, program, found.metadata)
         write_bytes(config.output, program.read_bytes())
         return {
+            "file": config.output,
             "part": "classifier from frames to scores",
             "megabytes": program.stat().st_size / 1e6,
             "largest difference from the model": difference,

@@ -58,6 +58,7 @@ from jobs.training import (
     with_absolute_places,
     with_initial_file,
 )
+from jobs.utilisation import BACKWARD_AND_FORWARD
 from pipeline import PreparedSet, read_class_list
 
 NEW_HEAD = "new_head"  # pin of a run
@@ -168,7 +169,8 @@ class Classification(TrainStep):
 
     def multiply_adds(self) -> int | None:
         """See `TrainStep`."""
-        return complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
+        forward = complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
+        return BACKWARD_AND_FORWARD * forward if self._config.learn == "all" else forward
 
     def embed(self, batch: Batch) -> Tensor | None:
         """The features before the head, ``[B, C]``."""

@@ -276,7 +276,7 @@ class Run:
                     self._tell(f"refused an entry, which is left out: {error}")
                     return error
                 if not self._told:
-                    self._tell(f"does not answer; training goes on, and so do the attempts: {error}")
+                    self._tell(f"does not answer yet; nothing waits for it, the attempts go on: {error}")
                 self._told = True
             if self._closing.is_set():
                 if time.monotonic() + 0.5 > self._closing_at:

@@ -39,6 +39,7 @@ from jobs.training import (
     sample_views,
     with_absolute_places,
 )
+from jobs.utilisation import BACKWARD_AND_FORWARD
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
 
@@ -121,7 +122,7 @@ class MaskedAutoencoding(TrainStep):
 
     def multiply_adds(self) -> int | None:
         """See `TrainStep`."""
-        return complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
+        return BACKWARD_AND_FORWARD * complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
 
     def embed(self, batch: Batch) -> Tensor | None:
         """The mean token of the encoder's last stage over the whole view, ``[B, C]``."""

@@ -27,7 +27,7 @@ class StepLog:
 
     Args:
         board: where lines, figures and progress go.
-        multiply_adds: of one forward pass over one view; None when unknown.
+        multiply_adds: of all that a step does with one view; None when unknown.
         peak: TFLOP/s of one rank's device; None when unknown.
         timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not come again.
     """

@@ -10,13 +10,16 @@ from typing import Any
 import yaml
 
 from jobs.checkpoint import complete_steps, read_journal
-from jobs.errors import UserError
+from jobs.errors import UserError, WorkStoppedError
 from jobs.mlflow_run import Run
 from jobs.program import replace, run_program
 from jobs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
 from pipeline import StorageError, exists, join, list_files, read_bytes
 
-DESCRIPTION = "Send MLflow what a dead server missed of a run; reads only the run's output."
+DESCRIPTION = (
+    "Send MLflow what a dead server missed of a run; reads only the run's output. It goes where the run was to be "
+    "recorded; give tracking.uri where that server will not come back."
+)
 ANSWER_SECONDS = 30.0
 SEND_SECONDS = 600.0
 PICTURES = (".png",)
@@ -29,14 +32,16 @@ class SyncConfig:
     output: str
     """Output of the run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is to be recorded; by default where it would have been."""
+    """Where the run is to be recorded. Default of `uri` and `experiment`: what the run itself was given, so
+    `tracking.uri` is needed where that server will not come back."""
 
 
 def run(config: SyncConfig) -> Mapping[str, Any]:
     """Find or create the run by its own key and send what it lacks.
 
     Raises:
-        UserError: ``output`` holds no run, or the server does not answer.
+        UserError: ``output`` holds no run.
+        WorkStoppedError: the server does not answer; the same command sends the rest later.
     """
     claim, report = _claim(config.output), _json(join(config.output, "report.json"))
     lines = [json.loads(line) for line in _journal(config.output).splitlines()]
@@ -49,15 +54,17 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
     if tracking_uri(tracking, config.output) is None:
         raise UserError(URI_REQUIRED)
     if tracked.wait_for_id(ANSWER_SECONDS) is None:
-        tracked.drain(0)
-        raise UserError(
+        tracked.leave()
+        raise WorkStoppedError(
             f"tracking.uri={tracking_uri(tracking, config.output)}: no answer within {ANSWER_SECONDS:.0f} seconds; "
             "start the server, or give another tracking.uri, and run the same command again"
         )
     _send(tracked, config.output, claim, report, lines)
     ended = bool(report) or exists(join(config.output, "metrics.jsonl"))
     if not (tracked.finish(wait_seconds=SEND_SECONDS) if ended else tracked.drain(SEND_SECONDS)):
-        raise UserError(f"output={config.output}: MLflow stopped answering on the way; run the same command again")
+        raise WorkStoppedError(
+            f"output={config.output}: MLflow stopped answering on the way; run the same command again"
+        )
     return {"steps": len(lines), "run_id": tracked.run_id}
 
 

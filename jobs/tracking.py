@@ -46,8 +46,8 @@ class TrackingConfig:
 
     uri: str | None = None
     """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI, else
-    `mlflow.db` in the folder that holds `output`; `none` records nothing beyond `output` itself. A password belongs in
-    MLFLOW_TRACKING_PASSWORD: it is never recorded or printed, wherever it stands."""
+    `mlflow.db` in the folder that holds `output` (of `register`: `init`); `none` records nothing beyond `output`
+    itself. A password belongs in MLFLOW_TRACKING_PASSWORD: it is never recorded or printed, wherever it stands."""
     experiment: str = "hiera-video"
     """MLflow experiment."""
     parent_run_id: str | None = None

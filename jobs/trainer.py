@@ -88,7 +88,7 @@ class TrainStep(nn.Module):
         return {}
 
     def multiply_adds(self) -> int | None:
-        """Of one forward pass over one view, as the model's shapes ask for; None: unknown."""
+        """Of a step, forward and backward, over one view, as the model's shapes ask for; None: unknown."""
         return None
 
     def embed(self, batch: Batch) -> Tensor | None:

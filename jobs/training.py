@@ -29,7 +29,7 @@ from jobs.lease import take_lease
 from jobs.node_metrics import node_metrics
 from jobs.output import claim_output, earlier_claim, pins_of, release_output
 from jobs.pictures import curve_picture
-from jobs.program import replace
+from jobs.program import replace, tell
 from jobs.registered_weights import KEPT, initial_file, keep_under
 from jobs.room import refuse_to_wait_for_ever
 from jobs.tracking import Run, data_tags, recorded, start_run, tracking_uri, unrecorded
@@ -107,7 +107,7 @@ def _claimed(
 ) -> tuple[TrainingJob, PreparedSet]:
     """Make the output this run's, and plan on the data that it was pinned to; mistakes leave the output free."""
     newest = open_prepared(config.data)
-    _check_weights(program, config, phase)
+    _check_weights(config, phase)
     tags = {key: value for key, value in links.items() if value} | data_tags(newest)
     pins = {"data_version": newest.version, "program": program, "tags": tags, **pins}
     if config.init and is_registered(config.init):
@@ -129,13 +129,14 @@ def _claimed(
     return job, prepared
 
 
-def _check_weights(program: str, config: TrainConfig, phase: Phase) -> None:
+def _check_weights(config: TrainConfig, phase: Phase) -> None:
     """Mistakes in the weights show here, not in a worker; a run that goes on has them in its checkpoint."""
     try:
         phase.build_step(load_init=True)
     except (ValueError, UserError) as error:
         if newest_cursor(config.output).step == 0:
-            raise error if isinstance(error, UserError) else UserError(f"{program}: {error}") from error
+            told = str(error).removeprefix(f"{config.init}: ")
+            raise error if isinstance(error, UserError) else UserError(f"init={config.init}: {told}") from error
 
 
 def _finished(job: TrainingJob, run: Run, metadata: Mapping[str, str], pictures: Pictures) -> dict[str, Any]:
@@ -246,6 +247,12 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     steps_per_epoch = clips / config.global_batch
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))
+    if warmup == total:
+        tell(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs:g}: the warm-up takes all {total} steps, so the "
+            "learning rate never falls; give fewer epochs of it, or more steps",
+            warning=True,
+        )
     # The driver alone speaks to MLflow: workers, and what Ray shows of a job, need not know where or as whom.
     told = unrecorded(config)
     between = config.held_out.steps_between(steps_per_epoch)

@@ -77,10 +77,10 @@ def utilisation(views_per_second: float, multiply_adds: int | None, workers: int
 
     Args:
         views_per_second: of all workers.
-        multiply_adds: of a forward pass over one view.
+        multiply_adds: of all that a step does with one view.
         peak: TFLOP/s of one worker's device.
     """
     if not multiply_adds or not peak:
         return None
-    flops = views_per_second * multiply_adds * FLOPS_PER_MULTIPLY_ADD * BACKWARD_AND_FORWARD
+    flops = views_per_second * multiply_adds * FLOPS_PER_MULTIPLY_ADD
     return flops / (workers * peak * 1e12)

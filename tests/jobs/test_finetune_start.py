@@ -78,9 +78,9 @@ def test_a_run_that_goes_on_does_not_need_its_initial_weights(prepared: Prepared
     assert initial_links(asked.output, asked.init) == {"pretrain_run_id": "a"}
     assert not _phase(asked).new_head
     with pytest.raises(UserError, match=r"w\.safetensors"):
-        _check_weights("finetune", asked, _phase(asked))
+        _check_weights(asked, _phase(asked))
     write_checkpoint(asked.output, Checkpoint(1, 4, {}, {}))
-    _check_weights("finetune", asked, _phase(asked))
+    _check_weights(asked, _phase(asked))
 
 
 def test_a_head_that_started_new_starts_new_again(prepared: PreparedSet, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_public_head_counts_as_kinetics(tmp_path: Path) -> None:
 
 def test_weights_of_another_preset_are_a_mistake(prepared: PreparedSet, tmp_path: Path) -> None:
     save_model(tmp_path / "demo.safetensors", create_model("mae_hiera_demo_16x96"))
-    with pytest.raises(UserError, match=r"^finetune: .*demo\.safetensors: .*shape"):
+    with pytest.raises(UserError, match=r"^init=.*demo\.safetensors: .*shape"):
         run(config(prepared, tmp_path / "demo.safetensors"))
 
 

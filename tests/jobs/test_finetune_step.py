@@ -100,6 +100,7 @@ def test_what_does_not_learn_stays(learn: str, expected: set[str]) -> None:
     optimizer.step()
     changed = {name for name, value in model.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == expected
+    assert 3 * (model.multiply_adds() or 0) == step(DROPS).multiply_adds()  # the encoder's backward pass is left out
 
 
 def test_features_of_a_frozen_encoder_do_not_drop_paths() -> None:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
-from jobs.errors import StopRequestedError, UserError
+from jobs.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.lease import LeaseLostError
 from jobs.mlflow_run import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
 from jobs.sync import SyncConfig
@@ -216,7 +216,7 @@ def test_sync_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="give the output of a run"):
         sync(SyncConfig(output=str(tmp_path / "nothing")))
     write_output(tmp_path / "run", NOBODY, journal_lines(3))
-    with pytest.raises(UserError, match="no answer within"):
+    with pytest.raises(WorkStoppedError, match="no answer within"):
         sync(SyncConfig(output=str(tmp_path / "run")))
     monkeypatch.setattr("jobs.sync.tracking_uri", lambda *_: None)  # as for an output on S3
     with pytest.raises(UserError, match=r"tracking\.uri: is required here"):

@@ -14,8 +14,8 @@ def test_a_known_device_at_its_peak_is_one() -> None:
     assert macs == pytest.approx(102e9, rel=0.01)
     views_per_second = 8 * 989e12 / (6 * macs)
     peak = peak_of("NVIDIA H100 80GB HBM3", "bf16")
-    assert utilisation(views_per_second, macs, 8, peak) == pytest.approx(1.0)
-    assert utilisation(views_per_second, macs, 16, peak) == pytest.approx(0.5)
+    assert utilisation(views_per_second, 3 * macs, 8, peak) == pytest.approx(1.0)
+    assert utilisation(views_per_second, 3 * macs, 16, peak) == pytest.approx(0.5)
 
 
 def test_what_is_not_known_is_not_guessed() -> None:
