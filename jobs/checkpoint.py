@@ -25,16 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline import (
-    StorageError,
-    delete,
-    join,
-    list_files,
-    read_bytes,
-    replace_if_unchanged,
-    write_bytes,
-    write_if_absent,
-)
+from pipeline import StorageError, delete, join, list_files, read_bytes, write_bytes, write_unless
 
 logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
@@ -90,15 +81,15 @@ def write_checkpoint(
         digests[name] = hashlib.sha256(data).hexdigest()
     before_marker()
     marker = {"step": checkpoint.step, "metric": checkpoint.metric, "sha256": digests}
-    place, content = join(_folder(output, checkpoint.step), MARKER), json.dumps(marker, indent=2).encode()
-    while not write_if_absent(place, content):
-        found = read_bytes(place)
+
+    def stays(_marker: bytes) -> bool:
+        """An earlier attempt's marker for the same step stays, and what this one wrote is collected."""
         if _left_out_if_torn(output, checkpoint.step, _verify):
-            return  # an earlier attempt's marker for the same step stays, and what this one wrote is collected
-        # It came late, from a writer that was cut off, and its files were deleted meanwhile.
-        before_marker()
-        if replace_if_unchanged(place, found, content):
-            return
+            return True
+        before_marker()  # it came late, from a writer that was cut off, and its files were deleted meanwhile
+        return False
+
+    write_unless(join(_folder(output, checkpoint.step), MARKER), json.dumps(marker, indent=2).encode(), stays)
 
 
 def complete_steps(output: str) -> list[int]:

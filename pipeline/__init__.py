@@ -28,9 +28,9 @@ from pipeline.storage import (
     list_files,
     local_copy,
     read_bytes,
-    replace_if_unchanged,
     write_bytes,
     write_if_absent,
+    write_unless,
 )
 from pipeline.tag_output import PlannedVersion, publish, unfinished_version, write_plan
 from pipeline.tag_rows import tag_rows
@@ -111,7 +111,6 @@ __all__ = [
     "read_tags",
     "read_videos",
     "rejections",
-    "replace_if_unchanged",
     "stream_cpus",
     "stream_execution_options",
     "tag_rows",
@@ -122,4 +121,5 @@ __all__ = [
     "write_bytes",
     "write_if_absent",
     "write_plan",
+    "write_unless",
 ]

@@ -25,9 +25,8 @@ from pipeline.storage import (
     join,
     list_files,
     read_bytes,
-    replace_if_unchanged,
     write_bytes,
-    write_if_absent,
+    write_unless,
 )
 
 READERS = 16
@@ -108,11 +107,7 @@ def publish(output: str, version: Mapping[str, Any]) -> None:
 
 def _advance(place: str, content: Any, is_there: Callable[[Any], bool]) -> None:
     """Write JSON, each time by a conditional write, until it or something newer is there."""
-    data = json.dumps(content, indent=1).encode()
-    while not write_if_absent(place, data):
-        before = read_bytes(place)
-        if before == data or is_there(json.loads(before)) or replace_if_unchanged(place, before, data):
-            return
+    write_unless(place, json.dumps(content, indent=1).encode(), lambda found: is_there(json.loads(found)))
 
 
 def shards_of(output: str, version: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import itertools
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +45,7 @@ __all__ = [
     "s3_client",
     "write_bytes",
     "write_if_absent",
+    "write_unless",
 ]
 
 LISTED_AT_ONCE = 50_000
@@ -146,6 +147,18 @@ def replace_if_unchanged(uri: str, before: bytes, data: bytes) -> bool:
                 return False
             write_bytes(uri, data)
             return True
+
+
+def write_unless(uri: str, data: bytes, stays: Callable[[bytes], bool]) -> None:
+    """Write the object unless what is there shall stay; each time by a conditional write, so that none comes too late.
+
+    Args:
+        stays: whether the content that was found shall stay.
+    """
+    while not write_if_absent(uri, data):
+        found = read_bytes(uri)
+        if found == data or stays(found) or replace_if_unchanged(uri, found, data):
+            return
 
 
 def exists(uri: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from jobs.checkpoint import (
 )
 from jobs.checkpoint_writer import CheckpointConfig, CheckpointWriter
 from jobs.lease import take_lease
-from pipeline import StorageError
+from pipeline import StorageError, storage
 
 FILES = ("model-0.safetensors", "optimizer-0.safetensors", "state.json", "complete.json")
 
@@ -266,16 +266,16 @@ def test_a_marker_that_gives_way_too_late_is_another_ones(tmp_path: Path, monkey
     """While attempt 2 replaces a torn marker it is cut off, and attempt 3 saves the same step."""
     write_checkpoint(str(tmp_path), make(1), attempt=1)
     next(folder(tmp_path, 1).glob("*model*")).unlink()
-    real = module.replace_if_unchanged
+    real = storage.replace_if_unchanged
 
     def delayed(uri: str, before: bytes, data: bytes) -> bool:
-        monkeypatch.setattr(module, "replace_if_unchanged", real)
+        monkeypatch.setattr(storage, "replace_if_unchanged", real)
         discard_after(str(tmp_path), 0)
         write_checkpoint(str(tmp_path), make(1), attempt=3)
         collect_checkpoints(str(tmp_path), attempt=3, keep=1, keep_best=0)
         return real(uri, before, data)
 
-    monkeypatch.setattr(module, "replace_if_unchanged", delayed)
+    monkeypatch.setattr(storage, "replace_if_unchanged", delayed)
     write_checkpoint(str(tmp_path), make(1), attempt=2)
     assert latest_checkpoint(str(tmp_path)) is not None
     marker = json.loads((folder(tmp_path, 1) / "complete.json").read_text())
@@ -285,16 +285,16 @@ def test_a_marker_that_gives_way_too_late_is_another_ones(tmp_path: Path, monkey
 def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The later start comes, and writes, while the marker's request is under way."""
     writer = writer_for(tmp_path)
-    real = module.write_if_absent
+    real = module.write_unless
 
-    def delayed(uri: str, content: bytes) -> bool:
+    def delayed(uri: str, content: bytes, stays: Callable[[bytes], bool]) -> None:
         take_lease(str(tmp_path))
         write_under_way.write_bytes(b"half of it")
-        return real(uri, content)
+        real(uri, content, stays)
 
     write_under_way = folder(tmp_path, 5) / "attempt-0002-model-0.safetensors"
     write_under_way.parent.mkdir(parents=True)
-    monkeypatch.setattr(module, "write_if_absent", delayed)
+    monkeypatch.setattr(module, "write_unless", delayed)
     writer.save(make(1), "")
     writer.finish()
     assert "attempt 1 stops and leaves the output to it" in writer.failure
