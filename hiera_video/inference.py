@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hiera_video.augment import normalize_video
-from hiera_video.hiera import Hiera
+from hiera_video.augmentation.basic import normalize_video
+from hiera_video.models.hiera import Hiera
 
 
 class Probabilities(nn.Module):

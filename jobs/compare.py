@@ -21,12 +21,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from jobs.compare_page import curves_picture, loss_curve, page
-from jobs.errors import UserError
-from jobs.mlflow_run import FAILURES
-from jobs.program import run_program
-from jobs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingPlace
-from pipeline import join, write_bytes
+from jobs.core.cli import run_program
+from jobs.core.errors import UserError
+from jobs.reports.compare_html import curves_picture, loss_curve, page
+from jobs.runs.mlflow_sender import FAILURES
+from jobs.runs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingPlace
+from pipeline.storage.files import join, write_bytes
 
 PAGE = 500
 ANSWER_LENGTH = 300

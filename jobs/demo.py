@@ -12,12 +12,14 @@ from typing import Any
 import ray
 
 from jobs import compare, evaluate, finetune, prepare, pretrain, tag
-from jobs.config import config_yaml, load_config
-from jobs.errors import UserError
-from jobs.motion_videos import render_motion_videos
-from jobs.process_memory import watch_memory
-from jobs.program import console, finish, replace, run_program, tell
-from pipeline import absolute, exists, join, list_source, open_prepared
+from jobs.core.cli import console, finish, replace, run_program, tell
+from jobs.core.config import config_yaml, load_config
+from jobs.core.errors import UserError
+from jobs.core.process_memory import watch_memory
+from jobs.synthetic.motion_videos import render_motion_videos
+from pipeline.shards.reader import open_prepared
+from pipeline.storage.files import absolute, exists, join
+from pipeline.tagging.source import list_source
 
 DESCRIPTION = (
     "Run every program once, on videos that the demo renders itself or on a folder of your own: "

@@ -19,7 +19,14 @@ import pyarrow.parquet as pq
 from ray.data import Dataset
 from rich.progress import track
 
-from jobs.classifier import (
+from jobs.core.cli import console, replace, run_program, tell
+from jobs.core.config import config_dict
+from jobs.core.errors import UserError
+from jobs.core.ray_cluster import connect
+from jobs.core.signals import keeping_finished_work
+from jobs.runs.claim import FREE_KEYS, claim_output
+from jobs.runs.tracking import Run, TrackingConfig, data_tags, recorded, start_run
+from jobs.scoring.classifier import (
     ClassifierWeights,
     ScoringConfig,
     find_classifier,
@@ -27,10 +34,7 @@ from jobs.classifier import (
     score_videos,
     shared,
 )
-from jobs.cluster import connect
-from jobs.config import config_dict
-from jobs.errors import UserError
-from jobs.evaluation import (
+from jobs.scoring.metrics import (
     PREDICTION_SCHEMA,
     confused_pairs_picture,
     confusion,
@@ -38,27 +42,14 @@ from jobs.evaluation import (
     figures,
     predictions,
 )
-from jobs.output import FREE_KEYS, claim_output
-from jobs.program import console, replace, run_program, tell
-from jobs.registered_weights import initial_file
-from jobs.stop_request import keeping_finished_work
-from jobs.tracking import Run, TrackingConfig, data_tags, recorded, start_run
-from pipeline import (
-    UNLABELLED,
-    DecodeConfig,
-    PreparedSet,
-    StorageError,
-    ViewConfig,
-    ViewProtocol,
-    absolute,
-    evaluation_views,
-    exists,
-    join,
-    open_prepared,
-    read_bytes,
-    rejections,
-    write_bytes,
-)
+from jobs.weights.registry import initial_file
+from pipeline.datasets.evaluation import ViewProtocol, evaluation_views
+from pipeline.decode.config import DecodeConfig
+from pipeline.prepare.versions import rejections
+from pipeline.sampling import ViewConfig
+from pipeline.schema import UNLABELLED
+from pipeline.shards.reader import PreparedSet, open_prepared
+from pipeline.storage.files import StorageError, absolute, exists, join, read_bytes, write_bytes
 
 FIGURES = "figures.json"
 VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")

@@ -19,16 +19,18 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
-from hiera_video import Hiera, build_model, load_model, read_metadata, save_model
-from jobs.architecture import OVERRIDES, architecture
-from jobs.checkpoint import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
-from jobs.errors import UserError
-from jobs.export_program import export_program
-from jobs.initial_weights import BEST_WEIGHTS, ENCODER, RUN_LINK, WEIGHTS, is_registered, local_weights
-from jobs.program import run_program
-from jobs.registered_weights import initial_file
-from jobs.tracking import TrackingConfig, TrackingPlace
-from pipeline import StorageError, exists, join, read_bytes, write_bytes
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.presets import build_model
+from hiera_video.weights.checkpoint_files import load_model, read_metadata, save_model
+from jobs.checkpoints.store import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
+from jobs.core.cli import run_program
+from jobs.core.errors import UserError
+from jobs.core.init_source import BEST_WEIGHTS, ENCODER, RUN_LINK, WEIGHTS, is_registered, local_weights
+from jobs.runs.tracking import TrackingConfig, TrackingPlace
+from jobs.weights.model_config import OVERRIDES, architecture
+from jobs.weights.registry import initial_file
+from jobs.weights.torch_export import export_program
+from pipeline.storage.files import StorageError, exists, join, read_bytes, write_bytes
 
 DESCRIPTION = (
     "Write a run's encoder, or its whole model, as safetensors with the resolved configuration; or a classifier as a "

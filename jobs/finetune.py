@@ -11,46 +11,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hiera_video import (
-    ClassifierAugmentConfig,
-    Hiera,
+from hiera_video.analysis.flops import complexity_of
+from hiera_video.augmentation.basic import ClassifierAugmentConfig, augment, normalize_video, random_erase
+from hiera_video.augmentation.mixup import (
     MixConfig,
-    augment,
-    complexity_of,
-    create_model,
     draw_mix,
-    load_into_classifier,
     mix_pixels,
     mix_targets,
-    normalize_video,
-    parse_rand_augment,
-    rand_augment,
-    random_erase,
-    read_weights,
-    sample_uniforms,
-    set_activation_checkpointing,
     soft_cross_entropy,
     soft_targets,
 )
-from jobs.architecture import architecture
-from jobs.batch import Batch
-from jobs.dry_run import dry_run_figures
-from jobs.errors import UserError
-from jobs.held_out import HeldOutConfig
-from jobs.initial_weights import (
+from hiera_video.augmentation.rand_augment import parse_rand_augment, rand_augment
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.presets import create_model, set_activation_checkpointing
+from hiera_video.models.random_draws import sample_uniforms
+from hiera_video.weights.checkpoint_files import load_into_classifier, read_weights
+from jobs.core.cli import replace, run_program, tell
+from jobs.core.errors import UserError
+from jobs.core.init_source import (
     ENCODER,
     SAMPLING,
     SHIPPED_CLASSES,
     initial_metadata,
     local_weights,
 )
-from jobs.output import pins_of
-from jobs.program import replace, run_program, tell
-from jobs.registered_weights import initial_file
-from jobs.tracking import unrecorded
-from jobs.train_config import TrainConfig
-from jobs.trainer import TrainStep
-from jobs.training import (
+from jobs.runs.claim import pins_of
+from jobs.runs.tracking import unrecorded
+from jobs.training.config import TrainConfig
+from jobs.training.driver import (
     claimed_set,
     initial_links,
     loss_curves,
@@ -58,8 +46,15 @@ from jobs.training import (
     with_absolute_places,
     with_initial_file,
 )
-from jobs.utilisation import BACKWARD_AND_FORWARD
-from pipeline import PreparedSet, read_class_list
+from jobs.training.dry_run import dry_run_figures
+from jobs.training.loop import TrainStep
+from jobs.training.mfu import BACKWARD_AND_FORWARD
+from jobs.training.micro_batch import Batch
+from jobs.training.validation import HeldOutConfig
+from jobs.weights.model_config import architecture
+from jobs.weights.registry import initial_file
+from pipeline.manifest.formats import read_class_list
+from pipeline.shards.reader import PreparedSet
 
 NEW_HEAD = "new_head"  # pin of a run
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."
@@ -193,7 +188,7 @@ class FinetunePhase:
         object.__setattr__(self, "config", unrecorded(self.config))
 
     def build_step(self, *, load_init: bool) -> Classification:
-        """See `jobs.trainer.Phase`."""
+        """See `jobs.training.loop.Phase`."""
         step = Classification(self.config, self.num_classes)
         if load_init and self.config.init:
             with local_weights(self.config.init) as path:

@@ -18,23 +18,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jobs.errors import UserError
-from jobs.program import run_program
-from pipeline import (
-    DecodeError,
-    FrameView,
-    IsolatedDecoder,
-    StorageError,
-    absolute,
-    current_rejected,
-    current_videos,
-    exists,
-    filesystem,
-    join,
-    local_copy,
-    read_bytes,
-    write_bytes,
-)
+from jobs.core.cli import run_program
+from jobs.core.errors import UserError
+from pipeline.decode.config import DecodeError, FrameView
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.prepare.versions import current_rejected, current_videos
+from pipeline.storage.files import StorageError, absolute, exists, filesystem, join, local_copy, read_bytes, write_bytes
 
 CELL_PIXELS = 128
 UNLABELLED = "(unlabelled)"

@@ -10,32 +10,21 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.cluster import connect
-from jobs.config import config_dict
-from jobs.errors import UserError
-from jobs.output import FREE_KEYS, Claim, claim_output, release_output
-from jobs.program import console, run_program
-from jobs.stop_request import keeping_finished_work
-from jobs.tracking import TrackingConfig, data_tags, recorded, start_run
-from pipeline import (
-    DecodeConfig,
-    ManifestConfig,
-    ManifestError,
-    Outcome,
-    PlannedSet,
-    PrepareSettings,
-    StorageError,
-    StoreConfig,
-    TranscodeConfig,
-    absolute,
-    exists,
-    finish_set,
-    join,
-    open_prepared,
-    plan_set,
-    preview_set,
-    read_bytes,
-)
+from jobs.core.cli import console, run_program
+from jobs.core.config import config_dict
+from jobs.core.errors import UserError
+from jobs.core.ray_cluster import connect
+from jobs.core.signals import keeping_finished_work
+from jobs.runs.claim import FREE_KEYS, Claim, claim_output, release_output
+from jobs.runs.tracking import TrackingConfig, data_tags, recorded, start_run
+from pipeline.decode.config import DecodeConfig
+from pipeline.manifest.formats import ManifestConfig
+from pipeline.manifest.text_columns import ManifestError
+from pipeline.prepare.run import Outcome, PlannedSet, PrepareSettings, finish_set, plan_set, preview_set
+from pipeline.shards.reader import open_prepared
+from pipeline.shards.writer import StoreConfig
+from pipeline.storage.files import StorageError, absolute, exists, join, read_bytes
+from pipeline.transcode.config import TranscodeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,36 +10,30 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hiera_video import (
-    AugmentConfig,
-    MaskedAutoencoder,
-    MaskedAutoencoderConfig,
-    augment,
-    build_model,
-    complexity_of,
-    load_weights,
-    normalize_video,
-    random_keep_mask,
-    sample_uniforms,
-    set_activation_checkpointing,
-)
-from jobs.architecture import architecture
-from jobs.batch import Batch
-from jobs.dry_run import dry_run_figures
-from jobs.initial_weights import is_registered, local_weights
-from jobs.pictures import reconstruction_picture
-from jobs.program import run_program
-from jobs.tracking import unrecorded
-from jobs.train_config import TrainConfig
-from jobs.trainer import TrainStep
-from jobs.training import (
+from hiera_video.analysis.flops import complexity_of
+from hiera_video.augmentation.basic import AugmentConfig, augment, normalize_video
+from hiera_video.models.config import MaskedAutoencoderConfig
+from hiera_video.models.masked_autoencoder import MaskedAutoencoder
+from hiera_video.models.presets import build_model, set_activation_checkpointing
+from hiera_video.models.random_draws import random_keep_mask, sample_uniforms
+from hiera_video.weights.checkpoint_files import load_weights
+from jobs.core.cli import run_program
+from jobs.core.init_source import is_registered, local_weights
+from jobs.reports.training_plots import reconstruction_picture
+from jobs.runs.tracking import unrecorded
+from jobs.training.config import TrainConfig
+from jobs.training.driver import (
     initial_links,
     loss_curves,
     run_training,
     sample_views,
     with_absolute_places,
 )
-from jobs.utilisation import BACKWARD_AND_FORWARD
+from jobs.training.dry_run import dry_run_figures
+from jobs.training.loop import TrainStep
+from jobs.training.mfu import BACKWARD_AND_FORWARD
+from jobs.training.micro_batch import Batch
+from jobs.weights.model_config import architecture
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
 
@@ -149,7 +143,7 @@ class PretrainPhase:
         object.__setattr__(self, "config", unrecorded(self.config))
 
     def build_step(self, *, load_init: bool) -> MaskedAutoencoding:
-        """See `jobs.trainer.Phase`."""
+        """See `jobs.training.loop.Phase`."""
         step = MaskedAutoencoding(self.config)
         if load_init and self.config.init:
             with local_weights(self.config.init) as path:

@@ -24,14 +24,14 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 import hiera_video
 import pipeline
-from hiera_video import save_model
-from jobs.classifier import Classifier, ClassifierWeights, PublicWeightsConfig, find_classifier
-from jobs.errors import UserError
-from jobs.initial_weights import SAMPLING, WEIGHT_FILES, WEIGHTS, is_registered
-from jobs.mlflow_run import FAILURES
-from jobs.program import run_program
-from jobs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
-from pipeline import absolute
+from hiera_video.weights.checkpoint_files import save_model
+from jobs.core.cli import run_program
+from jobs.core.errors import UserError
+from jobs.core.init_source import SAMPLING, WEIGHT_FILES, WEIGHTS, is_registered
+from jobs.runs.mlflow_sender import FAILURES
+from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
+from jobs.scoring.classifier import Classifier, ClassifierWeights, PublicWeightsConfig, find_classifier
+from pipeline.storage.files import absolute
 
 DESCRIPTION = (
     "Put a classifier into the MLflow model registry. What `mlflow.pyfunc.load_model` loads takes uint8 frames by "
@@ -53,7 +53,7 @@ REQUIREMENTS = {
     )
 } | {"ray": "ray[data]"}
 CODE = (Path(hiera_video.__file__).parent, Path(pipeline.__file__).parent)
-SCRIPT = Path(__file__).with_name("served_model.py")
+SCRIPT = Path(__file__).with_name("weights") / "pyfunc_model.py"
 # As MLflow checks them, but before the version exists.
 ALIAS = re.compile(r"[\w-]{1,255}")
 RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)

@@ -25,18 +25,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.cluster import LOCAL_CPUS, connect
 from jobs.compare import best_index
-from jobs.config import config_dict, flatten
-from jobs.errors import StopRequestedError, UserError, WorkStoppedError
-from jobs.output import claim_output, is_free
-from jobs.program import console, run_program
-from jobs.redaction import without_secrets
-from jobs.stop_request import stopping_on_sigterm
+from jobs.core.cli import console, run_program
+from jobs.core.config import config_dict, flatten
+from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
+from jobs.core.ray_cluster import LOCAL_CPUS, connect
+from jobs.core.redaction import without_secrets
+from jobs.core.signals import stopping_on_sigterm
+from jobs.runs.claim import claim_output, is_free
+from jobs.runs.tracking import recorded, start_run, tracking_uri
 from jobs.sweep_plan import Child, SweepConfig, plan_children, read_arguments
-from jobs.tracking import recorded, start_run, tracking_uri
-from jobs.train_config import TrainConfig
-from pipeline import absolute, exists, join, read_bytes, stream_cpus, write_bytes
+from jobs.training.config import TrainConfig
+from pipeline.datasets.train import stream_cpus
+from pipeline.storage.files import absolute, exists, join, read_bytes, write_bytes
 
 DESCRIPTION = (
     "Run a program with every combination of listed values. The same command again runs what is not finished: a child "

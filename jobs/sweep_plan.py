@@ -12,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from jobs.config import field_type, load_config
-from jobs.errors import UserError
+from jobs.core.cli import replace
+from jobs.core.config import field_type, load_config
+from jobs.core.errors import UserError
 from jobs.evaluate import EvaluateConfig
 from jobs.finetune import FinetuneConfig
 from jobs.prepare import PrepareConfig
 from jobs.pretrain import PretrainConfig
-from jobs.program import replace
 from jobs.tag import TagConfig
-from pipeline import absolute, join
+from pipeline.storage.files import absolute, join
 
 PROGRAMS: Mapping[str, type] = {
     "prepare": PrepareConfig,

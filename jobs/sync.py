@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from jobs.checkpoint import complete_steps, read_journal
-from jobs.errors import UserError, WorkStoppedError
-from jobs.mlflow_run import Run
-from jobs.program import replace, run_program
-from jobs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
-from pipeline import StorageError, exists, join, list_files, read_bytes
+from jobs.checkpoints.store import complete_steps, read_journal
+from jobs.core.cli import replace, run_program
+from jobs.core.errors import UserError, WorkStoppedError
+from jobs.runs.mlflow_sender import Run
+from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
+from pipeline.storage.files import StorageError, exists, join, list_files, read_bytes
 
 DESCRIPTION = (
     "Send MLflow what a dead server missed of a run; reads only the run's output. It goes where the run was to be "

@@ -17,40 +17,27 @@ from typing import Any
 import pyarrow as pa
 from rich.progress import MofNCompleteColumn, Progress
 
-from jobs.classifier import find_classifier, shared
-from jobs.config import config_dict
-from jobs.errors import StopRequestedError, UserError
-from jobs.output import Claim, claim_output, release_output
-from jobs.program import console, replace, run_program, tell
-from jobs.registered_weights import initial_file
-from jobs.sole_writer import SoleWriter, last_sealed, sole_writer
-from jobs.stop_request import keeping_finished_work, stopping_on_sigterm
-from jobs.tag_chain import probe_videos, scored_chunks
-from jobs.tag_config import FREE_TAG_KEYS, ScoringPlan, TagConfig, plan_scoring
-from jobs.tag_failures import FailureWatch
-from jobs.tag_gallery import choose_videos, gallery
-from jobs.tag_page import VIDEO_COLUMNS, page
-from jobs.tracking import recorded, start_run
-from pipeline import (
-    OK,
-    PARTIAL,
-    KnownVideos,
-    PlannedVersion,
-    SourceListing,
-    absolute,
-    join,
-    last_commit,
-    list_source,
-    new_or_changed,
-    plan_units,
-    publish,
-    read_videos,
-    tag_rows,
-    tombstones,
-    unfinished_version,
-    write_bytes,
-    write_plan,
-)
+from jobs.core.cli import console, replace, run_program, tell
+from jobs.core.config import config_dict
+from jobs.core.errors import StopRequestedError, UserError
+from jobs.core.signals import keeping_finished_work, stopping_on_sigterm
+from jobs.reports.tag_html import VIDEO_COLUMNS, page
+from jobs.reports.tag_thumbnails import choose_videos, gallery
+from jobs.runs.claim import Claim, claim_output, release_output
+from jobs.runs.exclusive_lock import SoleWriter, last_sealed, sole_writer
+from jobs.runs.tracking import recorded, start_run
+from jobs.scoring.classifier import find_classifier, shared
+from jobs.tagging.config import FREE_TAG_KEYS, ScoringPlan, TagConfig, plan_scoring
+from jobs.tagging.failure_budget import FailureWatch
+from jobs.tagging.pipeline import probe_videos, scored_chunks
+from jobs.weights.registry import initial_file
+from pipeline.schema import OK, PARTIAL
+from pipeline.storage.files import absolute, join, write_bytes
+from pipeline.tagging.reader import KnownVideos, last_commit, read_videos
+from pipeline.tagging.rows import tag_rows
+from pipeline.tagging.source import SourceListing, list_source, new_or_changed, tombstones
+from pipeline.tagging.windows import plan_units
+from pipeline.tagging.writer import PlannedVersion, publish, unfinished_version, write_plan
 
 __all__ = ["TagConfig", "TagJob", "main", "run"]
 

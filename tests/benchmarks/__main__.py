@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.program import versions
+from jobs.core.cli import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "build" / "bench.json"

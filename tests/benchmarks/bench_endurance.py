@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import DecodeConfig, DecodeError, FrameView, IsolatedDecoder
-from tests.pipeline.test_pipeline_faults import mutations, sources
+from pipeline.decode.config import DecodeConfig, DecodeError, FrameView
+from pipeline.decode.decoder import IsolatedDecoder
+from tests.pipeline.decode.test_decoder_faults import mutations, sources
 
 FILES = 10_000
 DEADLINE_SECONDS = 5.0

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiera_video import create_model, official_state_dict, random_keep_mask
-from tests.hiera_video.official import official_model
+from hiera_video.models.presets import create_model
+from hiera_video.models.random_draws import random_keep_mask
+from hiera_video.weights.checkpoint_files import official_state_dict
+from tests.support.official import official_model
 
 PRESET, THREADS, BATCH, MASK_RATIO = "base_16x224", 2, 2, 0.9
 SMALL = {"input_size": (16, 96, 96), "stages": (1, 1, 2, 1)}

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hiera_video import OptimizerConfig, build_optimizer, create_model, normalize_video, set_learning_rate
-from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
+from hiera_video.augmentation.basic import normalize_video
+from hiera_video.models.presets import create_model
+from hiera_video.optimization import OptimizerConfig, build_optimizer, set_learning_rate
+from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 
 VIDEOS, HELD_OUT, BATCH, STEPS, LEARNING_RATE = 800, 160, 32, 120, 1e-3
 SIDE, FRAMES = 96, 16

@@ -26,28 +26,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from jobs.motion_videos import render_motion_videos
-from pipeline import (
-    DecodeConfig,
-    FrameView,
-    IsolatedDecoder,
-    PreparedSet,
-    ViewConfig,
-    iter_micro_batches,
-    open_prepared,
-    stream_execution_options,
-    training_stream,
-)
-from pipeline import dataset as stages
-from pipeline.conventions import ManifestConfig
-from pipeline.decode_child import render
-from pipeline.decode_config import Backend
-from pipeline.prepare import PrepareSettings, prepare
-from pipeline.sampling import random_resized_crop, training_indices
-from pipeline.shard_writer import StoreConfig
-from pipeline.shards import read_shard
-from pipeline.transcode_config import Mode, TranscodeConfig
-from pipeline.video_file import Video
+from jobs.synthetic.motion_videos import render_motion_videos
+from pipeline.datasets import train as stages
+from pipeline.datasets.train import iter_micro_batches, stream_execution_options, training_stream
+from pipeline.decode.child import render
+from pipeline.decode.config import Backend, DecodeConfig, FrameView
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.decode.video_file import Video
+from pipeline.manifest.formats import ManifestConfig
+from pipeline.prepare.run import PrepareSettings, prepare
+from pipeline.sampling import ViewConfig, random_resized_crop, training_indices
+from pipeline.shards.reader import PreparedSet, open_prepared, read_shard
+from pipeline.shards.writer import StoreConfig
+from pipeline.transcode.config import Mode, TranscodeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VIEW = ViewConfig()

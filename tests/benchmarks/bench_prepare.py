@@ -25,14 +25,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 
-from jobs.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
-from pipeline.decode_child import render
-from pipeline.decode_config import DecodeConfig, DecodeError, FrameView
-from pipeline.encode import scaled_frame
-from pipeline.transcode import process
-from pipeline.transcode_config import StoredClip, TranscodeConfig
-from pipeline.transcode_process import IsolatedTranscoder
-from pipeline.video_file import Video
+from jobs.synthetic.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
+from pipeline.decode.child import render
+from pipeline.decode.config import DecodeConfig, DecodeError, FrameView
+from pipeline.decode.video_file import Video
+from pipeline.transcode.child import IsolatedTranscoder
+from pipeline.transcode.config import StoredClip, TranscodeConfig
+from pipeline.transcode.h264_encoder import scaled_frame
+from pipeline.transcode.transcode import process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAYS = {
@@ -49,7 +49,7 @@ DAMAGE_BYTES = (50, 8, 1)
 PLAN = """
 import pathlib, resource, sys, time
 from jobs.prepare import PrepareConfig
-from pipeline.prepare import plan_set
+from pipeline.prepare.run import plan_set
 config = PrepareConfig(source=sys.argv[1], output=sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF)
 started = time.perf_counter()

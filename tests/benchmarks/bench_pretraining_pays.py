@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.motion_videos import MOTION_CLASSES
+from jobs.synthetic.motion_videos import MOTION_CLASSES
 from tests.benchmarks.motion_learning import Task, digest_of, draw_sets, learned, mean_and_spread
 
 FOLDER = Path(__file__).parents[2] / "build" / "bench_pretraining_pays"

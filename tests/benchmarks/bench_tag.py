@@ -31,24 +31,20 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from hiera_video import normalize_video
-from jobs import tag_chain
-from jobs.classifier import find_classifier
-from jobs.tag_chain import WINDOW_COLUMNS, tagging_chain
-from jobs.tag_config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tracking import TrackingConfig
-from jobs.window_scores import Answers, ScoreWindows, best_classes
-from pipeline import (
-    DecodeConfig,
-    DecodeWindows,
-    ProbeVideos,
-    plan_units,
-)
+from hiera_video.augmentation.basic import normalize_video
+from jobs.runs.tracking import TrackingConfig
+from jobs.scoring.classifier import find_classifier
+from jobs.scoring.window_scores import Answers, ScoreWindows, best_classes
+from jobs.tagging import pipeline as tag_chain
+from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
+from jobs.tagging.pipeline import WINDOW_COLUMNS, tagging_chain
+from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import center_crop
-from pipeline.storage import content_version
-from pipeline.windows import PROBED_SCHEMA, video_id
+from pipeline.storage.files import content_version
+from pipeline.tagging.stages import DecodeWindows, ProbeVideos
+from pipeline.tagging.windows import PROBED_SCHEMA, plan_units, video_id
 from tests.benchmarks.bench_pipeline import collect_videos
-from tests.hiera_video.official import official_model
+from tests.support.official import official_model
 
 PRESET = "hiera_base_16x224"
 BATCH = 4  # of Base on a CPU

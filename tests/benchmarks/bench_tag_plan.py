@@ -18,21 +18,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hiera_video import create_model, save_model
-from jobs.classifier import find_classifier
-from jobs.tag_config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tracking import TrackingConfig
-from pipeline import (
-    KnownVideos,
-    PlannedVersion,
-    WindowGrid,
-    list_source,
-    new_or_changed,
-    plan_units,
-    tag_rows,
-    write_plan,
-)
-from pipeline.windows import PROBED_SCHEMA
+from hiera_video.models.presets import create_model
+from hiera_video.weights.checkpoint_files import save_model
+from jobs.runs.tracking import TrackingConfig
+from jobs.scoring.classifier import find_classifier
+from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
+from pipeline.tagging.reader import KnownVideos
+from pipeline.tagging.rows import tag_rows
+from pipeline.tagging.source import list_source, new_or_changed
+from pipeline.tagging.windows import PROBED_SCHEMA, WindowGrid, plan_units
+from pipeline.tagging.writer import PlannedVersion, write_plan
 
 VIDEOS_AT_ONCE = 50_000
 WINDOWS_PER_CHUNK = 128

@@ -28,21 +28,22 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 from torch import Tensor, nn
 
-from hiera_video import build_optimizer
+from hiera_video.optimization import build_optimizer
 from jobs import prepare
-from jobs.batch import Batch, batch_from_columns
-from jobs.checkpoint import read_journal
-from jobs.cluster import connect
-from jobs.config import load_config
-from jobs.lease import take_lease
-from jobs.mlflow_run import Run
-from jobs.motion_videos import render_motion_videos
+from jobs.checkpoints.store import read_journal
+from jobs.core.config import load_config
+from jobs.core.ray_cluster import connect
 from jobs.pretrain import PretrainConfig, PretrainPhase
-from jobs.run_board import RunBoard
-from jobs.trainer import TrainingJob, TrainStep, train_worker
-from jobs.training import plan_job
-from jobs.worker_groups import train
-from pipeline import open_prepared, stream_execution_options
+from jobs.runs.fencing import take_lease
+from jobs.runs.mlflow_sender import Run
+from jobs.supervision.coordinator import RunBoard
+from jobs.synthetic.motion_videos import render_motion_videos
+from jobs.training.driver import plan_job
+from jobs.training.elastic import train
+from jobs.training.loop import TrainingJob, TrainStep, train_worker
+from jobs.training.micro_batch import Batch, batch_from_columns
+from pipeline.datasets.train import stream_execution_options
+from pipeline.shards.reader import open_prepared
 
 console = Console()
 
@@ -98,7 +99,7 @@ class SleepPhase:
     labelled_only: bool = False
 
     def build_step(self, *, load_init: bool) -> SleepStep:
-        """See `jobs.trainer.Phase`."""
+        """See `jobs.training.loop.Phase`."""
         return SleepStep(self.seconds)
 
 

@@ -19,22 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hiera_video import (
-    build_optimizer,
-    learning_rate_at,
-    load_into_classifier,
-    normalize_video,
-    save_model,
-    scaled_learning_rate,
-    set_learning_rate,
-)
-from jobs.batch import Batch
-from jobs.config import load_config
+from hiera_video.augmentation.basic import normalize_video
+from hiera_video.optimization import build_optimizer, learning_rate_at, scaled_learning_rate, set_learning_rate
+from hiera_video.weights.checkpoint_files import load_into_classifier, save_model
+from jobs.core.config import load_config
 from jobs.finetune import Classification, FinetuneConfig
-from jobs.motion_videos import MOTION_CLASSES, Rendering, draw_frames, draw_motion
 from jobs.pretrain import MaskedAutoencoding, PretrainConfig
-from jobs.train_config import TrainConfig
-from jobs.trainer import TrainStep
+from jobs.synthetic.motion_videos import MOTION_CLASSES, Rendering, draw_frames, draw_motion
+from jobs.training.config import TrainConfig
+from jobs.training.loop import TrainStep
+from jobs.training.micro_batch import Batch
 
 STEPS_BETWEEN_SAVES = 50
 SMALLEST_DRAWN = 64  # see `Rendering`

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.tracking import TrackingConfig, recorded, start_run
+from jobs.runs.tracking import TrackingConfig, recorded, start_run
 from tests.benchmarks.bench_pretraining_pays import CORES, FULL, MIXING
 from tests.benchmarks.motion_learning import Task, digest_of, draw_sets, learned, mean_and_spread
 

@@ -12,11 +12,12 @@ from typing import Any
 import boto3
 import pytest
 
-from jobs.checkpoint import complete_steps
-from pipeline import exists, open_prepared, read_bytes
-from tests.ceph_gateway import Gateway, ceph_gateway, missing_for_gateway
+from jobs.checkpoints.store import complete_steps
+from pipeline.shards.reader import open_prepared
+from pipeline.storage.files import exists, read_bytes
 from tests.cluster.hosts import GATEWAY, RAY, Host, missing_for_hosts, start_ray, two_hosts, wait_for
-from tests.jobs.runs import prepare_small_set, pretrain_keys, run
+from tests.support.ceph_gateway import Gateway, ceph_gateway, missing_for_gateway
+from tests.support.runs import prepare_small_set, pretrain_keys, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from hiera_video import Hiera, Probabilities, create_model
+from hiera_video.inference import Probabilities
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.presets import create_model
 
 
 def test_close_classes_do_not_tie_in_bfloat16() -> None:

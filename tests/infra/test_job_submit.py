@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.motion_videos import render_motion_videos
+from jobs.synthetic.motion_videos import render_motion_videos
 
 pytestmark = pytest.mark.ray
 

@@ -23,8 +23,8 @@ from jobs.compare import (
     run,
     with_evaluations,
 )
-from jobs.errors import UserError
-from jobs.program import print_report, replace
+from jobs.core.cli import print_report, replace
+from jobs.core.errors import UserError
 
 pytestmark = pytest.mark.ray
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs import demo, prepare
+from jobs.core.errors import UserError
 from jobs.demo import DemoConfig
-from jobs.errors import UserError
-from jobs.motion_videos import render_motion_videos
-from jobs.tracking import TrackingConfig
+from jobs.runs.tracking import TrackingConfig
+from jobs.synthetic.motion_videos import render_motion_videos
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,20 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from hiera_video import create_model, save_model
+from hiera_video.models.presets import create_model
+from hiera_video.weights.checkpoint_files import save_model
 from jobs import prepare, sync
-from jobs.classifier import Classifier
-from jobs.errors import UserError
+from jobs.core.cli import finish, replace
+from jobs.core.errors import UserError
 from jobs.evaluate import EvaluateConfig, run
-from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
-from jobs.program import finish, replace
-from jobs.tracking import COMMIT_TAG, TrackingConfig, source_tags
-from pipeline import FrameView, IsolatedDecoder, PreparedSet, ViewConfig, ViewProtocol
-from pipeline.sampling import evaluation_crops, evaluation_indices
+from jobs.runs.tracking import COMMIT_TAG, TrackingConfig, source_tags
+from jobs.scoring.classifier import Classifier
+from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
+from pipeline.datasets.evaluation import ViewProtocol
+from pipeline.decode.config import FrameView
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.sampling import ViewConfig, evaluation_crops, evaluation_indices
+from pipeline.shards.reader import PreparedSet
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

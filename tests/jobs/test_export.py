@@ -10,23 +10,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hiera_video import (
-    Probabilities,
-    create_model,
-    load_backbone,
-    load_into_classifier,
-    load_model,
-    normalize_video,
-    read_metadata,
-    save_model,
-)
-from jobs.checkpoint import Checkpoint, write_checkpoint
-from jobs.config import config_yaml, load_config
-from jobs.errors import UserError
+from hiera_video.augmentation.basic import normalize_video
+from hiera_video.inference import Probabilities
+from hiera_video.models.presets import create_model
+from hiera_video.weights.backbone import load_backbone
+from hiera_video.weights.checkpoint_files import load_into_classifier, load_model, read_metadata, save_model
+from jobs.checkpoints.store import Checkpoint, write_checkpoint
+from jobs.core.config import config_yaml, load_config
+from jobs.core.errors import UserError
 from jobs.export import ExportConfig, run
-from jobs.export_program import export_program
-from jobs.output import claim_output
 from jobs.pretrain import PretrainConfig
+from jobs.runs.claim import claim_output
+from jobs.weights.torch_export import export_program
 
 KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "steps=3", "data=/d",
         "global_batch=8", "model_overrides.drop_path_rate=0.2", "tracking.uri=http://me:hunter2@h"]  # fmt: skip
@@ -144,7 +139,7 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     other = torch.export.export(
         Probabilities(create_model("hiera_test_8x64")).eval(), (torch.zeros(2, 8, 64, 64, 3, dtype=torch.uint8),)
     )
-    monkeypatch.setattr("jobs.export_program.CHECKED_BATCHES", (2,))
+    monkeypatch.setattr("jobs.weights.torch_export.CHECKED_BATCHES", (2,))
     monkeypatch.setattr(torch.export, "load", lambda *_: other)
     with pytest.raises(RuntimeError, match="differs from the model"):
         export_program(create_model("hiera_test_8x64", head_init_scale=10.0), tmp_path / "x.pt2", {})

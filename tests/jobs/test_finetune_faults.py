@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiera_video import create_model, load_model, save_model
+from hiera_video.models.presets import create_model
+from hiera_video.weights.checkpoint_files import load_model, save_model
 from jobs import finetune
-from jobs.config import load_config
-from tests.jobs.golden_losses import TINY, write_tiny_set
-from tests.jobs.test_training import cut_off_at, losses
+from jobs.core.config import load_config
+from tests.jobs.training.test_driver import cut_off_at, losses
+from tests.support.golden_losses import TINY, write_tiny_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
 

@@ -19,20 +19,23 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-import pipeline.prepare as preparing
+import pipeline.prepare.run as preparing
 from jobs import inspect, prepare
-from jobs.errors import StopRequestedError, UserError, WorkStoppedError
+from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.inspect import InspectConfig
-from jobs.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
 from jobs.prepare import PrepareConfig
-from jobs.tracking import TrackingConfig
-from pipeline import CLIP_SCHEMA, REJECTED_SCHEMA, DecodeConfig, FrameView, IsolatedDecoder, StorageError
-from pipeline.prepare_chunk import PrepareChunk
-from pipeline.prepare_plan import PlannedSet, chunk_settings, plan_set
-from pipeline.prepare_versions import current_videos, publish
-from pipeline.shard_writer import StoreConfig
-from pipeline.transcode_config import TranscodeConfig
-from pipeline.transcode_process import IsolatedTranscoder
+from jobs.runs.tracking import TrackingConfig
+from jobs.synthetic.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
+from pipeline.decode.config import DecodeConfig, FrameView
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.prepare.chunk import PrepareChunk
+from pipeline.prepare.plan import PlannedSet, chunk_settings, plan_set
+from pipeline.prepare.versions import current_videos, publish
+from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
+from pipeline.shards.writer import StoreConfig
+from pipeline.storage.files import StorageError
+from pipeline.transcode.child import IsolatedTranscoder
+from pipeline.transcode.config import TranscodeConfig
 
 VIDEOS = 24
 UNTRACKED = TrackingConfig(uri="none")
@@ -164,7 +167,7 @@ def test_a_second_writer_cannot_commit_something_else(source: Path, tmp_path: Pa
         (output / "versions" / "0001.json").write_text(json.dumps(theirs))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.prepare._run_chunks", finished_meanwhile)
+        patch.setattr("pipeline.prepare.run._run_chunks", finished_meanwhile)
         with pytest.raises(WorkStoppedError, match="another writer committed"):
             run(source, output)
     assert json.loads((output / "versions" / "0001.json").read_text())["digest"] == "another"
@@ -444,9 +447,9 @@ def test_a_worker_tells_of_failing_storage_in_its_row(
 
     chunks = unfinished(PrepareConfig(source=str(source), output=str(tmp_path / "set"), store=SMALL))
     monkeypatch.setattr(PrepareChunk, "_prepare", failing)
-    monkeypatch.setattr("pipeline.prepare_chunk.CHUNK_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.prepare.chunk.CHUNK_ATTEMPTS", 1)
     row = PrepareChunk(chunks)({"id": np.array([2])})
-    monkeypatch.setattr("pipeline.prepare._chunks_done", lambda *_: [{name: row[name][0] for name in row}])
+    monkeypatch.setattr("pipeline.prepare.run._chunks_done", lambda *_: [{name: row[name][0] for name in row}])
     with pytest.raises(WorkStoppedError, match=r"^s3://bucket/shard: object storage answered 503; check the network"):
         run(source, tmp_path / "set")
 

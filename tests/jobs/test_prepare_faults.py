@@ -23,12 +23,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from jobs import prepare
-from jobs.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
 from jobs.prepare import PrepareConfig
-from jobs.tracking import TrackingConfig
-from pipeline import DecodeConfig, join, list_files, read_bytes, write_bytes
-from pipeline.shard_writer import StoreConfig
-from pipeline.storage import s3_client
+from jobs.runs.tracking import TrackingConfig
+from jobs.synthetic.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
+from pipeline.decode.config import DecodeConfig
+from pipeline.shards.writer import StoreConfig
+from pipeline.storage.files import join, list_files, read_bytes, s3_client, write_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNTRACKED = TrackingConfig(uri="none")

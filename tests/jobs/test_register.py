@@ -24,16 +24,20 @@ from mlflow import MlflowClient
 from mlflow.models import Model
 from safetensors.torch import load_file
 
-from hiera_video import create_model, save_model
-from jobs.classifier import Classifier, find_classifier
-from jobs.errors import UserError
-from jobs.initial_weights import link_to_initial_run
-from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
+from hiera_video.models.presets import create_model
+from hiera_video.weights.checkpoint_files import save_model
+from jobs.core.errors import UserError
+from jobs.core.init_source import link_to_initial_run
 from jobs.register import RegisterConfig, run
-from jobs.registered_weights import initial_file
-from jobs.tracking import TrackingConfig
-from pipeline import IsolatedDecoder, TimeView, WindowGrid, center_crop, window_times
-from tests.jobs.mlflow_server import MlflowServer
+from jobs.runs.tracking import TrackingConfig
+from jobs.scoring.classifier import Classifier, find_classifier
+from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.weights.registry import initial_file
+from pipeline.decode.config import TimeView
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.sampling import center_crop
+from pipeline.tagging.windows import WindowGrid, window_times
+from tests.support.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

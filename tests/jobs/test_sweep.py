@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from jobs.motion_videos import render_motion_videos
 from jobs.sweep import Children, Outcome
 from jobs.sweep_plan import plan_children, read_arguments
+from jobs.synthetic.motion_videos import render_motion_videos
 
 pytestmark = pytest.mark.ray
 

@@ -13,11 +13,20 @@ import psutil
 import pytest
 from mlflow.entities import Run
 
-from jobs.checkpoint import complete_steps
-from jobs.motion_videos import render_motion_videos
-from jobs.tracking import TrackingConfig, tracking_client
-from tests.jobs.runs import SMALL, command, family_of, kill_family, losses, prepare_small_set, run, wait_for_checkpoint
+from jobs.checkpoints.store import complete_steps
+from jobs.runs.tracking import TrackingConfig, tracking_client
+from jobs.synthetic.motion_videos import render_motion_videos
 from tests.jobs.test_sweep import children_of
+from tests.support.runs import (
+    SMALL,
+    command,
+    family_of,
+    kill_family,
+    losses,
+    prepare_small_set,
+    run,
+    wait_for_checkpoint,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.errors import UserError
+from jobs.core.errors import UserError
 from jobs.sweep_plan import Child, folder_name, plan_children, read_arguments
 
 PRETRAIN = ["pretrain", "demo", "data=/d", "output=/o"]

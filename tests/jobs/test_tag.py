@@ -11,26 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video import create_model, normalize_video, save_model
-from jobs.classifier import Classifier
-from jobs.errors import UserError
-from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
-from jobs.program import replace
+from hiera_video.augmentation.basic import normalize_video
+from hiera_video.models.presets import create_model
+from hiera_video.weights.checkpoint_files import save_model
+from jobs.core.cli import replace
+from jobs.core.errors import UserError
+from jobs.runs.tracking import TrackingConfig
+from jobs.scoring.classifier import Classifier
+from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig, run
-from jobs.tracking import TrackingConfig
-from pipeline import (
-    DecodeConfig,
-    FrameView,
-    IsolatedDecoder,
-    TimeView,
-    ViewConfig,
-    WholeVideo,
-    center_crop,
-    read_tags,
-    read_videos,
-    window_times,
-)
-from pipeline.sampling import evaluation_crops, evaluation_indices
+from pipeline.decode.config import DecodeConfig, FrameView, TimeView
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.sampling import ViewConfig, center_crop, evaluation_crops, evaluation_indices
+from pipeline.tagging.reader import read_tags, read_videos
+from pipeline.tagging.window_views import WholeVideo
+from pipeline.tagging.windows import window_times
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

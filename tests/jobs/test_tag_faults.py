@@ -20,16 +20,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hiera_video import create_model, save_model
-from jobs import tag_chain
-from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
+from hiera_video.models.presets import create_model
+from hiera_video.weights.checkpoint_files import save_model
+from jobs.runs.tracking import TrackingConfig
+from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig, run
-from jobs.tracking import TrackingConfig
-from pipeline import DecodeWindows, join, read_tags, read_videos, write_bytes
-from pipeline.object_storage import s3_client
-from tests.jobs.runs import command, family_of, kill_family
-from tests.pipeline.faulty_proxy import FAULTS, faulty_proxy
-from tests.pipeline.s3_server import light_s3_server, set_s3_environment
+from jobs.tagging import pipeline as tag_chain
+from pipeline.storage.files import join, write_bytes
+from pipeline.storage.s3 import s3_client
+from pipeline.tagging.reader import read_tags, read_videos
+from pipeline.tagging.stages import DecodeWindows
+from tests.support.faulty_proxy import FAULTS, faulty_proxy
+from tests.support.runs import command, family_of, kill_family
+from tests.support.s3_server import light_s3_server, set_s3_environment
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

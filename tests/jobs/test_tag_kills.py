@@ -18,30 +18,27 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hiera_video import create_model, save_model
-from jobs import sole_writer, tag
-from jobs.errors import UserError, WorkStoppedError
-from jobs.motion_videos import MOTION_CLASSES, render_motion_videos
-from jobs.program import replace
+from hiera_video.models.presets import create_model
+from hiera_video.weights.checkpoint_files import save_model
+from jobs import tag
+from jobs.core.cli import replace
+from jobs.core.errors import UserError, WorkStoppedError
 from jobs.register import RegisterConfig
 from jobs.register import run as register
-from jobs.tag_chain import WINDOW_COLUMNS, ScoredChunk, answer
-from jobs.tag_config import ScoringPlan, TagConfig
-from jobs.tracking import TrackingConfig
-from jobs.window_scores import ScoreWindows
-from pipeline import (
-    DecodeConfig,
-    DecodeWindows,
-    PlannedVersion,
-    ProbeVideos,
-    join,
-    object_storage,
-    read_tags,
-    read_videos,
-    write_bytes,
-)
-from tests.pipeline.faulty_proxy import FAULTS, faulty_proxy
-from tests.pipeline.s3_server import light_s3_server, set_s3_environment
+from jobs.runs import exclusive_lock as sole_writer
+from jobs.runs.tracking import TrackingConfig
+from jobs.scoring.window_scores import ScoreWindows
+from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.tagging.config import ScoringPlan, TagConfig
+from jobs.tagging.pipeline import WINDOW_COLUMNS, ScoredChunk, answer
+from pipeline.decode.config import DecodeConfig
+from pipeline.storage import s3 as object_storage
+from pipeline.storage.files import join, write_bytes
+from pipeline.tagging.reader import read_tags, read_videos
+from pipeline.tagging.stages import DecodeWindows, ProbeVideos
+from pipeline.tagging.writer import PlannedVersion
+from tests.support.faulty_proxy import FAULTS, faulty_proxy
+from tests.support.s3_server import light_s3_server, set_s3_environment
 
 pytestmark = pytest.mark.faults
 

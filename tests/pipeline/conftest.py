@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import PreparedSet
-from pipeline.storage import s3_client
-from tests.pipeline.s3_server import light_s3_server, set_s3_environment
-from tests.pipeline.small_set import small_prepared_set
+from pipeline.shards.reader import PreparedSet
+from pipeline.storage.files import s3_client
+from tests.support.s3_server import light_s3_server, set_s3_environment
+from tests.support.small_set import small_prepared_set
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import ViewConfig
 from pipeline.sampling import (
+    ViewConfig,
     center_crop,
     evaluation_clip_indices,
     evaluation_crops,

@@ -1,0 +1,128 @@
+"""From decoded frames to the model's input, on the device where the model runs.
+
+Shapes: B batch, T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hiera_video.augmentation.rand_augment import parse_rand_augment
+from hiera_video.models.random_draws import uniforms
+
+PIXEL_MEAN = 0.45
+PIXEL_STD = 0.225
+# Random erasing as SlowFast and timm have it: share of the area, and height to width.
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_ASPECT = (0.3, 1 / 0.3)
+ERASING_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the decoded frames, one draw per sample."""
+
+    horizontal_flip: float = 0.5
+    """Probability of mirroring a sample; 0 where left and right are labels (SSv2, moving shapes)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.horizontal_flip <= 1.0:
+            raise ValueError(f"horizontal_flip={self.horizontal_flip}: must lie in [0, 1]; use 0.5, or 0 for none")
+
+
+@dataclass(frozen=True)
+class ClassifierAugmentConfig(AugmentConfig):
+    """Random changes in fine-tuning; the random crop is drawn when the video is decoded (`view.crop_scale`)."""
+
+    rand_augment: str = ""
+    """RandAugment by timm's name, with `inc1`: `rand-m7-mstd0.5-inc1` on Kinetics and SSv2 (paper Tab. 11b); '' for
+    none."""
+    random_erasing: float = 0.0
+    """Probability that noise replaces one box, the same in all frames; not confirmed by the paper, 0.25 in SlowFast."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rand_augment:
+            try:
+                parse_rand_augment(self.rand_augment)
+            except ValueError as error:
+                raise ValueError(f"rand_augment={error}; use rand-m7-mstd0.5-inc1, or '' for none") from error
+        if not 0.0 <= self.random_erasing <= 1.0:
+            raise ValueError(f"random_erasing={self.random_erasing}: must lie in [0, 1]; use 0.25, or 0 for none")
+
+
+def normalize_video(frames: Tensor) -> Tensor:
+    """uint8 frames ``[B, T, H, W, 3]`` → float32 ``[B, 3, T, H, W]``, mean 0.45, deviation 0.225 (SlowFast).
+
+    Images go through as ``[B, H, W, 3]`` → ``[B, 3, H, W]``.
+
+    Raises:
+        ValueError: another type or layout.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
+        raise ValueError(
+            f"frames are {frames.dtype} {list(frames.shape)}: must be uint8 [B, T, H, W, 3] (or [B, H, W, 3]), values "
+            "0 to 255, colours last; convert them, or skip this step when they are normalised already"
+        )
+    pixels = frames.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return pixels.mul_(1 / (255 * PIXEL_STD)).sub_(PIXEL_MEAN / PIXEL_STD)
+
+
+def denormalize_video(pixels: Tensor) -> Tensor:
+    """The inverse of `normalize_video`, clamped: float ``[B, 3, T, H, W]`` → uint8 ``[B, T, H, W, 3]``."""
+    frames = (pixels.float() * PIXEL_STD + PIXEL_MEAN) * 255
+    return frames.round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
+
+
+def augment(pixels: Tensor, config: AugmentConfig, flip_noise: Tensor | None = None) -> Tensor:
+    """Random changes of normalised pixels ``[B, 3, (T), H, W]``; all frames of a sample alike.
+
+    Args:
+        flip_noise: uniform numbers ``[B]``, for instance `sample_uniforms(seeds, 1)[:, 0]`; drawn when missing.
+    """
+    if config.horizontal_flip == 0.0:
+        return pixels
+    if flip_noise is None:
+        flip_noise = torch.rand(pixels.shape[0], device=pixels.device)
+    flipped = (flip_noise.to(pixels.device) < config.horizontal_flip).view(-1, *[1] * (pixels.ndim - 1))
+    return torch.where(flipped, pixels.flip(-1), pixels)
+
+
+def random_erase(pixels: Tensor, probability: float, seeds: Sequence[int]) -> Tensor:
+    """Put normal noise into one box of some samples (arXiv 1708.04896), at the same place in all frames.
+
+    Args:
+        pixels: normalised, ``[B, 3, (T), H, W]``; stays as it is.
+        seeds: one per sample.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    height, width = pixels.shape[-2:]
+    boxes = [_erased_box(height, width, probability, generator) for generator in generators]
+    if not any(boxes):
+        return pixels
+    erased = pixels.clone()
+    for sample, box, generator in zip(erased, boxes, generators, strict=True):
+        if box is not None:
+            hole = sample[..., box[0], box[1]]
+            hole.copy_(torch.randn(hole.shape, generator=generator))
+    return erased
+
+
+def _erased_box(height: int, width: int, probability: float, generator: torch.Generator) -> tuple[slice, slice] | None:
+    """Rows and columns of the box; None with the complementary probability, or when ten boxes were too large."""
+    if float(uniforms((1,), generator)) >= probability:
+        return None
+    for _ in range(ERASING_ATTEMPTS):
+        area, aspect, top, left = uniforms((4,), generator).tolist()
+        pixels = height * width * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
+        ratio = math.exp(math.log(ERASED_ASPECT[0]) + aspect * math.log(ERASED_ASPECT[1] / ERASED_ASPECT[0]))
+        rows, columns = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if rows < height and columns < width:
+            first_row, first_column = int(top * (height - rows + 1)), int(left * (width - columns + 1))
+            return slice(first_row, first_row + rows), slice(first_column, first_column + columns)
+    return None

@@ -1,0 +1,154 @@
+"""RandAugment (arXiv 1909.13719) as timm defines it by strings like `rand-m7-mstd0.5-inc1`; SlowFast uses that one.
+
+Per clip so many operations are drawn, with replacement, out of fifteen; each is applied with probability 0.5 at a
+magnitude from a normal distribution around m, cut to [0, 10]. All frames of a clip get the same operations and
+arguments. Legend: B clips, T frames.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hiera_video.augmentation import image_ops as pictures
+
+HIGHEST_MAGNITUDE = 10.0
+DRAWS_PER_OPERATION = 5  # which, whether, two for the normal distribution, which direction
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """What a string like `rand-m7-mstd0.5-inc1` says."""
+
+    magnitude: float = HIGHEST_MAGNITUDE
+    """m: mean strength, of 10."""
+    magnitude_std: float = 0.0
+    """mstd: standard deviation of the strength."""
+    operations: int = 2
+    """n: operations drawn per clip."""
+    probability: float = 0.5
+    """p: probability that a drawn operation is applied."""
+
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that one clip takes."""
+        return self.operations * DRAWS_PER_OPERATION
+
+
+def parse_rand_augment(text: str) -> RandAugment:
+    """Read timm's string: `rand`, then in any order m, mstd, n, p and inc1, with dashes between.
+
+    Raises:
+        ValueError: another policy, an unknown section, or a value outside its rule.
+    """
+    kind, *sections = text.split("-")
+    values: dict[str, float] = {}
+    for section in sections:
+        match = re.fullmatch(r"(mstd|m|n|p|inc)(\d+(?:\.\d+)?)", section)
+        if match is None:
+            raise ValueError(f"{text}: has the section {section!r}; known: m, mstd, n, p, inc, each with a number")
+        values[match[1]] = float(match[2])
+    if kind != "rand" or values.get("inc") != 1:
+        raise ValueError(f"{text}: must be a `rand` policy with `inc1` (operations that grow with the magnitude)")
+    policy = RandAugment(
+        values.get("m", HIGHEST_MAGNITUDE), values.get("mstd", 0.0), int(values.get("n", 2)), values.get("p", 0.5)
+    )
+    if policy.magnitude > HIGHEST_MAGNITUDE or policy.probability > 1 or policy.operations < 1:
+        raise ValueError(f"{text}: m must lie in [0, 10], p in [0, 1], and n must be at least 1")
+    return policy
+
+
+class Operation(NamedTuple):
+    """One of the fifteen."""
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    """Frames uint8 ``[N, T, H, W, 3]`` and an argument for each clip ``[N]`` → frames."""
+    argument: Callable[[Tensor, Tensor], Tensor]
+    """Strength as a share of the highest, and direction (±1) → argument."""
+
+
+def _signed(highest: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda share, direction: direction * share * highest
+
+
+def _enhancement(share: Tensor, direction: Tensor) -> Tensor:
+    """1 leaves the picture as it is; from there up to 0.9 in both directions, and never below 0.1."""
+    return (1.0 + direction * share * 0.9).clamp(min=0.1)
+
+
+def _none(share: Tensor, _: Tensor) -> Tensor:
+    return share
+
+
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": Operation(pictures.auto_contrast, _none),
+    "Equalize": Operation(pictures.equalize, _none),
+    "Invert": Operation(pictures.invert, _none),
+    "Rotate": Operation(pictures.rotate, _signed(30.0)),
+    "PosterizeIncreasing": Operation(pictures.posterize, lambda share, _: 4 - torch.floor(share * 4)),
+    "SolarizeIncreasing": Operation(pictures.solarize, lambda share, _: 256 - torch.floor(share * 256)),
+    "SolarizeAdd": Operation(pictures.solarize_add, lambda share, _: torch.floor(share * 110)),
+    "ColorIncreasing": Operation(pictures.color, _enhancement),
+    "ContrastIncreasing": Operation(pictures.contrast, _enhancement),
+    "BrightnessIncreasing": Operation(pictures.brightness, _enhancement),
+    "SharpnessIncreasing": Operation(pictures.sharpness, _enhancement),
+    "ShearX": Operation(pictures.shear_x, _signed(0.3)),
+    "ShearY": Operation(pictures.shear_y, _signed(0.3)),
+    "TranslateXRel": Operation(pictures.translate_x, _signed(0.45)),
+    "TranslateYRel": Operation(pictures.translate_y, _signed(0.45)),
+}
+"""timm's names, in timm's order."""
+
+
+class OperationDraws(NamedTuple):
+    """What is drawn for one operation of every clip."""
+
+    number: Tensor
+    """Place in `OPERATIONS`, int64 ``[B]``."""
+    applied: Tensor
+    """Whether it is applied, bool ``[B]``."""
+    share: Tensor
+    """Strength as a share of the highest, float64 ``[B]``."""
+    direction: Tensor
+    """1 or -1, float64 ``[B]``."""
+
+
+def operation_draws(policy: RandAugment, noise: Tensor) -> OperationDraws:
+    """Turn uniform numbers ``[B, 5]`` in [0, 1) into draws."""
+    which, whether, radius, angle, direction = noise.double().unbind(1)
+    normal = torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)
+    strength = (policy.magnitude + policy.magnitude_std * normal).clamp(0, HIGHEST_MAGNITUDE)
+    return OperationDraws(
+        number=(which * len(OPERATIONS)).long(),
+        applied=whether < policy.probability,
+        share=strength / HIGHEST_MAGNITUDE,
+        direction=torch.where(direction > 0.5, -1.0, 1.0).double(),
+    )
+
+
+def rand_augment(frames: Tensor, policy: RandAugment, noise: Tensor) -> Tensor:
+    """Change every clip by its own draws.
+
+    Args:
+        frames: uint8 ``[B, T, H, W, 3]``.
+        noise: uniform numbers ``[B, policy.draws]`` on the CPU, for instance `sample_uniforms(seeds, policy.draws)`.
+
+    Returns:
+        uint8 of the same shape; the input stays as it is.
+    """
+    changed = frames.clone()
+    for numbers in torch.split(noise, DRAWS_PER_OPERATION, dim=1):
+        draws = operation_draws(policy, numbers)
+        for number, operation in enumerate(OPERATIONS.values()):
+            clips = torch.nonzero(draws.applied & (draws.number == number))[:, 0]
+            if len(clips):
+                argument = operation.argument(draws.share[clips], draws.direction[clips]).float()
+                there = clips.to(frames.device)
+                changed[there] = operation.apply(changed[there], argument.to(frames.device))
+    return changed

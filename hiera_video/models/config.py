@@ -1,0 +1,242 @@
+"""What an architecture is: frozen dataclasses with the public argument names, checked when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+from hiera_video.models.hog import HOG_CELL_PIXELS
+from hiera_video.models.random_draws import num_visible_units, require_hidden_units
+
+TARGETS = ("normalized_pixels", "pixels", "hog")
+DECODERS = ("full", "subset", "cross")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder's architecture; two sizes (height, width) make it 2D, three (frames, height, width) 3D."""
+
+    input_size: tuple[int, ...] = (224, 224)
+    """Frames (video only), height and width of the input, pixels."""
+    in_chans: int = 3
+    """Colour channels."""
+    embed_dim: int = 96
+    """Channels of the first stage."""
+    num_heads: int = 1
+    """Attention heads of the first stage."""
+    stages: tuple[int, ...] = (2, 3, 16, 3)
+    """Blocks per stage."""
+    q_pool: int = 3
+    """Stage entries that pool; 3 in the classifier, 2 in pretraining (paper §A)."""
+    q_stride: tuple[int, ...] = (2, 2)
+    """Pooling per stage entry, tokens per axis."""
+    mask_unit_size: tuple[int, ...] = (8, 8)
+    """Tokens of a mask unit per axis: q_stride to the power of the number of stage entries."""
+    mask_unit_attn: tuple[bool, ...] = (True, True, False, False)
+    """Stages that attend within mask units; a stage's first block still follows the stage before."""
+    dim_mul: float = 2.0
+    """Growth of the channels at each stage."""
+    head_mul: float = 2.0
+    """Growth of the heads at each stage."""
+    patch_kernel: tuple[int, ...] = (7, 7)
+    """Kernel of the patch embedding, pixels per axis."""
+    patch_stride: tuple[int, ...] = (4, 4)
+    """Stride of the patch embedding, pixels per axis."""
+    patch_padding: tuple[int, ...] = (3, 3)
+    """Padding of the patch embedding, pixels per axis."""
+    mlp_ratio: float = 4.0
+    """Hidden width of an MLP over its channels."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block; the first has none, between them it rises linearly."""
+    sep_pos_embed: bool = False
+    """Positions in space and time as a sum of two tables."""
+
+    def __post_init__(self) -> None:
+        self._check_axes()
+        self._check_positive()
+        self._check_size()
+        self._check_stages()
+        _check(0.0 <= self.drop_path_rate < 1.0, "drop_path_rate", self.drop_path_rate, "must lie in [0, 1)", "use 0.1")
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """Tokens per axis after the patch embedding."""
+        return tuple(size // stride for size, stride in zip(self.input_size, self.patch_stride, strict=True))
+
+    @property
+    def unit_pixels(self) -> tuple[int, ...]:
+        """Frames (video only), height and width of one mask unit, pixels."""
+        return tuple(unit * stride for unit, stride in zip(self.mask_unit_size, self.patch_stride, strict=True))
+
+    @property
+    def unit_grid(self) -> tuple[int, ...]:
+        """Mask units per axis."""
+        return tuple(size // pixels for size, pixels in zip(self.input_size, self.unit_pixels, strict=True))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        widths = [self.embed_dim]
+        for _ in self.stages[1:]:
+            widths.append(int(widths[-1] * self.dim_mul))
+        return tuple(widths)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each stage."""
+        heads = [self.num_heads]
+        for _ in self.stages[1:]:
+            heads.append(int(heads[-1] * self.head_mul))
+        return tuple(heads)
+
+    def _check_axes(self) -> None:
+        axes = len(self.input_size)
+        rule = "must name (height, width) or (frames, height, width)"
+        _check(axes in (2, 3), "input_size", self.input_size, rule, "use 224,224 or 16,224,224")
+        for name in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
+            value = getattr(self, name)
+            _check(len(value) == axes, name, value, f"must have {axes} numbers, as input_size={self.input_size}",
+                   "give one per axis")  # fmt: skip
+        _check(
+            not self.sep_pos_embed or axes == 3, "sep_pos_embed", self.sep_pos_embed, "is for video only", "use false"
+        )
+
+    def _check_positive(self) -> None:
+        counts = ("in_chans", "embed_dim", "num_heads", "stages", "q_stride", "patch_kernel", "patch_stride")
+        for name in (*counts, "dim_mul", "head_mul", "mlp_ratio"):
+            _check_positive(name, getattr(self, name))
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            _check(heads > 0, "head_mul", self.head_mul, "leaves a stage without heads", "use 2")
+            _check(width > 0, "dim_mul", self.dim_mul, "leaves a stage without channels", "use 2")
+
+    def _check_size(self) -> None:
+        unit = self.unit_pixels
+        if all(size > 0 and size % pixels == 0 for size, pixels in zip(self.input_size, unit, strict=True)):
+            return
+        below = tuple(max(1, size // pixels) * pixels for size, pixels in zip(self.input_size, unit, strict=True))
+        above = tuple(max(1, -(-size // pixels)) * pixels for size, pixels in zip(self.input_size, unit, strict=True))
+        raise ValueError(
+            f"input_size={self.input_size}: each axis must be a multiple of the mask unit, {unit} pixels; "
+            f"the nearest sizes are {below} and {above}"
+        )
+
+    def _check_stages(self) -> None:
+        entries = len(self.stages) - 1
+        unit = tuple(stride**entries for stride in self.q_stride)
+        _check(
+            0 <= self.q_pool <= entries, "q_pool", self.q_pool, f"must lie in [0, {entries}]", "use one per stage entry"
+        )
+        _check(self.mask_unit_size == unit, "mask_unit_size", self.mask_unit_size,
+               f"must be q_stride to the power {entries}", f"use {unit}")  # fmt: skip
+        _check(len(self.mask_unit_attn) == len(self.stages), "mask_unit_attn", self.mask_unit_attn,
+               f"must have one value for each of {len(self.stages)} stages", "use true,true,false,false")  # fmt: skip
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            rule = f"a stage of {width} channels cannot be divided among {heads} heads"
+            _check(width % heads == 0, "embed_dim", self.embed_dim, rule, "change num_heads")
+
+
+@dataclass(frozen=True)
+class HieraConfig(EncoderConfig):
+    """An encoder with a classification head."""
+
+    num_classes: int = 1000
+    """Classes of the head."""
+    head_dropout: float = 0.0
+    """Dropout of the features before the head: 0.3 (Base, Base+), 0.5 (Large, Huge) on Kinetics (paper Tab. 11b)."""
+    head_init_scale: float = 0.001
+    """Factor on the head's initial weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.num_classes > 0, "num_classes", self.num_classes, "must be positive", "give the number of classes")
+        _check(0.0 <= self.head_dropout < 1.0, "head_dropout", self.head_dropout, "must lie in [0, 1)", "use 0.3")
+
+
+@dataclass(frozen=True)
+class MaskedAutoencoderConfig(EncoderConfig):
+    """An encoder with a decoder and a reconstruction target."""
+
+    q_pool: int = 2
+    """Stage entries that pool; 2 in pretraining, so that a prediction covers 16×16 pixels (paper §A)."""
+    mask_ratio: float = 0.6
+    """Share of hidden mask units: 0.9 for video, 0.6 for images (paper §4)."""
+    multi_scale_fusion: bool = True
+    """Sum the stages' maps for the decoder; without it the last map alone (paper Tab. 3a)."""
+    target: Literal["normalized_pixels", "pixels", "hog"] = "normalized_pixels"
+    """What hidden tokens predict (paper Tab. 3c)."""
+    decoder: Literal["full", "subset", "cross"] = "full"
+    """All tokens (the paper's); visible and a share of hidden ones; or hidden queries over the encoder's output."""
+    decoder_share: float = 0.5
+    """Share of the hidden tokens that a `subset` or `cross` decoder predicts."""
+    decoder_embed_dim: int = 512
+    """Channels of the decoder."""
+    decoder_depth: int = 8
+    """Blocks of the decoder (paper Tab. 3e)."""
+    decoder_num_heads: int = 16
+    """Heads of the decoder: 16 in the public code and weights, although the paper's table says 8."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.target in TARGETS, "target", self.target, f"must be one of {TARGETS}", "use normalized_pixels")
+        _check(self.decoder in DECODERS, "decoder", self.decoder, f"must be one of {DECODERS}", "use full")
+        _check(0.0 < self.decoder_share <= 1.0, "decoder_share", self.decoder_share, "must lie in (0, 1]", "use 0.5")
+        for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads"):
+            _check_positive(name, getattr(self, name))
+        _check(self.decoder_embed_dim % self.decoder_num_heads == 0, "decoder_embed_dim", self.decoder_embed_dim,
+               f"must be divisible by decoder_num_heads={self.decoder_num_heads}", "change one of them")  # fmt: skip
+        _check(self.pooled_unit[0] == self.mask_unit_size[0] or len(self.input_size) == 2, "q_stride", self.q_stride,
+               "must not pool time: a prediction covers one token in time", "use 1,2,2")  # fmt: skip
+        _check(self.target != "hog" or self.prediction_pixels % HOG_CELL_PIXELS == 0, "q_pool", self.q_pool,
+               f"a prediction covers {self.prediction_pixels} pixels, with target=hog it must be a multiple of the "
+               f"{HOG_CELL_PIXELS} of a cell", "use q_pool=2 or target=normalized_pixels")  # fmt: skip
+        units = math.prod(self.unit_grid)
+        require_hidden_units(num_visible_units(units, self.mask_ratio), units, f"mask_ratio={self.mask_ratio}")
+
+    @property
+    def pooled_unit(self) -> tuple[int, ...]:
+        """Tokens of a mask unit per axis at the decoder's resolution."""
+        return tuple(
+            unit // stride**self.q_pool for unit, stride in zip(self.mask_unit_size, self.q_stride, strict=True)
+        )
+
+    @property
+    def prediction_pixels(self) -> int:
+        """Height and width of the square that one decoder token predicts, pixels."""
+        return self.patch_stride[-1] * math.prod(self.q_stride[-1:] * self.q_pool)
+
+    @property
+    def decoder_tokens(self) -> int:
+        """Tokens of the decoder's grid."""
+        return math.prod(self.unit_grid) * math.prod(self.pooled_unit)
+
+
+ModelConfig = HieraConfig | MaskedAutoencoderConfig
+
+
+def replace(config: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
+    """A copy with other values; lists become tuples.
+
+    Raises:
+        ValueError: an unknown key, or a value against its rule.
+    """
+    known = get_type_hints(type(config))
+    unknown = sorted(set(overrides) - set(known))
+    if unknown:
+        raise ValueError(f"{unknown[0]}: {type(config).__name__} has no such key; known: {', '.join(sorted(known))}")
+    return dataclasses.replace(config, **{key: _tuples(value) for key, value in overrides.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_positive(key: str, value: float | tuple[float, ...]) -> None:
+    numbers = value if isinstance(value, tuple) else (value,)
+    _check(len(numbers) > 0 and min(numbers) > 0, key, value, "must be positive", "use at least 1")
+
+
+def _check(holds: bool, key: str, value: object, rule: str, remedy: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}={value}: {rule}; {remedy}")

@@ -1,0 +1,258 @@
+"""The hierarchical encoder and its classifier, for images and video.
+
+Shapes: B batch, T frames, U mask units, K visible units, M tokens of a unit, C channels.
+
+Source: Hiera (arXiv 2306.00989) and its public code; parameter names are composed here (`encoder.blocks.0...`) and
+mapped to the public flat names in `weights.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.models.blocks import NORM_EPSILON, Block, init_classifier_weights, run_block
+from hiera_video.models.config import EncoderConfig, HieraConfig
+from hiera_video.models.patch_embedding import PatchEmbedding, PositionEmbedding
+from hiera_video.models.random_draws import (
+    Draws,
+    drop_path_scales,
+    dropout,
+    uniforms,
+    validate_keep_mask,
+    visible_unit_index,
+)
+from hiera_video.models.token_order import TokenOrder
+
+UNITS_IN_CACHE = 32
+
+
+class StageOutput(NamedTuple):
+    """Tokens at the end of a stage: unrolled ``[B, U, M, C]`` and the poolings they went through."""
+
+    tokens: Tensor
+    poolings: int
+
+
+class HieraEncoder(nn.Module):
+    """Patch embedding, positions and blocks; also the feature backbone.
+
+    ``recompute_activations`` frees each block's activations and computes them again in the backward pass.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_activations = False
+        self.order = TokenOrder(config.token_grid, (config.q_stride,) * (len(config.stages) - 1))
+        self.patch_embed = PatchEmbedding(config, self.order)
+        self.pos_embed = PositionEmbedding(config, self.order)
+        self.stage_ends = [sum(config.stages[: stage + 1]) - 1 for stage in range(len(config.stages))]
+        blocks = _blocks(config)
+        self.blocks = nn.ModuleList(blocks)
+        self.local_blocks = len(list(takewhile(lambda block: block.attn.within_units, blocks)))
+        rates = torch.linspace(0, config.drop_path_rate, len(self.blocks), device="cpu")
+        self.register_buffer("drop_path_rates", rates, persistent=False)
+
+    @property
+    def num_mask_units(self) -> int:
+        """Mask units of one input."""
+        return self.order.num_units
+
+    def forward(self, pixels: Tensor, keep_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The stages' maps in spatial order.
+
+        Args:
+            pixels: normalised floats ``[B, 3, T, H, W]`` or ``[B, 3, H, W]``.
+            keep_mask: bool ``[B, U]``, True = visible; reading its count waits for the device.
+
+        Returns:
+            Without a mask ``[B, T, H, W, C]`` or ``[B, H, W, C]`` each; with one, by visible unit in ascending
+            order: ``[B, K, t, h, w, C]`` or ``[B, K, h, w, C]``.
+
+        Raises:
+            ValueError: an input or a mask of the wrong shape or type.
+        """
+        self.check_input(pixels)
+        if keep_mask is None:
+            return tuple(self.order.reroll(*stage) for stage in self.encode(pixels))
+        visible = validate_keep_mask(keep_mask, self.num_mask_units, pixels.shape[0])
+        stages = self.encode(pixels, keep_mask, visible_unit_index(keep_mask, visible))
+        return tuple(self.order.reroll_within_units(*stage) for stage in stages)
+
+    def encode(
+        self,
+        pixels: Tensor,
+        keep_mask: Tensor | None = None,
+        unit_index: Tensor | None = None,
+        drop_path: Tensor | None = None,
+    ) -> list[StageOutput]:
+        """Unrolled tokens at the end of every stage; ``unit_index`` ``[B, K]`` names the visible units.
+
+        ``drop_path`` are uniform numbers ``[blocks, 2, B]``; none in training: drawn here.
+        """
+        tokens = self.patch_embed(pixels, keep_mask, unit_index) + self.pos_embed(unit_index)
+        scales = self._branch_scales(pixels, drop_path)
+        ends: list[Tensor] = []
+        start = 0
+        if scales is None and not torch.is_grad_enabled() and _runs_on_cpu(tokens):
+            ends, tokens = self._run_in_cache(tokens)
+            start = self.local_blocks
+        ends += self._run(tokens, start, len(self.blocks), scales)[0]
+        return [StageOutput(end, min(stage, self.config.q_pool)) for stage, end in enumerate(ends)]
+
+    def _run(self, tokens: Tensor, start: int, stop: int, scales: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """Blocks from ``start`` to ``stop``: the tokens at the end of every stage, and after the last block."""
+        ends = []
+        for index in range(start, stop):
+            scale = None if scales is None else scales[index]
+            tokens = run_block(self.blocks[index], tokens, scale, recompute=self.recompute_activations)
+            if index in self.stage_ends:
+                ends.append(tokens)
+        return ends, tokens
+
+    def _run_in_cache(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The first blocks, which attend within mask units, for a few units at a time.
+
+        Units are independent there, and their hidden layers then stay in a CPU's cache: a tenth of inference.
+        """
+        batch, units, count, channels = tokens.shape
+        groups = torch.split(tokens.view(batch * units, 1, count, channels), UNITS_IN_CACHE)
+        results = [self._run(group, 0, self.local_blocks, None) for group in groups]
+
+        def whole(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(parts)).view(batch, units, *parts[0].shape[2:])
+
+        ends = [whole(parts) for parts in zip(*(ends for ends, _ in results), strict=True)]
+        return ends, whole([last for _, last in results])
+
+    def draw_drop_path(
+        self, batch: int, generator: torch.Generator | None, device: torch.device | None
+    ) -> Tensor | None:
+        """Uniform numbers ``[blocks, 2, B]`` for one forward pass; none when the rate is 0."""
+        if self.config.drop_path_rate == 0.0:
+            return None
+        return uniforms((len(self.blocks), 2, batch), generator, device)
+
+    def _branch_scales(self, pixels: Tensor, noise: Tensor | None) -> Tensor | None:
+        if not self.training or self.config.drop_path_rate == 0.0:
+            return None
+        if noise is None:
+            noise = self.draw_drop_path(pixels.shape[0], None, pixels.device)
+        assert isinstance(self.drop_path_rates, Tensor)
+        return drop_path_scales(noise, self.drop_path_rates) if noise is not None else None
+
+    def check_input(self, pixels: Tensor) -> None:
+        """Refuse what the model cannot read.
+
+        Raises:
+            ValueError: wrong rank, channels, size or type, with what is due and the remedy.
+        """
+        config = self.config
+        due = ["B", config.in_chans, *config.input_size]
+        came = list(pixels.shape)
+        if pixels.ndim != len(due):
+            layout = "[B, 3, T, H, W]" if len(config.input_size) == 3 else "[B, 3, H, W]"
+            raise ValueError(f"input has shape {came}: must be {layout}, here {due}; add or remove an axis")
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"input is {pixels.dtype}: must be floats {due}; normalize_video makes them from uint8 frames"
+            )
+        if pixels.shape[1] != config.in_chans:
+            raise ValueError(
+                f"input has {pixels.shape[1]} channels on axis 1, shape {came}: must be {due}; "
+                "put channels before frames (normalize_video does) or build the model with in_chans"
+            )
+        if tuple(pixels.shape[2:]) != config.input_size:
+            raise ValueError(
+                f"input has size {tuple(pixels.shape[2:])}: the model was built for {config.input_size}; resize the "
+                f"input or build the model with input_size={tuple(pixels.shape[2:])}"
+            )
+
+
+class Hiera(nn.Module):
+    """The classifier: encoder, mean over tokens, LayerNorm, linear head. Returns logits, in training and after."""
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = HieraEncoder(config)
+        self.norm = nn.LayerNorm(config.widths[-1], eps=NORM_EPSILON)
+        self.head = nn.Linear(config.widths[-1], config.num_classes)
+        self.apply(init_classifier_weights)
+        nn.init.trunc_normal_(self.encoder.patch_embed.weight, std=0.02)
+        with torch.no_grad():
+            self.head.weight.mul_(config.head_init_scale)
+            self.head.bias.mul_(config.head_init_scale)
+
+    @property
+    def num_mask_units(self) -> int:
+        """Mask units of one input."""
+        return self.encoder.num_mask_units
+
+    @property
+    def mask_unit_grid(self) -> tuple[int, ...]:
+        """Mask units per axis, (t, h, w) or (h, w)."""
+        return self.encoder.order.unit_grid
+
+    def forward(self, pixels: Tensor, draws: Draws | None = None) -> Tensor:
+        """Normalised floats ``[B, 3, T, H, W]`` or ``[B, 3, H, W]`` → logits ``[B, classes]``.
+
+        Args:
+            draws: the random numbers of a training pass (`draw`); ignored in evaluation.
+
+        Raises:
+            ValueError: an input of the wrong rank, channels, size or type.
+        """
+        features = self.embed(pixels, draws)
+        rate = self.config.head_dropout
+        if self.training and rate > 0.0:
+            noise = None if draws is None else draws.head_dropout
+            features = dropout(features, torch.rand_like(features) if noise is None else noise, rate)
+        logits: Tensor = self.head(features)
+        return logits
+
+    def embed(self, pixels: Tensor, draws: Draws | None = None) -> Tensor:
+        """The features before the head, ``[B, C]``, for retrieval and nearest-neighbour probes."""
+        self.encoder.check_input(pixels)
+        stages = self.encoder.encode(pixels, drop_path=None if draws is None else draws.drop_path)
+        pooled: Tensor = self.norm(stages[-1].tokens.mean(dim=(1, 2)))
+        return pooled
+
+    def features(self, pixels: Tensor, keep_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The four stages' maps in spatial order, or by visible unit with a mask; see `HieraEncoder.forward`."""
+        maps: tuple[Tensor, ...] = self.encoder(pixels, keep_mask)
+        return maps
+
+    def draw(self, batch: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Draws:
+        """The random numbers of one training pass over ``batch`` samples."""
+        dropout_noise = None
+        drop_path = self.encoder.draw_drop_path(batch, generator, device)
+        if self.config.head_dropout > 0.0:
+            dropout_noise = uniforms((batch, self.config.widths[-1]), generator, device)
+        return Draws(drop_path=drop_path, head_dropout=dropout_noise)
+
+
+def _runs_on_cpu(tokens: Tensor) -> bool:
+    return tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _blocks(config: EncoderConfig) -> list[Block]:
+    """The stages' blocks. A stage's first block pools and still attends as the stage before (paper §3)."""
+    blocks, dim, previous_attention = [], config.embed_dim, config.mask_unit_attn[0]
+    for stage, depth in enumerate(config.stages):
+        within_units = config.mask_unit_attn[stage]
+        for position in range(depth):
+            first = stage > 0 and position == 0
+            pool = math.prod(config.q_stride) if first and stage <= config.q_pool else 1
+            attends = previous_attention if first else within_units
+            width = config.widths[stage]
+            blocks.append(Block(dim, width, config.heads[stage], config.mlp_ratio, pool, attends))
+            dim = width
+        previous_attention = within_units
+    return blocks

@@ -1,0 +1,219 @@
+"""The masked autoencoder: mask, visible encoding, multi-scale fusion, decoder, loss.
+
+Shapes: B batch, U mask units, K visible units, M tokens of a unit, C channels, N hidden tokens, P values.
+
+Source: Hiera (arXiv 2306.00989) §4 and its public code; MAE (arXiv 2111.06377); MAE-ST (arXiv 2205.09113).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hiera_video.models.blocks import NORM_EPSILON, init_autoencoder_weights
+from hiera_video.models.config import MaskedAutoencoderConfig
+from hiera_video.models.decoder import Decoder
+from hiera_video.models.hiera import HieraEncoder, StageOutput
+from hiera_video.models.random_draws import (
+    Draws,
+    keep_smallest,
+    num_visible_units,
+    require_hidden_units,
+    uniforms,
+    validate_keep_mask,
+    visible_unit_index,
+)
+from hiera_video.models.targets import token_targets
+
+
+class MaeOutput(NamedTuple):
+    """What one pass of the masked autoencoder gives."""
+
+    loss: Tensor
+    """Mean squared error over the predicted tokens, scalar."""
+    prediction: Tensor
+    """``[B·N, P]``: the predicted hidden tokens of the batch, raster order within a sample."""
+    target: Tensor
+    """``[B·N, P]``: what they should be."""
+    keep_mask: Tensor
+    """bool ``[B, U]``, True = visible."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder over the visible mask units, decoder over the hidden tokens."""
+
+    def __init__(self, config: MaskedAutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = HieraEncoder(config)
+        self.fusion = MultiScaleFusion(config)
+        self.encoder_norm = nn.LayerNorm(config.widths[-1], eps=NORM_EPSILON)
+        self.decoder = Decoder(config)
+        self.apply(init_autoencoder_weights)
+        nn.init.xavier_uniform_(self.encoder.patch_embed.weight.data.flatten(1))
+        order = self.encoder.order
+        self.register_buffer("token_of_unit", order.raster_index(config.q_pool), persistent=False)  # [U, M]
+        self.register_buffer("unit_of_token", _unit_of_token(order.raster_index(config.q_pool)), persistent=False)
+        self.token_of_unit: Tensor
+        self.unit_of_token: Tensor
+
+    @property
+    def num_mask_units(self) -> int:
+        """Mask units of one input."""
+        return self.encoder.num_mask_units
+
+    @property
+    def mask_unit_grid(self) -> tuple[int, ...]:
+        """Mask units per axis, (t, h, w) or (h, w)."""
+        return self.encoder.order.unit_grid
+
+    def forward(
+        self,
+        pixels: Tensor,
+        mask_ratio: float | None = None,
+        keep_mask: Tensor | None = None,
+        draws: Draws | None = None,
+    ) -> MaeOutput:
+        """Mask, encode, decode, compare.
+
+        Args:
+            pixels: normalised floats ``[B, 3, T, H, W]`` or ``[B, 3, H, W]``.
+            mask_ratio: share of hidden units; the configuration's by default.
+            keep_mask: bool ``[B, U]``, True = visible; drawn when missing. How many units it keeps must be known
+                without reading it, so that nothing waits for the device: it is the count that ``mask_ratio`` gives.
+                In plain execution on a CPU, where reading costs nothing, the mask is validated, and without a
+                ``mask_ratio`` it may keep any number; elsewhere call `validate_keep_mask` with
+                ``some_hidden=True`` on foreign masks.
+            draws: random numbers of this pass (`draw`); drawn when missing.
+
+        Raises:
+            ValueError: an input or mask of the wrong shape or type, or a ratio or mask that keeps too few units
+                or hides none.
+        """
+        self.encoder.check_input(pixels)
+        keep_mask, visible = self._mask(pixels, mask_ratio, keep_mask)
+        unit_index = visible_unit_index(keep_mask, visible)
+        latent = self.encode_visible(pixels, keep_mask, unit_index, None if draws is None else draws.drop_path)
+        hidden_index = self._predicted_tokens(keep_mask, visible, None if draws is None else draws.decoder_tokens)
+        visible_index = self.token_of_unit[unit_index].flatten(1)
+        prediction = self.decoder(latent.flatten(1, 2), visible_index, hidden_index).flatten(0, 1)
+        target = token_targets(self.config, pixels, hidden_index).flatten(0, 1)
+        return MaeOutput(functional.mse_loss(prediction.float(), target), prediction, target, keep_mask)
+
+    def encode_visible(
+        self, pixels: Tensor, keep_mask: Tensor, unit_index: Tensor, drop_path: Tensor | None = None
+    ) -> Tensor:
+        """The decoder's input: fused and normed tokens of the visible units, ``[B, K, M, C]``."""
+        stages = self.encoder.encode(pixels, keep_mask, unit_index, drop_path)
+        latent: Tensor = self.encoder_norm(self.fusion(stages))
+        return latent
+
+    def draw(
+        self,
+        batch: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | None = None,
+        mask_ratio: float | None = None,
+    ) -> Draws:
+        """The random numbers of one training pass over ``batch`` samples (the mask apart: `random_keep_mask`)."""
+        drop_path = self.encoder.draw_drop_path(batch, generator, device)
+        if self.config.decoder == "full":
+            return Draws(drop_path=drop_path)
+        hidden = self._hidden_tokens(self._visible_units(mask_ratio))
+        return Draws(drop_path=drop_path, decoder_tokens=uniforms((batch, hidden), generator, device))
+
+    def _visible_units(self, mask_ratio: float | None) -> int:
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        return require_hidden_units(
+            num_visible_units(self.num_mask_units, ratio), self.num_mask_units, f"mask_ratio={ratio}"
+        )
+
+    def _mask(self, pixels: Tensor, mask_ratio: float | None, keep_mask: Tensor | None) -> tuple[Tensor, int]:
+        """The mask and its number of visible units."""
+        if keep_mask is None:
+            visible = self._visible_units(mask_ratio)
+            return keep_smallest(
+                torch.rand(pixels.shape[0], self.num_mask_units, device=pixels.device), visible
+            ), visible
+        if torch.compiler.is_compiling() or keep_mask.device.type != "cpu":
+            return keep_mask, self._visible_units(mask_ratio)
+        count = validate_keep_mask(keep_mask, self.num_mask_units, pixels.shape[0], some_hidden=True)
+        due = count if mask_ratio is None else self._visible_units(mask_ratio)
+        if count != due:
+            raise ValueError(
+                f"keep_mask keeps {count} units, mask_ratio={mask_ratio} keeps {due} of {self.num_mask_units}: must "
+                "agree; give the ratio that made the mask, or none"
+            )
+        return keep_mask, count
+
+    def _hidden_tokens(self, visible_units: int) -> int:
+        return (self.num_mask_units - visible_units) * self.token_of_unit.shape[1]
+
+    def _predicted_tokens(self, keep_mask: Tensor, visible_units: int, noise: Tensor | None) -> Tensor:
+        """Raster numbers of the tokens to predict, ascending: int64 ``[B, N]``."""
+        total = self._hidden_tokens(visible_units)
+        hidden = keep_mask[:, self.unit_of_token].to(torch.uint8).argsort(dim=1, stable=True)[:, :total]
+        if self.config.decoder == "full":
+            return hidden
+        if noise is None:
+            noise = torch.rand(hidden.shape, device=hidden.device)
+        chosen = noise.argsort(dim=1)[:, : max(1, int(total * self.config.decoder_share))]
+        return hidden.gather(1, chosen.sort(dim=1).values)
+
+
+class MultiScaleFusion(nn.Module):
+    """Bring every stage's map to the decoder's resolution and width by a strided convolution, and sum (paper §4).
+
+    A convolution whose kernel equals its stride is one product per output token; in unrolled order its windows are a
+    reshape. Weights keep the convolution's shape, as the public code stores them.
+    """
+
+    def __init__(self, config: MaskedAutoencoderConfig) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList()
+        for stage in range(config.q_pool if config.multi_scale_fusion else 0):
+            self.heads.append(FusionHead(config, config.widths[stage], config.q_pool - stage))
+
+    def forward(self, stages: list[StageOutput]) -> Tensor:
+        """Unrolled tokens of every stage → their sum at the last one's resolution, ``[B, K, M, C]``."""
+        fused = stages[-1].tokens
+        for head, stage in zip(self.heads, stages, strict=False):
+            fused = fused + head(stage.tokens)
+        return fused
+
+
+class FusionHead(nn.Module):
+    """One stage's strided convolution over unrolled tokens."""
+
+    def __init__(self, config: MaskedAutoencoderConfig, width: int, poolings: int) -> None:
+        super().__init__()
+        self.q_stride, self.poolings = config.q_stride, poolings
+        kernel = tuple(stride**poolings for stride in config.q_stride)
+        convolution = nn.Conv3d if len(config.input_size) == 3 else nn.Conv2d
+        initial = convolution(width, config.widths[-1], kernel)
+        self.weight, self.bias = initial.weight, initial.bias
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, K, M, C]`` → ``[B, K, M / window, C']``."""
+        batch, units, count, channels = tokens.shape
+        window = math.prod(self.q_stride) ** self.poolings
+        windows = tokens.view(batch, units, window, count // window, channels).transpose(2, 3).flatten(3)
+        return functional.linear(windows, self._unrolled_weight(), self.bias)
+
+    def _unrolled_weight(self) -> Tensor:
+        """The kernel ``[C', C, *k]`` as a matrix ``[C', window·C]`` in the order of the unrolled tokens."""
+        axes = len(self.q_stride)
+        digits = [stride for stride in self.q_stride for _ in range(self.poolings)]  # each axis, last pooling slowest
+        split = self.weight.reshape(*self.weight.shape[:2], *digits)
+        order = [2 + axis * self.poolings + digit for digit in reversed(range(self.poolings)) for axis in range(axes)]
+        return split.permute(0, *order, 1).flatten(1)
+
+
+def _unit_of_token(token_of_unit: Tensor) -> Tensor:
+    """Unit number of every raster token, from the raster number of every unrolled one ``[U, M]``."""
+    units = torch.arange(token_of_unit.shape[0])[:, None].expand_as(token_of_unit)
+    return torch.empty(token_of_unit.numel(), dtype=torch.int64).scatter(0, token_of_unit.flatten(), units.flatten())

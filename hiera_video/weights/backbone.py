@@ -1,0 +1,32 @@
+"""A pretrained encoder by itself, as a feature backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hiera_video.models.config import EncoderConfig, HieraConfig
+from hiera_video.models.hiera import Hiera, HieraEncoder
+from hiera_video.weights.checkpoint_files import fill_classifier, read_weights
+
+
+def load_backbone(path: str | Path, **overrides: Any) -> HieraEncoder:
+    """The encoder of any weights file of this package, in evaluation mode: its forward gives the four stages' maps.
+
+    Every stage entry pools, as in fine-tuning and inference (paper §A), also where pretraining pooled less.
+
+    Args:
+        overrides: changes to the architecture, for instance `input_size`; position tables are interpolated.
+
+    Raises:
+        ValueError: a missing or damaged file, one without a configuration, or weights that do not fit.
+    """
+    weights = read_weights(path)
+    if weights.config is None:
+        raise ValueError(f"{path}: carries no configuration of this package; use create_model and load_into_classifier")
+    shared = {field.name: getattr(weights.config, field.name) for field in dataclasses.fields(EncoderConfig)}
+    config = HieraConfig(**{**shared, "q_pool": len(weights.config.stages) - 1, **overrides})
+    model = Hiera(config)
+    fill_classifier(model, weights, str(path))
+    return model.encoder.eval()

@@ -1,0 +1,380 @@
+"""Weights on disk: safetensors with the configuration inside, and the public checkpoints.
+
+Public `.pth` files are read with `weights_only=True`: no code in them runs. Everything that a file can have wrong is a
+`ValueError` that says what came, what is due, and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hiera_video.models.config import HieraConfig, MaskedAutoencoderConfig, ModelConfig, replace
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.masked_autoencoder import MaskedAutoencoder
+from hiera_video.models.presets import build_model
+from hiera_video.weights.key_mapping import (
+    HuggingFaceArchitecture,
+    from_huggingface,
+    from_official,
+    is_huggingface,
+    is_official,
+    to_huggingface,
+    to_official,
+)
+from hiera_video.weights.pos_embed_interpolation import Grid, fit_table, square_grid
+
+logger = logging.getLogger(__name__)
+
+LICENSE_NOTE = (
+    "If these are Meta's published weights, or derived from them, their license is CC-BY-NC 4.0: no commercial use."
+)
+_CONFIG_CLASSES = {"HieraConfig": HieraConfig, "MaskedAutoencoderConfig": MaskedAutoencoderConfig}
+_FORMAT = "hiera_video"
+# What weights do not show by their names and shapes. Between kinds `q_pool` may differ: pretraining pools
+# once less (paper §A).
+_SETTINGS_WITHOUT_SHAPES = (
+    "num_heads", "head_mul", "mask_unit_attn", "mask_unit_size", "q_stride", "patch_stride", "patch_padding",
+)  # fmt: skip
+StateDict = dict[str, Tensor]
+
+
+class LoadReport(NamedTuple):
+    """What happened to each parameter, by this package's names."""
+
+    taken: list[str]
+    """Filled from the file."""
+    new: list[str]
+    """Left as initialised, since the file has nothing that fits."""
+    unused: list[str]
+    """In the file, without a place in the model (a decoder, another head)."""
+
+
+class Weights(NamedTuple):
+    """A file's tensors under this package's names, and the configuration if the file carries one."""
+
+    tensors: StateDict
+    config: ModelConfig | None
+
+
+def save_model(path: str | Path, model: nn.Module, extra_metadata: Mapping[str, str] | None = None) -> None:
+    """Write `.safetensors` with the configuration in its metadata; the file appears complete or not at all.
+
+    Raises:
+        ValueError: not a model of this package.
+    """
+    config = getattr(model, "config", None)
+    if type(config).__name__ not in _CONFIG_CLASSES:
+        raise ValueError(f"{type(model).__name__} cannot be saved: must be a model of create_model; unwrap it first")
+    metadata = {
+        "format": _FORMAT,
+        "config_class": type(config).__name__,
+        "config": json.dumps(dataclasses.asdict(config)),  # type: ignore[arg-type]
+        **(extra_metadata or {}),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    partial = Path(f"{path}.partial-{os.getpid()}")
+    save_file(tensors, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a `.safetensors` file.
+
+    Raises:
+        ValueError: a missing or damaged file.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def load_model(path: str | Path, **overrides: Any) -> Hiera | MaskedAutoencoder:
+    """The model that `save_model` wrote, with its weights.
+
+    Args:
+        overrides: changes to the architecture, for instance `input_size`; position tables are interpolated.
+
+    Raises:
+        ValueError: a missing or damaged file, one without a configuration, or weights that do not fit.
+    """
+    weights = read_weights(path)
+    if weights.config is None:
+        raise ValueError(
+            f"{path}: carries no configuration of this package; create_model the preset and use load_weights"
+        )
+    model = build_model(replace(weights.config, overrides))
+    _load_strictly(model, weights, str(path))
+    return model
+
+
+def load_weights(model: Hiera | MaskedAutoencoder, path: str | Path) -> None:
+    """Fill a model from a file of the same kind, strictly: of this package, public, or Hugging Face.
+
+    Raises:
+        ValueError: a missing or damaged file, another preset's weights, anything missing or left over.
+    """
+    weights = read_weights(path)
+    same_kind = () if type(weights.config) is not type(model.config) else ("q_pool", "decoder_num_heads")
+    _refuse_other_settings(model, weights, str(path), same_kind)
+    _load_strictly(model, weights, str(path))
+
+
+def load_official(
+    model: Hiera | MaskedAutoencoder,
+    state_dict: Mapping[str, Any],
+    source_input_size: tuple[int, ...] | None = None,
+) -> None:
+    """Fill a model from the public code's flat names, strictly; position tables of another size are interpolated.
+
+    Args:
+        state_dict: tensors by name, or the public file's ``{"model_state": ...}``.
+        source_input_size: the input size of the weights; square in space when not given.
+
+    Raises:
+        ValueError: anything missing, left over or of another shape (another preset).
+    """
+    tensors = from_official(state_dict.get("model_state", state_dict))
+    _load_strictly(model, Weights(tensors, None), "state_dict", source_input_size)
+    logger.warning(LICENSE_NOTE)
+
+
+def official_state_dict(model: nn.Module) -> StateDict:
+    """The model's weights under the public code's flat names."""
+    return to_official(model.state_dict())
+
+
+def load_huggingface(model: Hiera | MaskedAutoencoder, state_dict: Mapping[str, Tensor]) -> None:
+    """Fill an image model from `HieraForImageClassification` or `HieraForPreTraining`, strictly.
+
+    Raises:
+        ValueError: anything missing, left over or of another shape (another preset).
+    """
+    _load_strictly(model, Weights(from_huggingface(state_dict), None), "state_dict")
+    logger.warning(LICENSE_NOTE)
+
+
+def huggingface_state_dict(
+    model: Hiera | MaskedAutoencoder, architecture: HuggingFaceArchitecture | None = None
+) -> StateDict:
+    """The weights of an image model under Hugging Face's names; by default of its own kind with its head.
+
+    Raises:
+        ValueError: a video model, or an architecture of the other kind.
+    """
+    own = "HieraForImageClassification" if isinstance(model, Hiera) else "HieraForPreTraining"
+    if len(model.config.input_size) != 2 or architecture not in (None, own, "HieraModel"):
+        raise ValueError(
+            f"{architecture or own}: Hugging Face Hiera reads images, and this model is {type(model).__name__} for "
+            f"{model.config.input_size}; use an image model and {own} or HieraModel"
+        )
+    return to_huggingface(model.state_dict(), model.config.stages, architecture or own)  # type: ignore[arg-type]
+
+
+def load_into_classifier(model: Hiera, path: str | Path, *, new_blocks: int = 0, new_head: bool = False) -> LoadReport:
+    """Start a classifier from any weights that fit: pretraining's encoder, or another classifier.
+
+    A head for another number of classes stays new, with ``new_head`` any; position tables of another input size are
+    interpolated. The last ``new_blocks`` blocks of the encoder stay new too (Zhang et al., arXiv 2006.05987, sec. 4).
+
+    Raises:
+        ValueError: a missing or damaged file, an encoder of another preset, or more new blocks than there are.
+    """
+    return fill_classifier(model, read_weights(path), str(path), new_blocks=new_blocks, new_head=new_head)
+
+
+def fill_classifier(
+    model: Hiera, weights: Weights, source: str, *, new_blocks: int = 0, new_head: bool = False
+) -> LoadReport:
+    """`load_into_classifier` from weights in memory."""
+    own = model.state_dict()
+    fitted = _fit_positions(model, weights, None)
+    for name in ("head.weight", "head.bias"):
+        if name in fitted and (new_head or fitted[name].shape != own[name].shape):
+            del fitted[name]
+    _refuse_other_settings(model, weights, source)
+    taken = [name for name in own if name in fitted]
+    missing = [name for name in own if name not in fitted and name.startswith("encoder.")]
+    without_place = [name for name in fitted if name not in own and name.startswith("encoder.")]
+    _refuse_mismatch(own, {name: fitted[name] for name in taken}, missing, without_place, source)
+    taken = [name for name in taken if not name.startswith(_last_blocks(model, new_blocks))]
+    model.load_state_dict({name: fitted[name] for name in taken}, strict=False)
+    unused = sorted(set(weights.tensors) - set(taken))
+    return LoadReport(taken, [name for name in own if name not in taken], unused)
+
+
+def _last_blocks(model: Hiera, count: int) -> tuple[str, ...]:
+    """How the names of the last blocks' parameters begin."""
+    depth = len(model.encoder.blocks)
+    if not 0 <= count <= depth:
+        raise ValueError(f"new_blocks={count}: the encoder has {depth} blocks; use 0 to {depth}")
+    return tuple(f"encoder.blocks.{number}." for number in range(depth - count, depth))
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Any supported file as tensors under this package's names; runs no code from the file.
+
+    Raises:
+        ValueError: a missing, damaged or foreign file.
+    """
+    if str(path).endswith(".safetensors"):
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors, metadata = _read_pickle(path), {}
+    if metadata.get("format") == _FORMAT:
+        return Weights(tensors, _config_of(path, metadata))
+    if is_official(tensors):
+        logger.warning(LICENSE_NOTE)
+        return Weights(from_official(tensors), None)
+    if is_huggingface(tensors):
+        logger.warning(LICENSE_NOTE)
+        return Weights(from_huggingface(tensors), None)
+    raise ValueError(
+        f"{path}: its names ({', '.join(list(tensors)[:3]) or 'none'} ...) are neither this package's, nor the public "
+        "code's, nor Hugging Face Hiera's; give a Hiera checkpoint"
+    )
+
+
+def _read_safetensors(path: str | Path) -> tuple[StateDict, dict[str, str]]:
+    metadata = read_metadata(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_pickle(path: str | Path) -> StateDict:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose text advises to run the pickle
+        raise _unreadable(path, ValueError("damaged, or a pickle of more than tensors, which is not run")) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    for key in ("model_state", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: holds no tensors by name; give a file like the public {{'model_state': ...}}")
+    return dict(content)
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return ValueError(f"{path}: weights cannot be read ({reason}); give a complete .safetensors or .pth file")
+
+
+def _config_of(path: str | Path, metadata: Mapping[str, str]) -> ModelConfig:
+    try:
+        config_class = _CONFIG_CLASSES[metadata["config_class"]]
+        values = json.loads(metadata["config"])
+        if not isinstance(values, dict):
+            raise ValueError(f"config={values}: must be a JSON object")
+        return replace(config_class(), values)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path}: its configuration is damaged ({error}); save it again with save_model") from error
+
+
+def _load_strictly(
+    model: Hiera | MaskedAutoencoder, weights: Weights, source: str, source_input_size: tuple[int, ...] | None = None
+) -> None:
+    own = model.state_dict()
+    fitted = _fit_positions(model, weights, source_input_size)
+    missing = [name for name in own if name not in fitted]
+    unexpected = [name for name in fitted if name not in own]
+    _refuse_mismatch(own, fitted, missing, unexpected, source)
+    model.load_state_dict(fitted)
+
+
+def _refuse_other_settings(
+    model: Hiera | MaskedAutoencoder, weights: Weights, source: str, more: tuple[str, ...] = ()
+) -> None:
+    """Weights of an architecture with the same shapes would load, and compute something else."""
+    if weights.config is None:
+        return
+    problems = [
+        f"{name}={theirs} in the file, {name}={ours} in the model"
+        for name in (*_SETTINGS_WITHOUT_SHAPES, *more)
+        if (theirs := getattr(weights.config, name, None)) != (ours := getattr(model.config, name, None))
+    ]
+    if problems:
+        raise ValueError(
+            f"{source}: weights of another model: {'; '.join(problems)}; create the preset (and options) that the "
+            "weights were made for"
+        )
+
+
+def _refuse_mismatch(own: StateDict, given: StateDict, missing: list[str], unexpected: list[str], source: str) -> None:
+    """One error for weights of another architecture, with the first differences."""
+    shapes = [
+        f"{name} has shape {list(tensor.shape)}, due is {list(own[name].shape)}"
+        for name, tensor in given.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    problems = shapes + [f"{name} is missing" for name in missing] + [f"{name} has no place" for name in unexpected]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{source}: weights of another model: {'; '.join(problems[:3])}{more}; "
+            "create the preset (and options) that the weights were made for"
+        )
+
+
+def _fit_positions(
+    model: Hiera | MaskedAutoencoder, weights: Weights, source_input_size: tuple[int, ...] | None
+) -> StateDict:
+    """The tensors with position tables fitted to the model's input size, where widths agree."""
+    own, fitted = model.state_dict(), dict(weights.tensors)
+    if source_input_size is None and weights.config is not None:
+        source_input_size = weights.config.input_size
+    for name, target in _position_grids(model.config, model.config.input_size).items():
+        table = fitted.get(name)
+        if table is None or name not in own or table.shape == own[name].shape or table.shape[-1] != own[name].shape[-1]:
+            continue
+        source = _source_grid(name, weights, model.config, source_input_size)
+        fitted[name] = fit_table(table, source, target)
+    return fitted
+
+
+def _position_grids(config: ModelConfig, input_size: tuple[int, ...]) -> dict[str, Grid]:
+    """Token grid of every position table of a model for an input size."""
+    tokens = tuple(size // stride for size, stride in zip(input_size, config.patch_stride, strict=True))
+    time, height, width = _three_axes(tokens)
+    grids = {
+        "encoder.pos_embed.table": (time, height, width),
+        "encoder.pos_embed.spatial": (1, height, width),
+        "encoder.pos_embed.temporal": (time, 1, 1),
+    }
+    if isinstance(config, MaskedAutoencoderConfig):
+        pooled = _three_axes(tuple(stride**config.q_pool for stride in config.q_stride))
+        grids["decoder.pos_embed"] = (time // pooled[0], height // pooled[1], width // pooled[2])
+    return grids
+
+
+def _source_grid(name: str, weights: Weights, config: ModelConfig, input_size: tuple[int, ...] | None) -> Grid:
+    """Token grid that a table was trained for."""
+    if input_size is not None:
+        return _position_grids(config, input_size)[name]
+    tokens = weights.tensors[name].shape[1]
+    if name == "encoder.pos_embed.temporal":
+        return tokens, 1, 1
+    temporal = weights.tensors.get("encoder.pos_embed.temporal")
+    in_time = name == "decoder.pos_embed" and temporal is not None
+    return square_grid(tokens, temporal.shape[1] if in_time and temporal is not None else 1)
+
+
+def _three_axes(axes: tuple[int, ...]) -> Grid:
+    return (1, *axes) if len(axes) == 2 else axes  # type: ignore[return-value]

@@ -1,0 +1,59 @@
+"""Which architecture a file of public weights was made for: these files say nothing of themselves but their shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiera_video.models.config import HieraConfig
+from hiera_video.models.presets import build_model, model_config, model_names
+from hiera_video.weights.checkpoint_files import StateDict, read_weights
+
+
+def recognize_classifier(path: str | Path, model: str | None = None, **overrides: Any) -> HieraConfig:
+    """The architecture of a classifier's weights; runs no code from the file.
+
+    Args:
+        model: its preset, when it is known; otherwise the one whose shapes the file has.
+        overrides: how the architecture differs from the preset, for instance `input_size`.
+
+    Raises:
+        ValueError: a missing, damaged or foreign file, weights without a head, of no such preset, or of several.
+    """
+    tensors = read_weights(path).tensors
+    if "head.weight" not in tensors:
+        raise ValueError(f"{path}: holds no classification head (pretraining's weights have none); fine-tune it first")
+    names = [name for name in model_names() if not name.startswith("mae_")] if model is None else [model]
+    configs = [_classifier_config(name, {"num_classes": len(tensors["head.weight"]), **overrides}) for name in names]
+    fitting = [config for config in configs if config.embed_dim == _width(tensors) and _fits(config, tensors)]
+    if len(fitting) != 1:
+        tried = model or "a preset"
+        found = f"{len(fitting)} presets have" if fitting else f"{tried} with these options does not have"
+        raise ValueError(
+            f"{path}: {found} the shapes of these weights; give the preset by model= and what differs from it by "
+            f"model_overrides= (known: {', '.join(name for name in model_names() if not name.startswith('mae_'))})"
+        )
+    return fitting[0]
+
+
+def _classifier_config(name: str, overrides: dict[str, Any]) -> HieraConfig:
+    if name.startswith("mae_"):
+        raise ValueError(f"model={name}: must be a classifier; did you mean {name.removeprefix('mae_')}?")
+    config = model_config(name, **overrides)
+    assert isinstance(config, HieraConfig)
+    return config
+
+
+def _width(tensors: StateDict) -> int:
+    """Channels of the first stage."""
+    patches = tensors.get("encoder.patch_embed.weight")
+    return -1 if patches is None else len(patches)
+
+
+def _fits(config: HieraConfig, tensors: StateDict) -> bool:
+    """Whether a model of this architecture has parameters of these names and shapes."""
+    with torch.device("meta"):
+        due = build_model(config).state_dict()
+    return {name: value.shape for name, value in due.items()} == {name: value.shape for name, value in tensors.items()}

@@ -1,0 +1,165 @@
+"""When checkpoints are written, and the background thread that writes them so that training goes on meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from jobs.checkpoints.store import Checkpoint, collect_checkpoints, write_checkpoint, write_journal
+from jobs.runs.fencing import Lease, LeaseLostError
+from jobs.supervision.coordinator import elapsed_minutes
+from pipeline.storage.files import StorageError
+
+logger = logging.getLogger(__name__)
+
+PAUSES_SECONDS = (1.0, 4.0, 16.0)  # between the tries of one upload; each try has the storage client's own retries
+LAST_PAUSE_SECONDS = 10.0
+SECONDS_BEFORE_TRAINING_GOES_ON = 60.0
+NO_ANSWER = "a write does not end"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = 500
+    """Optimizer steps between checkpoints; the last step always writes one."""
+    every_minutes: float = 30.0
+    """Longest time between checkpoints, in minutes."""
+    keep: int = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: int = 1
+    """How many of those with the lowest held-out loss are kept besides."""
+    max_unsaved_minutes: float = 120.0
+    """Training stops with an error when no checkpoint could be saved for so many minutes."""
+
+    def __post_init__(self) -> None:
+        for key, lowest in (("every_steps", 1), ("keep", 1), ("keep_best", 0)):
+            if getattr(self, key) < lowest:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least {lowest}; use {lowest} or more")
+        for key in ("every_minutes", "max_unsaved_minutes"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key)}: must be positive; it is a time in minutes")
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run in the background, one at a time, as long as the lease is held.
+
+    Only `finish` waits for storage that does not answer: with `save` all ranks would, in their next collective
+    operation, until that times out.
+    """
+
+    def __init__(self, config: CheckpointConfig, lease: Lease) -> None:
+        self._config, self._lease = config, lease
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        self._pending: Future[None] | None = None
+        self._writing: Checkpoint | None = None
+        self._unsent: Checkpoint | None = None
+        self._unsent_journal: dict[int, str] = {}
+        self._saved_at = self._began_at = self._last_due = time.monotonic()
+        self._reason = NO_ANSWER
+        self.failure = ""
+        """Why training must stop: nothing could be saved for `max_unsaved_minutes`, or the lease is lost."""
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after ``step`` optimizer steps."""
+        minutes = elapsed_minutes(self._last_due)
+        return step % self._config.every_steps == 0 or minutes >= self._config.every_minutes
+
+    def save(self, checkpoint: Checkpoint, journal: str) -> None:
+        """Write in the background, after the one before; where that takes long, the newest that came meanwhile is next.
+
+        Args:
+            checkpoint: what to write; its tensors must not change any more.
+            journal: metric lines since the checkpoint before.
+        """
+        self._settle(SECONDS_BEFORE_TRAINING_GOES_ON - (time.monotonic() - self._began_at))
+        self._last_due = time.monotonic()
+        self._unsent_journal[checkpoint.step] = journal
+        self._unsent = checkpoint
+        if self._pending is None:
+            self._begin()
+
+    def look(self) -> None:
+        """Note how the write in progress ended, or that it takes too long, and begin the one that waits."""
+        self._settle(0)
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written, trying for `max_unsaved_minutes`; `failure` says if it is not."""
+        self._settle(self._seconds_left())
+        while self._unsent is not None and not self.failure:
+            if self._pending is None:  # the last try has failed
+                time.sleep(LAST_PAUSE_SECONDS)
+                self._begin()
+            self._settle(self._seconds_left())
+
+    def _begin(self) -> None:
+        assert self._unsent is not None
+        self._writing, self._began_at = self._unsent, time.monotonic()
+        self._pending = self._executor.submit(self._write, self._unsent)
+
+    def _seconds_left(self) -> float:
+        return 60 * (self._config.max_unsaved_minutes - elapsed_minutes(self._began_at))
+
+    def _settle(self, seconds: float) -> None:
+        """Wait so long for the write in progress; one that failed is told, and left to the next checkpoint."""
+        if self._pending is None:
+            return
+        try:
+            self._pending.result(max(seconds, 0))
+            self._saved_at, self._reason = time.monotonic(), NO_ANSWER
+            self._unsent = None if self._unsent is self._writing else self._unsent
+            self._writing = None  # as large as weights and optimizer state together
+        except LeaseLostError as lost:
+            self.failure = str(lost)
+        except StorageError as error:
+            logger.warning("checkpoint not saved, the next one tries again: %s", error)
+            self._reason = str(error)
+            self._fail_after_too_long(self._saved_at)
+        except TimeoutError:
+            self._fail_after_too_long(self._began_at)
+            return
+        self._pending = None
+        if self._unsent is not None and self._unsent is not self._writing:
+            self._begin()
+
+    def _fail_after_too_long(self, since: float) -> None:
+        minutes = elapsed_minutes(since)
+        if minutes >= self._config.max_unsaved_minutes:
+            self.failure = (
+                f"checkpoint.max_unsaved_minutes={self._config.max_unsaved_minutes}: no checkpoint could be saved "
+                f"for {minutes:.0f} minutes ({self._reason}); mend the storage and start the same command again"
+            )
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        for pause_seconds in PAUSES_SECONDS:
+            try:
+                return self._write_once(checkpoint)
+            except StorageError as error:
+                logger.warning("checkpoint of step %d: %s; trying again", checkpoint.step, error)
+            time.sleep(pause_seconds)
+        return self._write_once(checkpoint)
+
+    def _write_once(self, checkpoint: Checkpoint) -> None:
+        output = self._lease.output
+        self._lease.check()
+        for step, lines in sorted(self._unsent_journal.items()):
+            write_journal(output, step, self._lease.attempt, lines)
+            del self._unsent_journal[step]
+        write_checkpoint(output, checkpoint, self._lease.attempt, before_marker=self._lease.check)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Delete what is superfluous; storage that does not let it makes no checkpoint worse."""
+        try:
+            self._lease.check()  # the marker may have taken long
+            collect_checkpoints(
+                self._lease.output,
+                attempt=self._lease.attempt,
+                keep=self._config.keep,
+                keep_best=self._config.keep_best,
+            )
+        except StorageError as error:
+            logger.warning("superfluous checkpoints not deleted: %s", error)

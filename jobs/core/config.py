@@ -1,0 +1,316 @@
+"""One configuration tree: frozen dataclasses, a YAML recipe over them, `key=value` over both.
+
+Every slice is declared beside what it configures; a program's configuration composes slices. Checks live in
+``__post_init__`` as ``ValueError("key=value: rule; remedy")``; the loader adds the dotted path in front.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from jobs.core.errors import UserError
+from jobs.core.redaction import public
+from pipeline.storage.files import StorageError, read_bytes
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+BASE = "base"  # the key by which a recipe names the one that it changes
+ConfigT = TypeVar("ConfigT")
+
+# A recipe may come from anywhere; it must not be able to print the environment's secrets.
+OmegaConf.clear_resolver("oc.env")
+
+
+def load_config(config_class: type[ConfigT], program: str, arguments: Sequence[str]) -> ConfigT:
+    """Dataclass defaults ← recipe (optional first argument) ← ``key=value`` arguments.
+
+    Raises:
+        UserError: unknown recipe, unknown key, wrong type, a value outside its rule, a missing key.
+    """
+    recipe, overrides = _split_arguments(program, arguments)
+    tree = OmegaConf.structured(config_class)
+    _thaw(tree)
+    for key, raw in [*_recipe_leaves(program, recipe), *overrides]:
+        _set(tree, config_class, key, raw)
+    return typing.cast(ConfigT, _instantiate(tree, ""))
+
+
+def config_yaml(config: Any) -> str:
+    """The resolved tree as YAML, without secrets, fit to be read back as a recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(config_dict(config)))
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """The resolved tree as plain nested dictionaries and lists, without secrets: it is printed and recorded."""
+    return typing.cast(dict[str, Any], public(OmegaConf.to_container(OmegaConf.structured(config))))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one dictionary of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyHelp:
+    """One configuration key as `--help` shows it."""
+
+    key: str
+    type_name: str
+    default: str
+    text: str
+
+
+def describe_keys(config_class: type, prefix: str = "", slice_default: Any = None) -> Iterator[KeyHelp]:
+    """Every dotted key of a configuration class with its type, default and documentation.
+
+    Args:
+        slice_default: what the class around gives this slice by default, where that differs from the class's own.
+    """
+    hints = typing.get_type_hints(config_class)
+    texts = field_docs(config_class)
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            inner = getattr(slice_default, field.name, None) or (None if _required(field) else _default(field))
+            yield from describe_keys(typing.cast(type, hint), f"{prefix}{field.name}.", inner)
+        else:
+            default = _show(getattr(slice_default, field.name)) if slice_default else _shown_default(field)
+            yield KeyHelp(prefix + field.name, _type_name(hint), default, texts.get(field.name, ""))
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """The string literal below each field of a dataclass, inherited fields included."""
+    docs: dict[str, str] = {}
+    for owner in reversed(config_class.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = inspect.cleandoc(text)
+    return docs
+
+
+def _split_arguments(program: str, arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    recipe = None
+    rest = list(arguments)
+    if rest and "=" not in rest[0]:
+        recipe = rest.pop(0)
+    for argument in rest:
+        if "=" not in argument:
+            raise UserError(
+                f"{argument!r}: arguments after the recipe are key=value; write `{program} [RECIPE] key=value ...`"
+            )
+    return recipe, [(key, raw) for key, _, raw in (argument.partition("=") for argument in rest)]
+
+
+def recipe_names(program: str) -> list[str]:
+    """The recipes that ship with a program."""
+    return sorted(path.stem for path in (RECIPES / program).glob("*.yaml"))
+
+
+def _recipe_leaves(program: str, recipe: str | None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The leaves of a recipe, those of the recipe that it names as its ``base`` first."""
+    if recipe is None:
+        return
+    if recipe in above:
+        raise UserError(f"base={recipe}: recipes build on each other in a circle ({' on '.join([*above, recipe])})")
+    content = _read_recipe(program, recipe)
+    yield from _recipe_leaves(program, content.pop(BASE, None), (*above, recipe))
+    yield from _leaves(content, "")
+
+
+def _read_recipe(program: str, recipe: str) -> dict[str, Any]:
+    named = RECIPES / program / f"{recipe}.yaml"
+    looks_like_a_place = "/" in recipe or recipe.endswith((".yaml", ".yml"))
+    if not named.exists() and not looks_like_a_place:
+        known = ", ".join(recipe_names(program)) or "none"
+        raise UserError(f"recipe={recipe}: no such recipe of {program}; known: {known}; or give a path of a YAML file")
+    try:
+        text = read_bytes(str(named) if named.exists() else recipe).decode()
+        # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file") from error
+    if not isinstance(content, dict | types.NoneType):
+        raise UserError(f"recipe={recipe}: must hold `key: value` lines; it holds a {type(content).__name__}")
+    content = content or {}
+    if not isinstance(content.get(BASE, ""), str):
+        raise UserError(f"recipe={recipe}: {BASE}={content[BASE]}: must be one recipe; give its name or its place")
+    return content
+
+
+def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
+    hint = field_type(config_class, key)
+    try:
+        OmegaConf.update(tree, key, _parse(hint, raw), merge=False)
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise UserError(
+            f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
+        ) from error
+    except ValidationError as error:
+        rule = f"must be {_type_name(hint)}" if hint else _first_line(error)
+        raise UserError(f"{key}={raw}: {rule}; --help lists every key") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={raw}: {_first_line(error)}; --help lists every key") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}={raw}: is not valid YAML; quote the value") from error
+
+
+def _did_you_mean(config_class: type, key: str) -> str:
+    """The key that was probably meant: the same last name in another slice, else the nearest spelling."""
+    known = [described.key for described in describe_keys(config_class)]
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same or difflib.get_close_matches(key, known, n=1)
+    return f", perhaps {' or '.join(near[:3])} is meant" if near else ""
+
+
+def field_type(config_class: Any, key: str) -> Any:
+    """The annotated type at a dotted key; None when the key does not exist or lies in a free dictionary."""
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(config_class):
+            return None
+        config_class = typing.get_type_hints(config_class).get(name)
+    return config_class
+
+
+def _parse(hint: Any, raw: Any) -> Any:
+    """Raw text → value. Text fields keep their raw string: YAML would read `no` as False and 0123 as 83."""
+    if isinstance(raw, list):
+        return [_parse(None if hint is None else _element_type(hint), item) for item in raw]
+    if hint is str:
+        return raw
+    if _is_optional_text(hint):
+        return None if raw in ("null", "") else raw
+    return _numbers(yaml.safe_load(raw)) if isinstance(raw, str) else raw
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads `8e-4` as text; a person means a number."""
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value[:1] in "0123456789+-.":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if OmegaConf.is_config(value) and not isinstance(value, DictConfig):
+        for item in value:
+            yield from _floats(item)
+    elif isinstance(value, float):
+        yield value
+
+
+def _element_type(hint: Any) -> Any:
+    arguments = typing.get_args(hint)
+    return arguments[0] if arguments else None
+
+
+def _is_optional_text(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType) and set(typing.get_args(hint)) == {
+        str,
+        type(None),
+    }
+
+
+def _thaw(node: DictConfig) -> None:
+    """OmegaConf makes the tree of a frozen dataclass read-only, each level by itself."""
+    OmegaConf.set_readonly(node, False)
+    for name in node:
+        if not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
+            _thaw(node[name])
+
+
+def _instantiate(node: DictConfig, path: str) -> Any:
+    """Build children before parents, so that a failed check can be told with its dotted key."""
+    for name in node:
+        if not OmegaConf.is_missing(node, name) and dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
+            _instantiate(node[str(name)], f"{path}{name!s}.")
+    try:
+        _refuse_infinite(node, path)
+        made: Any = OmegaConf.to_object(node)
+        if empty := [field.name for field in dataclasses.fields(made) if _required(field) and node[field.name] == ""]:
+            raise UserError(f"{path}{empty[0]}=: is required; give a value")
+        return made
+    except MissingMandatoryValue as error:
+        key = path + str(error.key)
+        raise UserError(f"{key}: is required; add {key}=... to the command or to the recipe") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}{error.key or error.full_key}: {_first_line(error)}; write the value itself") from error
+    except ValueError as error:
+        raise UserError(f"{path}{error}") from error
+
+
+def _refuse_infinite(node: DictConfig, path: str) -> None:
+    """Of the finished tree, because a value may be made of others that come later."""
+    for name in node:
+        value = None if OmegaConf.is_missing(node, name) else node[name]
+        if not all(math.isfinite(number) for number in _floats(value)):
+            raise UserError(f"{path}{name!s}={value}: must be a finite number; give one")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def _shown_default(field: dataclasses.Field[Any]) -> str:
+    return "(required)" if _required(field) else _show(_default(field))
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(hint))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -1,0 +1,85 @@
+"""What `init` may name: the output of a run, a `.safetensors` file, an official or Hugging Face `.pth`.
+
+A model of the MLflow registry is such a file too once the driver has fetched it (`jobs.weights.registry`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from hiera_video.weights.checkpoint_files import read_metadata
+from jobs.core.errors import UserError
+from pipeline.storage.files import StorageError, absolute, join, local_copy
+
+WEIGHTS = "model.safetensors"
+BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best on held-out clips
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
+RUN_LINK = "_run_id"  # end of the tags of `link_to_initial_run`
+REGISTRY = "models:/"
+SAMPLING = "sampling_of_frames"  # key of a weights file: how frames were chosen in training, as JSON
+ENCODER = "encoder"  # `part` of an export that left the head out
+SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
+
+
+def is_registered(init: str) -> bool:
+    """Whether ``init`` names a model of the MLflow registry."""
+    return init.startswith(REGISTRY)
+
+
+def absolute_init(init: str) -> str:
+    """``init`` so that it means the same in every process."""
+    return init if is_registered(init) else absolute(init)
+
+
+@contextmanager
+def local_weights(init: str) -> Iterator[Path]:
+    """A local file with the weights that ``init`` names, while the context lasts.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    uri = init if init.endswith(WEIGHT_FILES) else join(init, WEIGHTS)
+    try:
+        with local_copy(uri) as path:
+            yield path
+    except StorageError as error:
+        raise UserError(
+            f"init={init}: {error}; give the output of a finished run, or a file that ends in .safetensors or .pth"
+        ) from error
+
+
+def initial_metadata(init: str | None) -> dict[str, str]:
+    """What the weights file says of itself (`run_id`, `program`, `classes`); empty for files of other origin.
+
+    Raises:
+        UserError: nothing is there, or the file is damaged.
+    """
+    if init is None or (init.endswith(WEIGHT_FILES) and not init.endswith(".safetensors")):
+        return {}
+    with local_weights(init) as path:
+        try:
+            return read_metadata(path)
+        except ValueError as error:
+            raise UserError(f"init={init}: {error}") from error
+
+
+def link_to_initial_run(init: str | None) -> dict[str, str]:
+    """Tags that tie a run to the one that its weights come from, and to that one's own pretraining.
+
+    Raises:
+        UserError: see `initial_metadata`.
+    """
+    return links_of(initial_metadata(init))
+
+
+def links_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """`link_to_initial_run` from what the weights say of themselves."""
+    links = {"pretrain_run_id": metadata.get("pretrain_run_id")}
+    if "program" not in metadata:  # a registered copy, which hands on the run that it was made of
+        links["finetune_run_id"] = metadata.get("finetune_run_id")
+    elif metadata.get("run_id"):
+        links[metadata["program"] + RUN_LINK] = metadata["run_id"]
+    return {key: run_id for key, run_id in links.items() if run_id}

@@ -1,0 +1,82 @@
+"""Joining the Ray cluster that a job was submitted to, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.annotations import RayDeprecationWarning
+
+from jobs.core.errors import StopRequestedError, UserError
+
+# Two train workers must leave CPUs to the data tasks, also on a two-core machine (logical CPUs only).
+LOCAL_CPUS = max(4, os.cpu_count() or 1)
+
+
+# What every process of the job gets. The backend's own log lines stay in Ray's log files.
+JOB_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_COLOR_PREFIX": "0",
+                   "PYTHONWARNINGS": "ignore"}  # fmt: skip
+
+
+def connect() -> None:
+    """Join the cluster of ``RAY_ADDRESS`` (set inside a submitted job), else start a local Ray.
+
+    Workers' output stays in Ray's log files: programs print what matters themselves, and failures reach the driver.
+
+    Raises:
+        UserError: ``RAY_ADDRESS`` names a cluster that does not answer.
+    """
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **JOB_ENVIRONMENT}
+    # Restart limits of Ray Data's actors have no other door yet.
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+    # Only says that a token is used because there is one.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    if not ray.is_initialized():
+        with _own_sigterm_handler():
+            _start(os.environ.get("RAY_ADDRESS"))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """`ray.init` puts a handler that exits in the place of the program's own; this puts that one back.
+
+    Raises:
+        StopRequestedError: SIGTERM arrived meanwhile.
+    """
+    own = signal.getsignal(signal.SIGTERM)
+    if not callable(own) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:
+        raise StopRequestedError("Ray was being started; nothing that was finished before is lost") from error
+    finally:
+        signal.signal(signal.SIGTERM, own)
+
+
+def _start(address: str | None) -> None:
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address is None:
+        ray.init(address="local", num_cpus=LOCAL_CPUS, include_dashboard=False, **quiet)
+        return
+    try:
+        ray.init(address=address, runtime_env={"env_vars": JOB_ENVIRONMENT}, **quiet)
+    except ConnectionError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with `ray start --head` "
+            "or unset RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def has_gpus() -> bool:
+    """Whether the cluster offers GPUs."""
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)

@@ -1,0 +1,82 @@
+"""Some of the tagged videos, with pictures: which to show, and their thumbnail strips."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.decode.config import DecodeConfig, DecodeError, TimeView, VideoInfo
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.sampling import CropBox
+from pipeline.storage.files import StorageError, local_copy
+
+FRAMES = 4
+FRAME_SIZE = (120, 160)  # height and width in pixels, whatever the shape of the video: its middle is shown
+GAP_PIXELS = 4
+JPEG_QUALITY = 82
+CHOSEN_AMONG = 20_000  # of more videos, those that were listed first
+
+Video = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A video of the gallery."""
+
+    video: Video
+    """Its row in ``videos/``."""
+    strip: bytes
+    """A JPEG of frames side by side; empty when the video cannot be decoded any more."""
+
+
+def choose_videos(videos: pa.Table, count: int) -> list[Video]:
+    """Videos with labels, the surest of every top label in turn, so that many labels are seen.
+
+    Args:
+        videos: with columns ``uri, labels, scores``.
+    """
+    labelled = videos.filter(pc.greater(pc.list_value_length(videos["labels"]), 0)).slice(0, CHOSEN_AMONG)
+    by_label: dict[str, list[Video]] = defaultdict(list)
+    for video in labelled.sort_by("uri").to_pylist():
+        by_label[video["labels"][0]].append(video)
+    ranked = [sorted(group, key=lambda video: -float(video["scores"][0])) for group in by_label.values()]
+    turns = [(turn, -video["scores"][0], video) for group in ranked for turn, video in enumerate(group)]
+    return [video for _, _, video in sorted(turns, key=lambda entry: entry[:2])[:count]]
+
+
+def gallery(videos: Sequence[Video], decode: DecodeConfig) -> Iterator[Shown]:
+    """The strips of some videos, one after the other."""
+    with IsolatedDecoder(decode) as decoder:
+        for video in videos:
+            try:
+                with local_copy(video["uri"]) as path:
+                    info = decoder.probe(path)
+                    times = (np.arange(FRAMES) + 0.5) / FRAMES * info.duration_seconds
+                    (frames,) = decoder.decode(path, [TimeView(times, _middle(info), FRAME_SIZE)])
+                yield Shown(video, strip_picture(frames))
+            except (DecodeError, StorageError):  # gone or changed since it was tagged
+                yield Shown(video, b"")
+
+
+def strip_picture(frames: npt.NDArray[np.uint8]) -> bytes:
+    """uint8 RGB ``[T, H, W, 3]`` → a JPEG of them side by side."""
+    parted = np.pad(frames, ((0, 0), (0, 0), (0, GAP_PIXELS), (0, 0)))
+    side_by_side = np.concatenate(list(parted), axis=1)[:, :-GAP_PIXELS]
+    _, encoded = cv2.imencode(".jpg", side_by_side[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return encoded.tobytes()
+
+
+def _middle(info: VideoInfo) -> CropBox:
+    """The largest part around the middle that has the shape of the strip's frames."""
+    height, width = FRAME_SIZE
+    scale = min(info.height / height, info.width / width)
+    part = int(height * scale), int(width * scale)
+    return CropBox((info.height - part[0]) // 2, (info.width - part[1]) // 2, *part)

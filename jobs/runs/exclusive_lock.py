@@ -1,0 +1,164 @@
+"""One program at a time on one output: the first keeps it as long as it lives, a second one says so and stops.
+
+    attempts/00000003.json     who began attempt 3 (`jobs.runs.fencing`), or what attempt 3 sealed; never changed
+    attempts/00000003.alive    a number that its holder raises every few seconds; "ended" at its end
+
+Who dies without a word is followed at once where the system can tell (same machine), else after some silence. A holder
+that was only cut off, and comes back, has lost: files carry the attempt of their writer, so it touches none of the
+later one's, and whatever decides (`SoleWriter.seal`) is itself the next attempt, which exists already.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.core.errors import UserError
+from jobs.runs.fencing import Lease, records, take_attempt, who
+from pipeline.storage.files import StorageError, join, read_bytes, write_bytes
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 30.0
+ENDED = "ended"
+HOLDER, PROCESS, SEALED = "holder", "process", "sealed"
+
+
+class SoleWriter:
+    """The right to write to an output, kept up by a thread; made by `sole_writer`."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.attempt = lease.attempt
+        """Names this writer's files."""
+        self._lease = lease
+        self._checked_at = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="sign-of-life")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Make sure, every few seconds, that nobody has taken over.
+
+        Raises:
+            LeaseLostError: somebody has.
+        """
+        if time.monotonic() - self._checked_at > BEAT_SECONDS:
+            self._lease.check()
+            self._checked_at = time.monotonic()
+
+    def seal(self, content: Mapping[str, Any]) -> None:
+        """Decide something: it holds from here on, whoever comes next (`last_sealed`).
+
+        Raises:
+            LeaseLostError: somebody has taken over, and nothing is decided.
+        """
+        self._lease = self._lease.renewed({**_identity(self.attempt), SEALED: dict(content)})
+
+    def end(self) -> None:
+        """Leave the output to others."""
+        self._ended.set()
+        self._thread.join()
+        _tell(self._lease.output, self.attempt, ENDED)
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._ended.is_set():
+            beat += 1
+            _tell(self._lease.output, self.attempt, str(beat))
+            self._ended.wait(BEAT_SECONDS)
+
+
+@contextmanager
+def sole_writer(output: str) -> Iterator[SoleWriter]:
+    """Hold the output while the context lasts.
+
+    Raises:
+        UserError: another program holds it.
+    """
+    newest = next(records(output), None)
+    if newest is not None and _is_alive(output, newest):
+        raise UserError(_held(output, newest))
+    attempt = newest["attempt"] + 1 if newest else 1
+    if not take_attempt(output, attempt, _identity(attempt)):
+        raise UserError(_held(output, next(records(output))))
+    writer = SoleWriter(Lease(output, attempt))
+    try:
+        yield writer
+    finally:
+        writer.end()
+
+
+def last_sealed(output: str) -> dict[str, Any] | None:
+    """What was decided last; None before the first time."""
+    return next((record[SEALED] for record in records(output) if SEALED in record), None)
+
+
+def _held(output: str, record: Mapping[str, Any]) -> str:
+    return (
+        f"output={output}: another program is at work on it ({who(record)}); wait for its end or stop it, then start "
+        "this command again; or choose another output"
+    )
+
+
+def _is_alive(output: str, record: Mapping[str, Any]) -> bool:
+    """Whether the writer of a record still works: its sign of life changes while we look."""
+    first = sign = _sign_of_life(output, record)
+    begun = time.monotonic()
+    while sign == first:
+        if sign == ENDED or _is_dead(record[PROCESS]) or time.monotonic() - begun > SILENT_SECONDS:
+            return False
+        time.sleep(BEAT_SECONDS / 5)
+        sign = _sign_of_life(output, record)
+    return sign != ENDED
+
+
+def _sign_of_life(output: str, record: Mapping[str, Any]) -> str:
+    try:
+        return read_bytes(_alive_file(output, record[HOLDER])).decode()
+    except StorageError as error:
+        if not error.missing:
+            raise
+        return ""
+
+
+def _tell(output: str, attempt: int, sign: str) -> None:
+    """A sign that cannot be written is told by the next one."""
+    try:
+        write_bytes(_alive_file(output, attempt), sign.encode())
+    except StorageError as error:
+        logger.warning("sign of life: %s", error)
+
+
+def _alive_file(output: str, attempt: int) -> str:
+    return join(output, "attempts", f"{attempt:08d}.alive")
+
+
+def _identity(holder: int) -> dict[str, Any]:
+    process = {"machine": _machine(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+    return {HOLDER: holder, PROCESS: process}
+
+
+def _is_dead(process: Mapping[str, Any]) -> bool:
+    """True only for a process of this machine that is gone; of others one cannot know."""
+    if process["machine"] != _machine():
+        return False
+    try:
+        found = psutil.Process(process["pid"])
+        return found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - process["created"]) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _machine() -> str:
+    """Within which process numbers mean something: this boot of this machine, this container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"

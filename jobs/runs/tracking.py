@@ -1,0 +1,216 @@
+"""Tracking that cannot hurt: where runs are recorded, what each carries from the start, and how it ends there.
+
+The sending itself, in the background, is in `jobs.runs.mlflow_sender`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from jobs.core.cli import ConfigT, replace
+from jobs.core.errors import StopRequestedError, UserError
+from jobs.core.redaction import without_secrets
+from jobs.runs.fencing import LeaseLostError
+from jobs.runs.mlflow_sender import FAILURES, tracking_client_for
+from jobs.runs.mlflow_sender import Run as Run
+from pipeline.shards.reader import PreparedSet
+from pipeline.storage.files import absolute, is_local
+
+OUTPUT_TAG = "output"
+PROGRAM_TAG = "program"
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+DIGEST_LENGTH = 36  # MLflow's limit
+COMMIT_TAG = "mlflow.source.git.commit"
+CHANGED_FILES_TAG = "git_changed_files"
+REVISION_VARIABLE = "SOURCE_REVISION"
+URI_REQUIRED = (
+    "tracking.uri: is required here; give tracking.uri=sqlite:////path/mlflow.db or http://host:port, or set "
+    "MLFLOW_TRACKING_URI"
+)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where runs are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI, else
+    `mlflow.db` in the folder that holds `output` (of `register`: `init`); `none` records nothing beyond `output`
+    itself. A password belongs in MLFLOW_TRACKING_PASSWORD: it is never recorded or printed, wherever it stands."""
+    experiment: str = "hiera-video"
+    """MLflow experiment."""
+    parent_run_id: str | None = None
+    """MLflow run that this one is a part of; `jobs.sweep` sets it."""
+
+    def __post_init__(self) -> None:
+        if self.uri is None or self.uri == "none":
+            return
+        shown = without_secrets(self.uri)
+        if self.uri.partition("://")[0].partition("+")[0] not in SCHEMES:
+            raise ValueError(f"uri={shown}: must begin with one of {', '.join(SCHEMES)}; use http://host:port or none")
+        if self.uri.startswith("sqlite:///") and not self.uri.startswith("sqlite:////"):
+            raise ValueError(
+                f"uri={shown}: a relative SQLite path means another file in every worker's directory; "
+                "write sqlite:////absolute/path.db"
+            )
+
+
+@dataclass(frozen=True)
+class TrackingPlace:
+    """Where runs are recorded, for programs that record none."""
+
+    uri: str | None = None
+    """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        TrackingConfig(self.uri)  # has the rules
+
+    def client(self) -> MlflowClient:
+        """A client for reading runs."""
+        return tracking_client(TrackingConfig(uri=self.uri), output=None)
+
+
+def unrecorded(config: ConfigT) -> ConfigT:
+    """The configuration for those who need not know where runs are recorded, or as whom: workers, job metadata."""
+    return replace(config, tracking=TrackingConfig("none"))
+
+
+def tracking_uri(config: TrackingConfig, output: str | None) -> str | None:
+    """The resolved tracking URI; None when nothing is to be recorded."""
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri == "none":
+        return None
+    if uri:
+        return uri
+    if output and is_local(output):
+        folder = Path(absolute(output)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{folder / 'mlflow.db'}"
+    return None
+
+
+def tracking_client(config: TrackingConfig, output: str | None) -> MlflowClient:
+    """A client with short time-outs for reading runs (compare, sync).
+
+    Raises:
+        UserError: no tracking URI can be derived, or nothing can be opened there.
+    """
+    uri = tracking_uri(config, output)
+    if uri is None:
+        raise UserError(URI_REQUIRED)
+    try:
+        return tracking_client_for(uri)
+    except FAILURES as error:
+        raise UserError(f"tracking.uri={uri}: cannot be opened: {str(error).splitlines()[0]}; check it") from error
+
+
+def start_run(
+    config: TrackingConfig,
+    *,
+    program: str,
+    run_key: str,
+    output: str,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str | None] | None = None,
+    prepared: PreparedSet | None = None,
+    resumes: bool = True,
+    source: Mapping[str, str] | None = None,
+) -> Run:
+    """Open the MLflow run of ``run_key``: created the first time, found again after a restart.
+
+    Args:
+        program: name of the program; part of the run's name and a tag of its own.
+        run_key: the run's own key from `jobs.runs.claim.claim_output`.
+        output: the run's output; recorded absolutely.
+        params: resolved configuration, recorded as dotted parameters.
+        tags: links to other runs (``pretrain_run_id``, ``finetune_run_id``) and the like.
+        prepared: the data, recorded as a dataset of the run and as tags.
+        resumes: whether the run, if it is found, runs again; otherwise how it ended stays as it is.
+        source: tags of the source tree that made the run; default: `source_tags` of this one.
+    """
+    place = absolute(output)
+    basics = {
+        PROGRAM_TAG: program,
+        OUTPUT_TAG: place,
+        "mlflow.runName": f"{program} {place.rstrip('/').split('/')[-1]}",
+        **(source_tags() if source is None else source),
+        **({MLFLOW_PARENT_RUN_ID: config.parent_run_id} if config.parent_run_id else {}),
+    }
+    run = Run(tracking_uri(config, output), config.experiment, run_key, basics, resumes=resumes)
+    if tags:
+        run.set_tags(tags)
+    if params:
+        run.log_params(params)
+    if prepared:
+        run.set_tags(data_tags(prepared))
+        run.log_dataset(data_entity(prepared.uri, prepared.version, prepared.digest), program)
+    return run
+
+
+def data_tags(prepared: PreparedSet) -> dict[str, str]:
+    """Where a prepared set is, which version, and the digest of its content."""
+    return {"data": prepared.uri, "data_digest": prepared.digest, "data_version": str(prepared.version)}
+
+
+def data_entity(uri: str, version: int, digest: str) -> MetaDataset:
+    """A version of a prepared set as MLflow's dataset."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two classes of MLflow's claim local paths; both mean the same
+        source = resolve_dataset_source(without_secrets(uri))
+    return MetaDataset(
+        source, name=f"{uri.rstrip('/').split('/')[-1]} version {version}", digest=digest[:DIGEST_LENGTH]
+    )
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Mark the run KILLED when it stops on request and FAILED when it raises; the error goes on.
+
+    Whose output a later start has taken over says nothing more of the run: that one tells how it ends.
+    """
+    try:
+        yield
+    except LeaseLostError:
+        run.leave()
+        raise
+    except StopRequestedError:
+        run.finish("KILLED")
+        raise
+    except BaseException:
+        run.finish("FAILED")
+        raise
+
+
+def source_tags() -> dict[str, str]:
+    """The commit of the source tree that runs, and how many files differ from it.
+
+    Where there is no git checkout, as in an image or a submitted job, the environment's `SOURCE_REVISION` tells the
+    commit.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        told = os.environ.get(REVISION_VARIABLE)
+        return {COMMIT_TAG: told} if told else {}
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {COMMIT_TAG: commit, CHANGED_FILES_TAG: str(len((changed or "").splitlines()))}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,154 @@
+"""How many training workers the cluster has room for, beside the CPUs that reading and decoding take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from jobs.core.errors import TrainingStoppedError, UserError
+from jobs.core.ray_cluster import has_gpus
+from pipeline.datasets.train import stream_cpus
+
+SECONDS_TO_SETTLE = 10.0
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_AFTER_FAILURE = 600.0
+
+
+class RoomForWorkers:
+    """The permitted numbers of workers against what the cluster has free.
+
+    Args:
+        permitted: numbers of workers, consecutive.
+        cpus_beside: CPUs of the stream of data.
+    """
+
+    def __init__(self, permitted: range, cpus_beside: float) -> None:
+        self._permitted, self._cpus_beside = permitted, cpus_beside
+        self._most = permitted[-1]
+        self.gpus = has_gpus()
+        """Whether workers take GPUs; decided once, because the last host with GPUs may be the one that is lost."""
+        self._failed_at, self._failed_on = -math.inf, frozenset[str]()
+        self._cpus_of_others = 0.0
+
+    @contextmanager
+    def asked_for(self) -> Iterator[None]:
+        """Ask an autoscaler, where there is one, for the most workers and their stream while the context lasts.
+
+        Otherwise it would see no demand after a host was lost, and bring no other. One such request counts per cluster.
+        """
+        workers = [{"GPU" if self.gpus else "CPU": 1.0}] * self._permitted[-1]
+        request_resources(bundles=[*workers, *[{"CPU": 1.0}] * math.ceil(self._cpus_beside)])
+        try:
+            yield
+        finally:
+            request_resources(bundles=[])
+
+    def wait(
+        self,
+        seconds: float,
+        *,
+        tell: Callable[[str], None] = lambda _: None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """The largest number of workers that has room, when the last group's resources are free again.
+
+        Args:
+            seconds: longest wait.
+            tell: takes a line for the person who waits.
+            given_up: whether nobody waits any more; then the answer is 0.
+
+        Raises:
+            TrainingStoppedError: there was no room for the fewest in all that time.
+        """
+        begun, told = time.monotonic(), False
+        while not given_up():
+            fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=self.gpus)
+            waited = time.monotonic() - begun
+            if fitting >= self._most or (fitting and waited > SECONDS_TO_SETTLE):
+                self._cpus_of_others = _cpus(ray.cluster_resources()) - _cpus(ray.available_resources())
+                return min(fitting, self._most)
+            if waited > seconds:
+                raise TrainingStoppedError(
+                    f"workers={self._permitted[0]}: the cluster had no room for so many for {waited / 60:.0f} minutes "
+                    f"(free: {_cpus(ray.available_resources()):g} CPUs); start the same command again later"
+                )
+            if waited > SECONDS_TO_SETTLE and not told:
+                tell(f"waiting for room for {self._permitted[0]} workers")
+                told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return 0
+
+    def could_not_start(self, workers: int) -> bool:
+        """A group of so many was not started: resources lie scattered, or a lost host is still counted.
+
+        Returns:
+            whether fewer are permitted, and come next.
+        """
+        self._failed_at, self._failed_on = time.monotonic(), _hosts()
+        self._most = max(self._permitted[0], workers - 1)
+        return self._most < workers
+
+    def has(self, workers: int) -> bool:
+        """Whether the hosts that are left could hold so many workers and their stream at all."""
+        exactly = range(workers, workers + 1)
+        return most_that_fit(exactly, ray.cluster_resources(), self._cpus_beside, gpus=self.gpus) > 0
+
+    def may_grow(self, workers: int) -> bool:
+        """Whether more workers than now have room beside those that run and their stream.
+
+        CPUs that are free at the moment are not enough of an answer: the stream lets its own go as soon as it has
+        read to the end, long before the last step. So what the hosts have is counted, less what others were using
+        when this group began, or can be using now. After a group that could not be started: not before the hosts have
+        changed, or some minutes have passed.
+        """
+        if workers == self._permitted[-1]:
+            return False
+        if self._failed_on == _hosts() and time.monotonic() - self._failed_at < SECONDS_AFTER_FAILURE:
+            return False
+        self._most = self._permitted[-1]
+        free, more = ray.available_resources(), range(1, self._permitted[-1] - workers + 1)
+        if not most_that_fit(more, free, 0.0, gpus=self.gpus):
+            return False
+        if self.gpus:
+            return True  # the stream takes none of them
+        offered = _cpus(ray.cluster_resources())
+        others = min(self._cpus_of_others, offered - _cpus(free) - workers)  # some of them may have gone since
+        return offered - others >= workers + 1 + self._cpus_beside
+
+
+def _cpus(resources: Mapping[str, float]) -> float:
+    return resources.get("CPU", 0.0)
+
+
+def _hosts() -> frozenset[str]:
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:
+    """The largest permitted number of workers, one GPU or one CPU each, that resources have room for; 0 for none."""
+    cpus = _cpus(free) - cpus_beside
+    if cpus < 0:
+        return 0
+    workers = int(free.get("GPU", 0.0) if gpus else cpus)
+    return max((number for number in permitted if number <= workers), default=0)
+
+
+def refuse_to_wait_for_ever(permitted: range, decode_actors: int) -> None:
+    """Ray would wait without a word for CPUs and GPUs that are not there.
+
+    Raises:
+        UserError: the whole cluster has no room for the fewest workers.
+    """
+    offered, gpus = ray.cluster_resources(), has_gpus()
+    needed = {"CPU": stream_cpus(decode_actors) + (0 if gpus else permitted[0]), "GPU": permitted[0] if gpus else 0}
+    if not most_that_fit(permitted, offered, stream_cpus(decode_actors), gpus=gpus):
+        both = [" and ".join(f"{of.get(kind, 0):g} {kind}s" for kind in needed) for of in (needed, offered)]
+        raise UserError(
+            f"workers={permitted[0]}, decode_actors={decode_actors}: need {both[0]}, the cluster offers {both[1]}; "
+            "use fewer, or a larger cluster"
+        )

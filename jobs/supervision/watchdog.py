@@ -1,0 +1,256 @@
+"""The driver's watch over its workers: lines and progress printed, SIGTERM handed on, hangs and lost leases found."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jobs.core.cli import console
+from jobs.core.errors import TrainingStoppedError
+from jobs.runs.fencing import Lease, LeaseLostError
+from jobs.supervision.capacity import RoomForWorkers
+from jobs.supervision.coordinator import Doing, Ending, RunBoard, SignOfLife, elapsed_minutes
+from jobs.supervision.stack_dump import stack_of, take_stacks_and_kill, waits_for_others
+from pipeline.storage.files import StorageError, join, write_bytes
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LEASE_CHECKS = 5.0
+SECONDS_BETWEEN_SIZE_CHECKS = 5.0
+MINUTES_WITHOUT_ROOM = 0.5
+SECONDS_FOR_A_HOST = 30.0
+
+
+class RunWatch:
+    """One run as its driver sees it, over all groups of workers that it takes.
+
+    Args:
+        hang_minutes: without a step for so long the workers are ended (the group then dies, and can be replaced).
+        saving_minutes: the same while a rank waits for its checkpoint to be written, where that is more.
+        room: tells whether the cluster has room for more workers, or no longer for these.
+        on_steps: takes the journal lines of steps as they are done.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total_steps: int,
+        *,
+        hang_minutes: float,
+        saving_minutes: float,
+        room: RoomForWorkers,
+        on_steps: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board = ray.remote(num_cpus=0)(RunBoard).options(scheduling_strategy=here).remote()
+        self.lost: TrainingStoppedError | None = None
+        """Why no further group may follow, once that is so: who took the output over, or that the board died."""
+        self._hang_minutes, self._saving_minutes = hang_minutes, max(hang_minutes, saving_minutes)
+        self.room, self._on_steps = room, on_steps
+        self._progress = _progress()
+        self._task = self._progress.add_task(name, total=total_steps)
+        self._stop_requested, self._ended = threading.Event(), threading.Event()
+        self._telling = threading.Lock()
+        self._lease: Lease | None = None
+        self._workers = self._first_step = self._steps = 0
+        self._too_small = self._told = self._acknowledged = False
+        self._signs: Mapping[int, SignOfLife] = {}
+        self._moved_at = self._size_checked_at = time.monotonic()
+
+    def begin(self, lease: Lease, workers: int, step: int) -> None:
+        """A group of workers starts from a step."""
+        ray.get(self.board.begin.remote(lease.attempt, step))
+        self._lease, self._workers, self._too_small = lease, workers, False
+        self._first_step = self._steps = step
+        self._moved_at = self._size_checked_at = time.monotonic()
+        self._progress.update(self._task, completed=step)
+        self.say(f"attempt {lease.attempt}: {workers} worker{'s' * (workers > 1)} from step {step} on")
+
+    def pause(self) -> None:
+        """The group of workers has ended; until the next one begins there is no lease to lose and nobody to hang."""
+        self._lease = None
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether SIGTERM has arrived."""
+        return self._stop_requested.is_set()
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress display."""
+        self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def result(self) -> dict[str, Any] | None:
+        """How the group ended; None when it died."""
+        result: dict[str, Any] | None = ray.get(self.board.result.remote())
+        return result
+
+    @contextmanager
+    def watching(self) -> Iterator[RunWatch]:
+        """Watch while the context lasts, in a thread, because a signal handler must not call into Ray."""
+
+        def remember(_signal: int, _frame: FrameType | None) -> None:
+            self._stop_requested.set()
+
+        former = signal.signal(signal.SIGTERM, remember)
+        watcher = threading.Thread(target=self._watch, name="run-watch", daemon=True)
+        with self._progress:
+            watcher.start()
+            threading.Thread(target=self._watch_lease, name="lease-watch", daemon=True).start()
+            try:
+                yield self
+            finally:
+                self._ended.set()
+                watcher.join()
+                self._guarded(self._look)
+                signal.signal(signal.SIGTERM, former)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            if not self._guarded(self._look_and_check):
+                take_all_stacks(self._signs.values())  # without the board nobody could see them hang
+                return
+
+    def _watch_lease(self) -> None:
+        """Apart from the other watch, because storage may block without an end."""
+        while not self._ended.wait(SECONDS_BETWEEN_LEASE_CHECKS):
+            self._guarded(self._check_lease)
+
+    def _guarded(self, look: Callable[[], None]) -> bool:
+        """Look once; what fails in it, as a cluster that is silent for a while, must not end the watch.
+
+        Returns:
+            whether there is anything left to look at.
+        """
+        try:
+            look()
+        except ActorDiedError as error:
+            self.lost = TrainingStoppedError(
+                f"the actor between driver and workers died ({error}); start the same command again"
+            )
+            return False
+        except (RayError, StorageError, ValueError, KeyError) as error:
+            with self._telling:  # both watches look through here
+                told, self._told = self._told, True
+            if not told:
+                self.say(f"warning: the watch over the workers goes on after {type(error).__name__}: {error}")
+        return True
+
+    def _look_and_check(self) -> None:
+        if self.stop_requested:
+            self._acknowledge_stop()
+            self.board.request.remote(Ending.REQUESTED)
+        self._look()
+        if self._lease is not None:
+            self._check_for_hang(self._lease)
+            self._check_size()
+
+    def _acknowledge_stop(self) -> None:
+        if not self._acknowledged:
+            self.say("asked to stop: the step under way is finished and saved first")
+        self._acknowledged = True
+
+    def _look(self) -> None:
+        lines: list[str]
+        figures: list[dict[str, Any]]
+        signs: dict[int, SignOfLife]
+        lines, figures, steps, signs = ray.get(self.board.take.remote())
+        for line in lines:
+            self.say(line)
+        if self.lost is None:  # else another program sends these steps
+            self._on_steps(figures)
+        if _places(signs) != _places(self._signs):
+            self._moved_at = time.monotonic()
+        self._signs, self._steps = signs, steps
+        self._progress.update(self._task, completed=steps)
+
+    def _check_lease(self) -> None:
+        lease = self._lease
+        lost = lease.lost_to() if lease else ""
+        if lost and lease is self._lease:  # else this program itself took the next one meanwhile
+            self.lost = LeaseLostError(lost)
+            self.board.request.remote(Ending.RESIZED)
+
+    def _check_size(self) -> None:
+        if time.monotonic() - self._size_checked_at < SECONDS_BETWEEN_SIZE_CHECKS:
+            return
+        self._size_checked_at = time.monotonic()
+        # Workers can wait for ever for data that nobody has the CPUs to decode, after a host was lost.
+        self._too_small = not self.room.has(self._workers)
+        runs = self._steps > self._first_step  # before, CPUs may be free that its stream is about to take
+        if self._too_small or (runs and self.room.may_grow(self._workers)):
+            self.board.request.remote(Ending.RESIZED)
+
+    def _most_minutes(self) -> float:
+        """How long the places may stay the same."""
+        if any(sign.doing is Doing.SAVING for sign in self._signs.values()):
+            return self._saving_minutes  # the writer has the same limit; a storage that blocks it does not let it tell
+        return min(self._hang_minutes, MINUTES_WITHOUT_ROOM) if self._too_small else self._hang_minutes
+
+    def _check_for_hang(self, lease: Lease) -> None:
+        most_minutes, signs = self._most_minutes(), self._signs
+        if elapsed_minutes(self._moved_at) < most_minutes:
+            return
+        if not signs:
+            self._moved_at = time.monotonic()
+            self.say(f"warning: no worker has given a sign of life for {most_minutes:g} minutes; waiting for them")
+            return
+        stacks = take_all_stacks(signs.values())
+        slow = [f"rank {rank}: never gave a sign of life" for rank in range(self._workers) if rank not in signs]
+        slow = slow or [
+            str(signs[rank]) + ("" if stacks[rank] else ", gave no stacks") for rank in slow_ranks(signs, stacks)
+        ]
+        place = join(lease.output, "hangs", f"attempt-{lease.attempt:04d}.txt")
+        parts = [f"{sign}\n\n{stacks[rank] or 'gave no stacks'}\n" for rank, sign in sorted(signs.items())]
+        reason = f"the cluster has no room for {self._workers} workers and their data" if self._too_small else "a hang"
+        self.say(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {'; '.join(slow)}; stacks: {place}")
+        self._moved_at = time.monotonic()
+        try:
+            write_bytes(place, ("\n".join(parts)).encode())
+        except StorageError as error:
+            self.say(f"warning: stacks not written: {error}\n" + "\n".join(parts))
+
+
+def _places(signs: Mapping[int, SignOfLife]) -> list[tuple[int, int, int]]:
+    return [sign.place for _, sign in sorted(signs.items())]
+
+
+def take_all_stacks(signs: Collection[SignOfLife]) -> dict[int, str]:
+    """End the ranks' processes; their stacks by rank, empty for those that gave none."""
+    taking = {}
+    for sign in signs:
+        there = NodeAffinitySchedulingStrategy(sign.node_id, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(take_stacks_and_kill).options(scheduling_strategy=there)
+        taking[task.remote(sign.pid, sign.stacks_path)] = sign.rank
+    stacks = dict.fromkeys(taking.values(), "")
+    ready, _ = ray.wait(list(taking), num_returns=len(taking), timeout=SECONDS_FOR_A_HOST)
+    for answer in ready:
+        try:
+            stacks[taking[answer]] = ray.get(answer)
+        except ray.exceptions.RayError:  # its host is gone: no stacks
+            continue
+    return stacks
+
+
+def slow_ranks(signs: Mapping[int, SignOfLife], stacks: Mapping[int, str]) -> list[int]:
+    """The ranks that the others wait for: outside any collective operation, or else the least far."""
+
+    def waits(rank: int) -> bool:
+        return waits_for_others(stack_of("train_worker", stacks[rank]))
+
+    keys = {rank: (waits(rank), sign.place) for rank, sign in signs.items()}
+    return sorted(rank for rank, key in keys.items() if key == min(keys.values()))
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

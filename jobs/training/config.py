@@ -1,0 +1,146 @@
+"""What both training phases configure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hiera_video.optimization import OptimizerConfig, ScheduleConfig
+from jobs.checkpoints.background_writer import CheckpointConfig
+from jobs.runs.tracking import TrackingConfig
+from jobs.training.validation import HeldOutConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.sampling import ViewConfig
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What `--dry-run` is asked; training does not look at it."""
+
+    hours: float = 24.0
+    """How long the run may take; says how many views a second it needs."""
+    step_seconds: float | None = None
+    """Measured seconds of an optimizer step (else from the journal under `output`); says how long the run takes."""
+
+    def __post_init__(self) -> None:
+        for key in ("hours", "step_seconds"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"{key}={value}: must be positive; leave it out for the default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What both phases configure."""
+
+    data: str
+    """Prepared set (the `output` of prepare): path, file:// or s3://."""
+    output: str
+    """Where checkpoints, journal and weights go: path, file:// or s3://."""
+    init: str | None = None
+    """Weights to start from: output of a run, `.safetensors`, official or Hugging Face `.pth`, or a model of the MLflow
+    registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), of which a copy is kept under `output`."""
+    workers: Any = 1
+    """Training workers, one GPU each where there are GPUs; does not change what is computed. `[fewest, most]` is
+    elastic: as many as the cluster has room for, fewer when a host is lost, more when one comes."""
+    seed: int = 0
+    """Decides every random draw."""
+    epochs: float | None = None
+    """Length in effective epochs: views divided by clips, so that repeats count (paper Tab. 11); or give `steps`."""
+    steps: int | None = None
+    """Length in optimizer steps; or give `epochs`."""
+    global_batch: int = 512
+    """Views per optimizer step, over all workers."""
+    micro_batch: int = 8
+    """Views per forward pass on one worker."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    decode_actors: int = 2
+    """Decoding processes of Ray Data."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 nothing partitioned, 1 optimizer state, 2 and gradients, 3 and weights."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of forward and backward (autocast); weights and optimizer state stay float32."""
+    activation_checkpointing: bool = False
+    """Recompute block activations in the backward pass: less memory, more arithmetic."""
+    compile: bool = False
+    """Compile the model (torch.compile) when training starts: minutes once, then faster steps; not with ZeRO 3."""
+    threads_per_worker: int = 1
+    """CPU threads of one training worker; fixed, because it decides the order of floating-point sums."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    log_every_steps: int = 10
+    """Steps between printed lines; the journal has every step."""
+    peak_tflops: float | None = None
+    """Peak of one worker's device in TFLOP/s at this precision, for MFU. Default: its data sheet's, or measured."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    trace_samples: bool = False
+    """Write the sample ids of every step to the journal."""
+    max_failures: int = 3
+    """How often dead or hanging workers are replaced before the run fails."""
+    hang_minutes: float = 30.0
+    """Without a step for so long the stacks of all workers are written and the workers started anew."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"epochs={self.epochs}: give either epochs or steps={self.steps}; set the other to null")
+        for key in ("global_batch", "micro_batch", "decode_actors", "threads_per_worker", "log_every_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures={self.max_failures}: must not be negative; use 0 for none")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"peak_tflops={self.peak_tflops}: must be positive; leave it out where it is not known")
+        if not self.hang_minutes > 0:
+            raise ValueError(f"hang_minutes={self.hang_minutes}: must be positive; it is a time in minutes")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=true: cannot follow weights that come and go; use zero_stage=2, or compile=false")
+        length = "steps" if self.epochs is None else "epochs"
+        if getattr(self, length) <= 0:
+            raise ValueError(f"{length}={getattr(self, length)}: must be positive; use 1 or more")
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch={self.global_batch}: must be a multiple of micro_batch={self.micro_batch}; "
+                f"use {self.micro_batch * math.ceil(self.global_batch / self.micro_batch)}"
+            )
+        micro_batches = self.global_batch // self.micro_batch
+        if any(micro_batches % workers for workers in self.worker_range):
+            fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+            rule = "must divide" if len(self.worker_range) == 1 else "every number of them must divide"
+            raise ValueError(
+                f"workers={self.workers}: {rule} global_batch / micro_batch = {micro_batches}; "
+                f"use one of {', '.join(fitting)}"
+            )
+
+    @property
+    def worker_range(self) -> range:
+        """The permitted numbers of workers.
+
+        Raises:
+            ValueError: ``workers`` is neither a number nor ``[fewest, most]``.
+        """
+        bounds = list(self.workers) if isinstance(self.workers, list | tuple) else [self.workers, self.workers]
+        whole = len(bounds) == 2 and all(type(bound) is int for bound in bounds)
+        if not whole or not 1 <= bounds[0] <= bounds[1]:
+            raise ValueError(f"workers={self.workers}: must be a number from 1 on, or [fewest, most]; use 1 or [1,2]")
+        return range(bounds[0], bounds[1] + 1)
+
+    def check_input_size(self, input_size: tuple[int, ...]) -> None:
+        """The views must have the shape that the model takes.
+
+        Raises:
+            ValueError: they have another.
+        """
+        view = (self.view.num_frames, self.view.size, self.view.size)
+        if view != tuple(input_size):
+            raise ValueError(
+                f"view.size={self.view.size}, view.num_frames={self.view.num_frames}: must be the model's input "
+                f"{'x'.join(map(str, input_size))}; set view.size and view.num_frames, or model_overrides.input_size"
+            )

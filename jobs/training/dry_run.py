@@ -1,0 +1,135 @@
+"""What a training run would take, told before any GPU or Ray is taken; writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
+from hiera_video.analysis.flops import complexity_of
+from jobs.checkpoints.store import complete_steps, read_journal
+from jobs.core.init_source import is_registered, local_weights
+from jobs.runs.claim import pins_of
+from jobs.training.config import TrainConfig
+from jobs.training.driver import claimed_set, plan_job
+from jobs.training.loop import Phase, TrainingJob
+
+GIB = 2**30
+FLOAT32_BYTES, BF16_BYTES = 4, 2
+DECODE_SECONDS_PER_VIEW = 0.015  # 16 frames of 224 pixels from prepared clips, one core (measured, PyAV)
+# What each ZeRO stage cuts into one share a worker.
+PARTITIONED: Mapping[int, tuple[str, ...]] = {
+    0: (),
+    1: ("optimizer",),
+    2: ("optimizer", "gradients"),
+    3: ("optimizer", "gradients", "weights"),
+}
+
+
+def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
+    """Length, speed that is needed, memory of one worker by ZeRO stage, and size of checkpoints.
+
+    Raises:
+        UserError: the set holds no clip to train on, or `init` names nothing.
+        StorageError: the set is missing or cannot be read.
+    """
+    if config.init and not is_registered(config.init) and not pins_of(config.output):
+        with local_weights(config.init):  # is there
+            pass
+    prepared = claimed_set(config)
+    job = plan_job(config, phase, "dry run", "", prepared)
+    clips = prepared.num_clips("train", labelled_only=phase.labelled_only)
+    views = job.total_steps * config.global_batch
+    architecture: Any = phase.build_step(load_init=False).model.config
+    size = complexity_of(architecture)
+    memory = worker_memory(
+        config, size.parameters, activation_bytes(architecture, recompute=config.activation_checkpointing)
+    )
+    return {
+        "clips": clips,
+        "classes": len(prepared.classes),
+        "data version": f"{prepared.version} ({prepared.digest[:12]})",
+        "steps": job.total_steps,
+        "warm-up steps": job.warmup_steps,
+        "views": views,
+        "effective epochs (views / clips)": views / clips,
+        "passes over the data, each of view.repeats views a clip": views / clips / config.view.repeats,
+        "parameters": size.parameters,
+        "multiply-adds a view, forward": f"{size.multiply_adds / 1e9:.4g} G",
+        **_speed(config, job, size.multiply_adds),
+        **{
+            f"GiB a worker, ZeRO {stage}{' (chosen)' * (stage == config.zero_stage)}": told
+            for stage, told in memory.items()
+        },
+        "GiB a checkpoint": checkpoint_bytes(config, size.parameters) / GIB,
+        # One is being written while the next one is gathered and waits; all workers read the same one.
+        "GiB of host memory for checkpoints, first worker": 2 * checkpoint_bytes(config, size.parameters) / GIB,
+        "GiB of host memory to resume, every worker": checkpoint_bytes(config, size.parameters) / GIB,
+        "GiB of checkpoints kept": checkpoint_bytes(config, size.parameters)
+        * (config.checkpoint.keep + config.checkpoint.keep_best)
+        / GIB,
+    }
+
+
+def worker_memory(config: TrainConfig, parameters: int, bytes_per_view: int) -> dict[int, str]:
+    """Memory of one worker by ZeRO stage, with its parts, GiB; activations are an estimate.
+
+    Args:
+        bytes_per_view: what float32 training keeps for the backward pass of one view.
+    """
+    parts = {
+        "weights": FLOAT32_BYTES * parameters,
+        "gradients": FLOAT32_BYTES * parameters,
+        "optimizer": FLOAT32_BYTES * parameters * _moments(config),
+    }
+    activations = float(config.micro_batch * bytes_per_view)
+    if config.precision == "bf16":  # and autocast keeps a copy of the weights in bfloat16
+        activations = activations * BF16_SHARE + BF16_BYTES * parameters
+    workers = config.worker_range[0]  # the fewest have the largest shares
+    memory = {}
+    for stage, cut in PARTITIONED.items():
+        shares = {name: size / (workers if name in cut else 1) for name, size in parts.items()}
+        if stage in (1, 2):  # DeepSpeed updates a flat copy of this worker's share of the weights
+            shares["optimizer"] += parts["weights"] / workers
+        shares["activations"] = activations
+        told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in shares.items())
+        memory[stage] = f"{sum(shares.values()) / GIB:.2f} ({told})"
+    return memory
+
+
+def checkpoint_bytes(config: TrainConfig, parameters: int) -> int:
+    """Weights and optimizer state in float32."""
+    return FLOAT32_BYTES * parameters * (1 + _moments(config))
+
+
+def _moments(config: TrainConfig) -> int:
+    return 2 if config.optimizer.name == "adamw" else 1
+
+
+def _speed(config: TrainConfig, job: TrainingJob, multiply_adds: int) -> dict[str, Any]:
+    """Views a second for the wanted duration, or the duration at the measured step."""
+    done, measured = _so_far(config)
+    views = (job.total_steps - done) * config.global_batch
+    figures: dict[str, Any] = {"steps done already": done} if done else {}
+    if measured:
+        figures["seconds a step, measured"] = measured
+        figures["hours at that speed"] = (job.total_steps - done) * measured / 3600
+        rate = config.global_batch / measured
+    else:
+        rate = views / (config.plan.hours * 3600)
+    told = "at that speed" if measured else f"needed to end in {config.plan.hours:g} hours"
+    return figures | {
+        f"views a second {told}": rate,
+        f"cores that decode, {told}": rate * DECODE_SECONDS_PER_VIEW,
+        f"model TFLOP/s {told}": rate * multiply_adds * 6 / 1e12,
+    }
+
+
+def _so_far(config: TrainConfig) -> tuple[int, float | None]:
+    """Steps that are saved under `output`, and seconds of a step: the configured ones, else the journal's median."""
+    done = max(complete_steps(config.output), default=0)
+    lines = [json.loads(line) for line in read_journal(config.output, done).splitlines()] if done else []
+    rates = sorted(line["clips_per_second"] for line in lines)
+    seconds = config.global_batch / rates[len(rates) // 2] if rates else None
+    return done, config.plan.step_seconds or seconds

@@ -1,0 +1,215 @@
+"""The driver's loop over groups of workers: one after the other, from checkpoint to checkpoint, until the last step."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import RayError
+from ray.train import (
+    ControllerError,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
+from ray.train.torch import TorchTrainer
+
+from jobs.checkpoints.store import Cursor, complete_steps, discard_after, newest_cursor
+from jobs.core.errors import StopRequestedError, TrainingStoppedError, storage_trouble_stops
+from jobs.runs.fencing import Lease
+from jobs.runs.tracking import Run
+from jobs.supervision.capacity import RoomForWorkers
+from jobs.supervision.process_group import HostsByTheirAddress
+from jobs.supervision.watchdog import RunWatch
+from jobs.training.config import TrainConfig
+from jobs.training.loop import TrainingJob, WorkerResult, known_failures, train_worker
+from pipeline.datasets.train import stream_cpus, stream_execution_options, training_stream
+from pipeline.shards.reader import open_prepared
+from pipeline.storage.files import StorageError
+from pipeline.storage.retry import patiently
+
+LEAST_READ_AHEAD_BYTES = 2 * 2**30
+MICRO_BATCHES_AHEAD = 4  # one is decoded, one waits for its turn in the order, two are fetched ahead by a worker
+
+
+def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
+    """Run the job to its last step, going on from the newest checkpoint; returns when all steps are saved.
+
+    Groups of workers follow each other: after a death, after a hang, with more or fewer workers. Ray Train could
+    replace them itself, but its elastic groups take every CPU, also those that decoding needs, and are resized without
+    a checkpoint.
+
+    Returns:
+        the lease of the last group.
+
+    Raises:
+        StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
+        TrainingStoppedError: the loss is not finite, nothing can be saved, or another start took the output over.
+    """
+    config, failures = job.config, 0
+    room = RoomForWorkers(config.worker_range, stream_cpus(config.decode_actors))
+    watch = RunWatch(
+        job.program,
+        job.total_steps,
+        hang_minutes=config.hang_minutes,
+        saving_minutes=config.checkpoint.max_unsaved_minutes,
+        room=room,
+        on_steps=partial(_track, run),
+    )
+    with room.asked_for(), watch.watching():
+        cursor = patiently(partial(_cut_back, config.output))
+        while cursor.step < job.total_steps:
+            workers = room.wait(config.hang_minutes * 60, tell=watch.say, given_up=lambda: watch.stop_requested)
+            if watch.stop_requested:
+                raise _stopped_on_request(job)
+            watch.begin(lease, workers, cursor.step)
+            run.look_again()  # the start that this one took over from may have sent steps meanwhile
+            try:
+                _run_group(job, lease, watch, cursor, workers, run.run_id)
+            except (ControllerError, TrainingFailedError, RayError) as error:  # the last: its controller died
+                no_room = isinstance(error, ControllerError) and room.could_not_start(workers)
+                failures += not no_room
+                if watch.stop_requested and not watch.lost:
+                    raise _stopped_on_request(job) from error
+                if failures > config.max_failures or watch.lost:
+                    raise watch.lost or TrainingStoppedError(_what_happened(error, failures)) from error
+                watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
+            watch.pause()
+            gc.collect()  # the error holds the dead group's controller, too, in a circle
+            lease, cursor = _between_groups(lease)
+    return lease
+
+
+def _cut_back(output: str) -> Cursor:
+    """Where the next group goes on from; torn checkpoints after it are deleted."""
+    cursor = newest_cursor(output)
+    discard_after(output, cursor.step)
+    return cursor
+
+
+def _between_groups(lease: Lease) -> tuple[Lease, Cursor]:
+    """The next attempt and where it goes on from; storage that fails now is no mistake of the user's."""
+    with storage_trouble_stops():
+        patiently(lease.check)
+        following = lease.renewed()
+        return following, patiently(partial(_cut_back, lease.output))
+
+
+def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
+    """How a run ends that was asked to stop while no worker could save any more."""
+    try:
+        step = max(patiently(partial(complete_steps, job.config.output)), default=0)
+    except StorageError as error:
+        return TrainingStoppedError(f"asked to stop, and what is saved cannot be told: {error}")
+    if not step:
+        return TrainingStoppedError("asked to stop before the first checkpoint; the same command begins anew")
+    return _saved_and_stopped(job, step)
+
+
+def _saved_and_stopped(job: TrainingJob, step: int) -> StopRequestedError:
+    return StopRequestedError(f"saved at step {step} of {job.total_steps}; the same command goes on from there")
+
+
+def _track(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Hand journal lines, and the pictures that belong to them, to MLflow's sender."""
+    run.log_steps(lines)
+    for line in lines:
+        if "picture" in line.get("held_out", {}):
+            run.log_stored_artifact(line["held_out"]["picture"], "pictures")
+
+
+def _run_group(
+    job: TrainingJob, lease: Lease, watch: RunWatch, cursor: Cursor, workers: int, run_id: str | None
+) -> None:
+    """One group of workers from the cursor to its end."""
+    settings = {"job": job, "board": watch.board, "lease": lease, "start_step": cursor.step, "run_id": run_id}
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _own_interrupt():
+        TorchTrainer(
+            train_worker,
+            train_loop_config=settings,
+            torch_config=HostsByTheirAddress(board=watch.board, attempt=lease.attempt),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=watch.room.gpus),
+            run_config=RunConfig(
+                storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            ),
+            datasets={"train": lambda: _stream(job, cursor)},
+            dataset_config=DataConfig(execution_options=stream_execution_options(_read_ahead(job, watch, workers))),
+        ).fit()
+    result = watch.result()
+    if watch.lost or result is None:
+        raise watch.lost or TrainingStoppedError(f"{job.program}: the workers ended without a result")
+    ended = WorkerResult(**result)
+    if ended.failure:
+        with suppress(StorageError):
+            lease.check()  # another start may be why
+        raise TrainingStoppedError(ended.failure)
+    if ended.stopped:
+        raise _saved_and_stopped(job, ended.step)
+
+
+def read_ahead_bytes(config: TrainConfig, workers: int) -> int:
+    """How much may be decoded ahead: a few micro-batches for every decoder and worker."""
+    micro_batch = config.micro_batch * config.view.num_frames * config.view.size**2 * 3
+    return max(LEAST_READ_AHEAD_BYTES, MICRO_BATCHES_AHEAD * (config.decode_actors + workers) * micro_batch)
+
+
+def _read_ahead(job: TrainingJob, watch: RunWatch, workers: int) -> int:
+    """`read_ahead_bytes`; said, where the cluster has no room for them."""
+    wanted = read_ahead_bytes(job.config, workers)
+    room = ray.cluster_resources().get("object_store_memory", 0) / 2  # the share that Ray Data takes at most
+    if wanted > room:
+        watch.say(
+            f"warning: micro_batch={job.config.micro_batch}, decode_actors={job.config.decode_actors}: decoding ahead "
+            f"would take {wanted / 2**30:.1f} GiB, half of the cluster's object store is {room / 2**30:.1f}: decoders "
+            "may wait; use less of either, or start Ray with a larger --object-store-memory"
+        )
+    return wanted
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Take Ctrl-C back from Ray Train, whose handler would hold the controller, and so the CPUs of its stream."""
+    former = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _what_happened(error: Exception, failures: int) -> str:
+    """One line on why a group of workers died."""
+    causes = getattr(error, "worker_failures", {})
+    ranks = ", ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items()))
+    return f"workers died ({ranks or _last_line(error)}; failure {failures})"
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+
+
+def _stream(job: TrainingJob, cursor: Cursor) -> ray.data.Dataset:
+    """The micro-batches from the cursor to the end of the run."""
+    config = job.config
+    return training_stream(
+        open_prepared(config.data, job.data_version),
+        config.view,
+        seed=config.seed,
+        micro_batch=config.micro_batch,
+        start_position=cursor.position,
+        stop_position=job.total_steps * config.global_batch,
+        split="train",
+        labelled_only=job.phase.labelled_only,
+        decode=config.decode,
+        concurrency=config.decode_actors,
+        known_failures=known_failures(cursor.extra),
+    )

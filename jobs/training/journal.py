@@ -1,0 +1,168 @@
+"""The journal of a training run: one JSON line an optimizer step, which the driver also hands to MLflow, and a
+printed line now and then."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from jobs.supervision.coordinator import WorkerBoard
+from jobs.training.mfu import utilisation
+from jobs.training.micro_batch import Batch
+
+T = TypeVar("T")
+NOT_SURE_TO_COME_AGAIN = ("timeout", "crashed", "out_of_memory", "missing")
+"""Reasons that a view failed for which a resumed run might not meet: load, memory, an object that came back."""
+
+
+class StepLog:
+    """Counts and times the steps of one rank; the first rank writes and posts them.
+
+    Args:
+        board: where lines, figures and progress go.
+        multiply_adds: of all that a step does with one view; None when unknown.
+        peak: TFLOP/s of one rank's device; None when unknown.
+        timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not come again.
+    """
+
+    def __init__(
+        self,
+        *,
+        start_step: int,
+        total_steps: int,
+        global_batch: int,
+        every: int,
+        trace: bool,
+        board: WorkerBoard,
+        multiply_adds: int | None = None,
+        peak: float | None = None,
+        timed_out: Iterable[tuple[int, str]] = (),
+    ) -> None:
+        self.step = start_step
+        self._total_steps, self._global_batch, self._every, self._trace = total_steps, global_batch, every, trace
+        self._board = board
+        self._multiply_adds, self._peak = multiply_adds, peak
+        self._lines: list[str] = []
+        self._step_started = self._began = time.perf_counter()
+        self._first_step = start_step
+        self._waited_seconds = 0.0
+        self.timed_out: list[tuple[int, str]] = list(timed_out)
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch; the time that it takes counts as waiting for data.
+
+        Raises:
+            RuntimeError: the stream ended before the last step.
+        """
+        started = time.perf_counter()
+        batch = next(batches, None)
+        self._waited_seconds += time.perf_counter() - started
+        if batch is None:
+            raise RuntimeError(f"step {self.step}: the stream of batches ended before the last step")
+        return batch
+
+    def record(
+        self,
+        loss: float,
+        learning_rate: float,
+        consumed: Sequence[Batch],
+        *,
+        failed_views: int,
+        held_out: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Close a step: journal line, printed line, metrics. All ranks call it with the same ``failed_views``.
+
+        ``held_out`` are figures measured within the step; their ``seconds`` do not count as the step's.
+        """
+        seconds = time.perf_counter() - self._step_started - (held_out or {}).get("seconds", 0.0)
+        self.step += 1
+        figures: dict[str, Any] = {
+            "step": self.step,
+            "epoch": consumed[0].epochs[0],
+            "position": self.step * self._global_batch,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "clips_per_second": self._global_batch / seconds,
+            "data_wait_seconds": self._waited_seconds,
+            "unix_seconds": time.time(),
+        }
+        if failed_views:
+            failures = gather_in_stream_order([batch.failures for batch in consumed])
+            figures["failures"] = [failure._asdict() for failure in failures]
+            self.timed_out += [
+                (failure.epoch, failure.sample_id) for failure in failures if failure.reason in NOT_SURE_TO_COME_AGAIN
+            ]
+        used = utilisation(figures["clips_per_second"], self._multiply_adds, dist.get_world_size(), self._peak)
+        if used is not None:
+            figures["model_flop_utilisation"] = used
+        if held_out:
+            figures["held_out"] = dict(held_out)
+        if self._trace:
+            figures["sample_ids"] = gather_in_stream_order([batch.sample_ids for batch in consumed])
+        if dist.get_rank() == 0:
+            self._write(figures, seconds)
+        self._step_started, self._waited_seconds = time.perf_counter(), 0.0
+
+    def take_lines(self) -> str:
+        """The journal lines since the last call."""
+        lines, self._lines = self._lines, []
+        return "".join(lines)
+
+    def _write(self, figures: dict[str, Any], seconds: float) -> None:
+        self._lines.append(json.dumps(figures) + "\n")
+        line = ""
+        if "held_out" in figures or self.step % self._every == 0 or self.step == self._total_steps:
+            line = self._line(figures, seconds)
+        self._board.post(line, self.step, figures)
+
+    def _line(self, figures: dict[str, Any], seconds: float) -> str:
+        return (
+            f"step {self.step}/{self._total_steps}  loss {figures['loss']:.4f}  "
+            f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
+            f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  "
+            f"MFU {_percent(figures.get('model_flop_utilisation'))}  memory {_memory_gib():.2f} GiB"
+            f"{self._left()}{_told(figures.get('held_out', {}))}"
+        )
+
+    def _left(self) -> str:
+        """How long the rest takes at the speed since the workers started."""
+        seconds = (time.perf_counter() - self._began) / (self.step - self._first_step)
+        minutes = (self._total_steps - self.step) * seconds / 60
+        return f"  {minutes / 60:.1f} h left" if minutes > 90 else f"  {minutes:.0f} min left"
+
+
+def gather_in_stream_order(mine: Sequence[Sequence[T]]) -> list[T]:
+    """All ranks' items of one global batch: micro-batch 0 of rank 0, of rank 1, ..., then micro-batch 1 of rank 0."""
+    everyone: list[Sequence[Sequence[T]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    dealt = zip(*everyone, strict=True)
+    return list(chain.from_iterable(chain.from_iterable(dealt)))
+
+
+def _told(held_out: Mapping[str, Any]) -> str:
+    """The figures on held-out clips, for the printed line."""
+    figures = {key: value for key, value in held_out.items() if key != "seconds" and isinstance(value, float)}
+    told = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
+    return f"  held out: {told}" if told else ""
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.0%}"
+
+
+def _memory_gib() -> float:
+    """Peak memory of the GPU where there is one, else what this process holds for itself now.
+
+    Not its whole resident size: the pages of Ray's object store that it has read count as resident and only grow.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**30

@@ -1,0 +1,289 @@
+"""What a model under training is worth: its loss on held-out clips, and a nearest-neighbour probe of its encoder.
+
+Measured now and then by all ranks on a copy of the model, so that nothing of the training itself is touched: no random
+number, no gradient, no buffer of DeepSpeed's. Clips, masks and draws are the same every time and go one by one, so the
+figures depend neither on the number of workers nor on restarts.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hiera_video.metrics.knn_probe import nearest_neighbour_top1
+from jobs.core.cli import tell
+from jobs.core.errors import UserError
+from jobs.training.micro_batch import Batch
+from pipeline.datasets.validation import FixedView, fixed_views
+from pipeline.decode.config import DecodeConfig
+from pipeline.sampling import ViewConfig
+from pipeline.schema import UNLABELLED
+from pipeline.shards.reader import PreparedSet
+from pipeline.storage.files import StorageError, join, write_bytes
+
+logger = logging.getLogger(__name__)
+
+PICTURE_CLIPS = 6
+LOSS, TOP1, KNN_TOP1 = "loss", "top1", "knn_top1"
+CUT_SHORT = "cut_short"  # storage did not give all clips
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """What is measured on clips that are not trained on, and when."""
+
+    clips: int = 64
+    """Clips whose loss (and, with a classifier, top-1) is measured; 0 measures nothing at all."""
+    knn_clips: int = 512
+    """Labelled training clips that a nearest-neighbour probe of the encoder votes with, and at most so many held-out
+    ones that it is asked about; it says something from about ten clips a class on. 0 for no probe."""
+    every_epochs: float = 20.0
+    """Effective epochs between measurements; the last step always takes one, and each comes with a checkpoint."""
+    every_steps: int | None = None
+    """Optimizer steps between measurements, instead of `every_epochs`."""
+    split: str = "val"
+    """Split of the set that is held out."""
+    best_by: Literal["loss", "top1", "knn_top1"] = "loss"
+    """Which figure says what the best checkpoint is (the lowest loss, the highest of the others)."""
+
+    def __post_init__(self) -> None:
+        for key in ("clips", "knn_clips"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 for none")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"every_steps={self.every_steps}: must be at least 1; use null for every_epochs")
+        if not self.every_epochs > 0:
+            raise ValueError(f"every_epochs={self.every_epochs}: must be positive; clips=0 measures nothing")
+
+    def steps_between(self, steps_per_epoch: float) -> int:
+        """Optimizer steps from one measurement to the next."""
+        return self.every_steps or max(1, round(self.every_epochs * steps_per_epoch))
+
+
+def check_held_out(config: HeldOutConfig, prepared: PreparedSet, labelled_only: bool) -> None:
+    """Say what of the wishes a set cannot give.
+
+    Raises:
+        UserError: what was asked for by its name is not there.
+    """
+    if not config.clips:
+        return
+    if prepared.num_clips(config.split, labelled_only) == 0:
+        if config.split != HeldOutConfig.split:
+            raise UserError(
+                f"held_out.split={config.split}: data={prepared.uri} has no such clips; it has {prepared.splits()}"
+            )
+        tell(
+            f"data={prepared.uri} holds no clips out (split {config.split}): nothing is measured, and no checkpoint is "
+            "the best; see val_share of prepare",
+            warning=True,
+        )
+        return
+    voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
+    if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
+        raise UserError(
+            f"held_out.best_by={KNN_TOP1}: takes labelled clips, held out and not, and held_out.knn_clips="
+            f"{config.knn_clips} above 0; use {LOSS}"
+        )
+
+
+class Measurable(Protocol):
+    """What a training step offers to be measured; see `jobs.training.loop.TrainStep`."""
+
+    model: nn.Module
+
+    def measure(self, batch: Batch) -> Mapping[str, float]:
+        """Figures of a batch of one held-out view; none: this step cannot be measured."""
+        ...
+
+    def embed(self, batch: Batch) -> Tensor | None:
+        """Features ``[B, C]`` of the encoder; None: no probe."""
+        ...
+
+    def picture(self, frames: Tensor, path: Path) -> bool:
+        """Draw what the model makes of ``[B, T, H, W, 3]`` into a PNG; False: there is nothing to draw."""
+        ...
+
+
+class Probe(NamedTuple):
+    """A clip as the nearest-neighbour probe sees it."""
+
+    number: int
+    label: int
+    features: np.ndarray
+    """``[C]``"""
+
+
+class HeldOut:
+    """Measures copies of the model; all ranks call it alike.
+
+    Args:
+        config: what is measured.
+        prepared: the data.
+        build: makes the copy; called when it is first needed.
+        every_steps: optimizer steps between measurements.
+        last_step: the last optimizer step.
+        device: where the copy computes.
+        output: where pictures go.
+        seed: the run's, for masks and draws.
+        on_clip: called before every clip, as a sign of life.
+    """
+
+    def __init__(
+        self,
+        config: HeldOutConfig,
+        prepared: PreparedSet,
+        build: Callable[[], Measurable],
+        *,
+        view: ViewConfig,
+        decode: DecodeConfig,
+        every_steps: int,
+        last_step: int,
+        device: torch.device,
+        output: str,
+        labelled_only: bool,
+        seed: int,
+        on_clip: Callable[[int], None],
+    ) -> None:
+        self._config, self._prepared, self._build = config, prepared, build
+        self._view, self._decode, self._device, self._seed = view, decode, device, seed
+        self._every_steps, self._last_step = every_steps, last_step
+        self._output, self._labelled_only = output, labelled_only
+        self._on_clip = on_clip
+        self._copy: Any = None
+        self._cut_short = False
+        self._possible = config.clips > 0 and prepared.num_clips(config.split, labelled_only) > 0
+
+    def due(self, step: int) -> bool:
+        """Whether a measurement is due after ``step`` optimizer steps."""
+        return self._possible and (step % self._every_steps == 0 or step == self._last_step)
+
+    @torch.no_grad()
+    def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Figures for the journal: `loss`, and what else the step tells; `knn_top1`; `seconds`; `picture`.
+
+        Args:
+            step: optimizer steps done.
+            weights: the model's, whole, by name.
+        """
+        started, self._cut_short = time.monotonic(), False
+        copy = self._loaded_copy(weights)
+        shown: list[Tensor] = []
+        figures: dict[str, Any] = dict(_mean(_gathered([*self._measured(copy, shown)])))
+        if self._config.knn_clips and figures:
+            figures |= self._probed(copy)
+        cut_short = any(early for _, early in _gathered([(dist.get_rank(), self._cut_short)]))
+        if cut_short and figures:
+            figures |= {CUT_SHORT: True}
+        if shown and dist.get_rank() == 0:
+            figures |= self._drawn(copy, shown, step)
+        return {**figures, "seconds": time.monotonic() - started} if figures else {}
+
+    def metric(self, figures: Mapping[str, Any]) -> float | None:
+        """How good the model is, lower is better; None when the deciding figure was not measured, or on fewer clips."""
+        value = figures.get(self._config.best_by)
+        if value is None or CUT_SHORT in figures:
+            return None
+        return float(value) if self._config.best_by == LOSS else 1.0 - float(value)
+
+    def _loaded_copy(self, weights: Mapping[str, Tensor]) -> Any:
+        if self._copy is None:
+            with torch.random.fork_rng():
+                self._copy = self._build()
+            self._copy.model.to(self._device).eval()
+        self._copy.model.load_state_dict(weights)
+        return self._copy
+
+    def _measured(self, copy: Measurable, shown: list[Tensor]) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """Number and figures of this rank's held-out clips; keeps the first few pictures."""
+        for clip in self._clips(self._config.split, self._config.clips, labelled_only=self._labelled_only):
+            batch = self._batch(clip)
+            if len(shown) < PICTURE_CLIPS:
+                shown.append(batch.frames[0].cpu())
+            yield clip.number, copy.measure(batch)
+
+    def _probed(self, copy: Measurable) -> dict[str, float]:
+        bank, queries = (_gathered([*self._probes(copy, split)]) for split in ("train", self._config.split))
+        if not bank or not queries:
+            return {}
+        features = [torch.from_numpy(np.stack([probe.features for probe in probes])) for probes in (bank, queries)]
+        labels = [torch.tensor([probe.label for probe in probes]) for probes in (bank, queries)]
+        return {KNN_TOP1: nearest_neighbour_top1(features[0], labels[0], features[1], labels[1])}
+
+    def _probes(self, copy: Measurable, split: str) -> Iterator[Probe]:
+        for clip in self._clips(split, self._config.knn_clips, labelled_only=True):
+            features = copy.embed(self._batch(clip))
+            if features is not None:
+                yield Probe(clip.number, clip.label, features[0].float().cpu().numpy())
+
+    def _clips(self, split: str, count: int, *, labelled_only: bool) -> Iterator[FixedView]:
+        """This rank's share; storage that does not answer ends it early, and is told."""
+        clips = fixed_views(
+            self._prepared,
+            self._view,
+            split=split,
+            count=count,
+            labelled_only=labelled_only,
+            decode=self._decode,
+            part=dist.get_rank(),
+            parts=dist.get_world_size(),
+        )
+        try:
+            for clip in clips:
+                self._on_clip(clip.number)
+                yield clip
+        except StorageError as error:
+            self._cut_short = True
+            logger.warning("measured on fewer held-out clips, so not compared with other checkpoints: %s", error)
+
+    def _batch(self, clip: FixedView) -> Batch:
+        return Batch(
+            frames=torch.from_numpy(clip.frames)[None].to(self._device),
+            labels=torch.tensor([clip.label], device=self._device),
+            sample_ids=[f"{clip.clip_id}#held-out"],
+            epochs=[0],
+            position=0,
+            seed=self._seed,
+            step=0,
+            index=clip.number,
+        )
+
+    def _drawn(self, copy: Measurable, shown: list[Tensor], step: int) -> dict[str, str]:
+        place = join(self._output, "pictures", f"step-{step:08d}.png")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture.png"
+            if not copy.picture(torch.stack(shown).to(self._device), path):
+                return {}
+            try:
+                write_bytes(place, path.read_bytes())
+            except StorageError as error:
+                logger.warning("no picture of step %d: %s", step, error)
+                return {}
+        return {"picture": place}
+
+
+def labelled(batch: Batch) -> bool:
+    """Whether every view has a label."""
+    return bool((batch.labels != UNLABELLED).all())
+
+
+def _gathered(mine: list[Any]) -> list[Any]:
+    """All ranks' items in the order of their numbers, which come first; all ranks must call it."""
+    everyone: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    return sorted((item for items in everyone for item in items), key=lambda item: int(item[0]))
+
+
+def _mean(measured: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    keys = measured[0][1].keys() if measured else ()
+    return {key: sum(figures[key] for _, figures in measured) / len(measured) for key in keys}

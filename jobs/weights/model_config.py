@@ -1,0 +1,56 @@
+"""`model` and `model_overrides`: from a preset's name and changes to the architecture, with mistakes told by key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hiera_video.models.config import HieraConfig, MaskedAutoencoderConfig
+from hiera_video.models.presets import model_config
+
+OVERRIDES = "model_overrides"
+
+
+def architecture(model: str, overrides: Mapping[str, Any], **fixed: Any) -> HieraConfig | MaskedAutoencoderConfig:
+    """The architecture of a preset, changed.
+
+    Args:
+        overrides: the user's `model_overrides`, by the public argument names.
+        fixed: values that other keys of the configuration decide.
+
+    Raises:
+        ValueError: no such preset, an unknown override, a value of the wrong type or against its rule; the message
+            begins with the dotted key and the value.
+    """
+    preset = model_config(model)
+    for key in overrides.keys() & fixed.keys():
+        raise ValueError(f"{OVERRIDES}.{key}={overrides[key]}: has a key of its own; write {key}={overrides[key]}")
+    values = {key: typed_override(type(preset), key, value) for key, value in overrides.items()}
+    try:
+        return model_config(model, **values, **fixed)
+    except ValueError as error:
+        key = str(error).partition("=")[0]
+        known = {field.name for field in dataclasses.fields(preset)}
+        raise ValueError(f"{OVERRIDES}.{error}" if key in known - set(fixed) else str(error)) from error
+
+
+def typed_override(config_class: type, key: str, value: Any) -> Any:
+    """The value as the architecture's field has it: OmegaConf converts and refuses as for every other key.
+
+    Raises:
+        ValueError: no such field, or a value of another type.
+    """
+    tree = OmegaConf.structured(config_class)
+    OmegaConf.set_readonly(tree, False)
+    try:
+        OmegaConf.update(tree, key, value, merge=False)
+        converted = cast(dict[str, Any], OmegaConf.to_container(tree))[key]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        known = ", ".join(field.name for field in dataclasses.fields(config_class))
+        raise ValueError(f"{OVERRIDES}.{key}={value}: {reason}; known: {known}") from error
+    return tuple(converted) if isinstance(converted, list) else converted

@@ -1,0 +1,48 @@
+"""A classifier as a `torch.export` program, checked against the model that it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from hiera_video.inference import Probabilities
+from hiera_video.models.hiera import Hiera
+
+METADATA = "metadata.json"
+TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)  # one that was not traced, too
+TOLERANCE = 1e-5
+
+
+@torch.no_grad()
+def export_program(model: Hiera, path: Path, metadata: Mapping[str, str]) -> float:
+    """Write a program from uint8 frames ``[B, T, H, W, 3]``, B free, to scores ``[B, classes]``, and read it back.
+
+    Args:
+        metadata: kept inside as ``metadata.json`` (``extra_files`` of `torch.export.load`); the class names are there.
+
+    Returns:
+        the largest difference of a score from the model's, on random frames.
+
+    Raises:
+        RuntimeError: it is not within 1e-5; the file is not fit for use.
+    """
+    scores = Probabilities(model).eval()
+    batch = {0: torch.export.Dim("batch", min=1, max=1024)}
+    program = torch.export.export(scores, (_frames(model, TRACED_BATCH),), dynamic_shapes=(batch,))
+    torch.export.save(program, path, extra_files={METADATA: json.dumps(dict(metadata))})
+    loaded = torch.export.load(path).module()
+    checked = [_frames(model, size) for size in CHECKED_BATCHES]
+    difference = max(float((loaded(frames) - scores(frames)).abs().max()) for frames in checked)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"the exported program differs from the model by {difference:g}; this torch cannot export it"
+        )
+    return difference
+
+
+def _frames(model: Hiera, batch: int) -> torch.Tensor:
+    shape = (batch, *model.config.input_size, 3)
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(batch), dtype=torch.uint8)

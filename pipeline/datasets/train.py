@@ -1,0 +1,276 @@
+"""The visible chain from a prepared set to decoded micro-batches, in Ray Data.
+
+    segments of the stream ─▶ ReadMicroBatches (one actor, row groups) ─▶ DecodeMicroBatches (actors, one child each)
+
+Every block is one row, and every row is one micro-batch: blocks can then neither be merged nor split on the way, and
+``streaming_split(n, equal=True)`` with ``preserve_order`` deals them in turn: worker r gets r, r + n, r + 2n, ...
+`iter_micro_batches` gives the rows as arrays. Legend: B views of a micro-batch, T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data.extensions import ArrowTensorArray
+
+from pipeline.datasets.order import Run, StreamOrder, StreamPart, segments
+from pipeline.decode.clip_decoder import ClipDecoder
+from pipeline.decode.config import DecodeConfig, FrameView
+from pipeline.ray_data import configure_execution
+from pipeline.sampling import ViewConfig, generator, random_resized_crop, training_indices
+from pipeline.schema import CLIP_SCHEMA, UNLABELLED
+from pipeline.shards.reader import PreparedSet, RowGroupReader, Selection, label_indices
+
+Columns = dict[str, Any]
+
+WINDOW_GROUPS = 16
+READER_CPUS = 0.25
+# A decoding actor sleeps while its child works, and its child while the actor copies: together less than one CPU.
+DECODER_CPUS = 0.75
+DECODER_MEMORY_BYTES = 512 * 2**20
+# Ray Data restarts actors for ever by default. Its warning that these arguments go in 2.64 names no other way.
+RESTARTS = {"max_restarts": 3, "max_task_retries": 3}
+
+RUN_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.int64()) for name in ("position", "epoch", "first_repeat", "views", "class_index")),
+        *CLIP_SCHEMA,
+    ]
+)
+
+
+def training_stream(
+    prepared: PreparedSet,
+    view: ViewConfig,
+    *,
+    seed: int,
+    micro_batch: int,
+    start_position: int,
+    stop_position: int,
+    split: str = "train",
+    labelled_only: bool = False,
+    decode: DecodeConfig | None = None,
+    concurrency: int = 2,
+    known_failures: Collection[tuple[int, str]] = (),
+    part: StreamPart | None = None,
+) -> ray.data.Dataset:
+    """The micro-batches of positions ``start_position`` to before ``stop_position``, in order, decoded.
+
+    Execute it with `stream_execution_options`, and read it with `iter_micro_batches`.
+
+    Args:
+        micro_batch: views per row (B); fixed for a run, whatever the number of workers.
+        split: a split's name, or "all".
+        concurrency: decoding actors.
+        known_failures: (epoch, sample id) of views that failed before: not tried again ("failed_before"), so that a
+            resumed run takes the decisions of the first.
+        part: the micro-batches of some workers only, for one stream per node; default: all.
+
+    Raises:
+        ValueError: no clip is there to train on, or the positions are none, or no whole number of micro-batches.
+        StorageError: the set's shards cannot be read.
+    """
+    selection = prepared.selection(split, labelled_only, view.balance_classes)
+    order = StreamOrder(
+        selection.clips_per_group,
+        seed=seed,
+        digest=prepared.digest,
+        repeats=view.repeats,
+        window_groups=WINDOW_GROUPS,
+    )
+    pieces = segments(start_position, stop_position, micro_batch)
+    plan = ray.data.from_items([{"start": int(a), "stop": int(b)} for a, b in pieces], override_num_blocks=len(pieces))
+    configure_execution(plan, block_bytes=1, options=stream_execution_options())  # one row a block
+    read = plan.map_batches(
+        ReadMicroBatches,
+        fn_constructor_args=(selection, order, micro_batch, prepared.classes, start_position, part),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=READER_CPUS,
+        **RESTARTS,
+    )
+    return read.map_batches(
+        DecodeMicroBatches,
+        fn_constructor_args=(view, decode or DecodeConfig(), seed, frozenset(map(tuple, known_failures))),
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=concurrency),
+        num_cpus=DECODER_CPUS,
+        memory=DECODER_MEMORY_BYTES,
+        **RESTARTS,
+    )
+
+
+def stream_execution_options(object_store_bytes: int = 2 * 2**30) -> ray.data.ExecutionOptions:
+    """What `training_stream` must be executed with; for Ray Train, inside ``DataConfig(execution_options=...)``.
+
+    Args:
+        object_store_bytes: how much may be read and decoded ahead; at least a few micro-batches for every decoder.
+    """
+    options = ray.data.ExecutionOptions(preserve_order=True, verbose_progress=False)
+    options.resource_limits = options.resource_limits.copy(object_store_memory=object_store_bytes)
+    return options
+
+
+def stream_cpus(concurrency: int = 1) -> float:
+    """Logical CPUs that a stream takes beside the training workers.
+
+    With fewer than those of a single decoder it waits for ever without an error: check before starting.
+    """
+    return READER_CPUS + concurrency * DECODER_CPUS
+
+
+def iter_micro_batches(stream: ray.data.Dataset | ray.data.DataIterator, prefetch: int = 2) -> Iterator[Columns]:
+    """Each micro-batch as arrays, which are read-only windows into Ray's shared memory.
+
+    Yields:
+        ``video`` uint8 [B, T, H, W, 3] · ``label`` int64 [B], -1 for none · ``position``, ``epoch`` int64 [B] ·
+        ``sample_id`` "clip_id#repeat" · ``failure``: '' or why the view could not be decoded · ``replaced_by``: the
+        sample id of the view of this micro-batch that stands in for it, '' otherwise.
+    """
+    for table in stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=prefetch):
+        yield _columns(table)
+
+
+class ReadMicroBatches:
+    """Stage: segments of the stream in, the encoded clips of one micro-batch a row out."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        order: StreamOrder,
+        micro_batch: int,
+        classes: Sequence[str],
+        start_position: int = 0,
+        part: StreamPart | None = None,
+    ) -> None:
+        self.reader = RowGroupReader(selection)
+        self.order = order
+        self.micro_batch = micro_batch
+        self.classes = classes
+        self.start_position = start_position
+        self.part = part or StreamPart(0, 1, 1)
+
+    def __call__(self, batch: Columns) -> Iterator[pa.Table]:
+        for start, stop in zip(batch["start"], batch["stop"], strict=True):
+            positions = range(int(start), int(stop), self.micro_batch)
+            for position in positions:
+                if not self.part.has((position - self.start_position) // self.micro_batch):
+                    continue
+                yield self._row(list(self.order.runs(position, position + self.micro_batch)))
+
+    def _row(self, runs: list[Run]) -> pa.Table:
+        self.reader.prefetch(run.clip for run in runs)
+        clips = pa.concat_tables([self.reader.clip(run.clip) for run in runs]).combine_chunks()
+        copies = self.reader.selection.copies
+        fields = {
+            "position": pa.array([run.position for run in runs], pa.int64()),
+            "epoch": pa.array([run.epoch for run in runs], pa.int64()),
+            # Every copy of a clip (balanced classes) has repeats of its own, so that its views are drawn anew.
+            "first_repeat": pa.array(
+                [run.first_repeat + self.order.repeats * int(copies[run.clip]) for run in runs], pa.int64()
+            ),
+            "views": pa.array([run.views for run in runs], pa.int64()),
+            "class_index": pa.array(label_indices(clips["label"], self.classes)),
+            **{name: clips[name].combine_chunks() for name in CLIP_SCHEMA.names},
+        }
+        struct = pa.StructArray.from_arrays(list(fields.values()), fields=list(RUN_SCHEMA))
+        return pa.table({"runs": pa.ListArray.from_arrays(pa.array([0, len(runs)], pa.int32()), struct)})
+
+
+class DecodeMicroBatches:
+    """Stage: the encoded clips of a micro-batch in, its views out; a view that fails is replaced by another one."""
+
+    def __init__(
+        self, view: ViewConfig, decode: DecodeConfig, seed: int, known_failures: frozenset[tuple[int, str]]
+    ) -> None:
+        self.view = view
+        self.seed = seed
+        self.known_failures = known_failures
+        self.decoder = ClipDecoder(decode)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        runs = table["runs"].combine_chunks().flatten()
+        facts = pa.Table.from_struct_array(runs).drop_columns("video").to_pylist()
+        videos = runs.field("video")
+        total = sum(run["views"] for run in facts)
+        micro_batch = _MicroBatch(total, self.view)
+        row = 0
+        for number, run in enumerate(facts):
+            samples = [f"{run['clip_id']}#{run['first_repeat'] + k}" for k in range(run["views"])]
+            rows = slice(row, row + run["views"])
+            if any((run["epoch"], sample) in self.known_failures for sample in samples):
+                failure = "failed_before"
+            else:
+                views = [self._draw(run, sample) for sample in samples]
+                failure = self.decoder.decode(run, videos[number], views, list(micro_batch.video[rows]))
+            micro_batch.describe(rows, run, samples, failure)
+            row += run["views"]
+        micro_batch.replace_failures()
+        return micro_batch.table()
+
+    def _draw(self, run: dict[str, Any], sample: str) -> FrameView:
+        """The frames and the box of one view: a function of (seed, epoch, sample id)."""
+        start = generator(self.seed, "start", run["epoch"], sample)
+        crop = generator(self.seed, "crop", run["epoch"], sample)
+        indices = training_indices(run["num_frames"], run["fps"], self.view, start)
+        box = random_resized_crop(run["height"], run["width"], self.view.crop_scale, self.view.crop_aspect, crop)
+        return FrameView(indices, box, (self.view.size, self.view.size))
+
+
+class _MicroBatch:
+    """The columns of one micro-batch while it is filled."""
+
+    def __init__(self, views: int, view: ViewConfig) -> None:
+        self.video = np.zeros((views, view.num_frames, view.size, view.size, 3), np.uint8)
+        self.label = np.full(views, UNLABELLED, np.int64)
+        self.position = np.zeros(views, np.int64)
+        self.epoch = np.zeros(views, np.int64)
+        self.sample_id: list[str] = [""] * views
+        self.failure: list[str] = [""] * views
+        self.replaced_by: list[str] = [""] * views
+
+    def describe(self, rows: slice, run: dict[str, Any], samples: list[str], failure: str) -> None:
+        self.label[rows] = run["class_index"]
+        self.position[rows] = run["position"] + np.arange(run["views"])
+        self.epoch[rows] = run["epoch"]
+        self.sample_id[rows] = samples
+        self.failure[rows] = [failure] * len(samples)
+
+    def replace_failures(self) -> None:
+        """Let another view stand in, chosen by position; with none left the view is black and has no label."""
+        good = [row for row, failure in enumerate(self.failure) if not failure]
+        for row, failure in enumerate(self.failure):
+            if not failure:
+                continue
+            if not good:
+                self.video[row], self.label[row] = 0, UNLABELLED
+                continue
+            substitute = good[int(self.position[row]) % len(good)]
+            self.video[row], self.label[row] = self.video[substitute], self.label[substitute]
+            self.replaced_by[row] = self.sample_id[substitute]
+
+    def table(self) -> pa.Table:
+        """One row; every column holds the whole micro-batch."""
+        numbers = {name: getattr(self, name) for name in ("video", "label", "position", "epoch")}
+        texts = {name: getattr(self, name) for name in ("sample_id", "failure", "replaced_by")}
+        return pa.table(
+            {name: ArrowTensorArray.from_numpy(values[None]) for name, values in numbers.items()}
+            | {name: pa.array([values], pa.list_(pa.string())) for name, values in texts.items()}
+        )
+
+
+def _columns(table: pa.Table) -> Columns:
+    columns: Columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if isinstance(column, ArrowTensorArray):
+            columns[name] = column.to_numpy(zero_copy_only=True)[0]
+        else:
+            columns[name] = column[0].as_py()
+    return columns

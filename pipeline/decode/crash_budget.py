@@ -1,0 +1,85 @@
+"""Attempts at videos, written down before they begin: what kills its worker is not tried for ever.
+
+One small file per chunk of work counts the attempts that did not end. A decoder that dies leaves its worker to count
+on; a worker that dies leaves the file to the next one. Videos beside the culprit lose nothing: an attempt that ends is
+taken back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.decode.config import DecodeError
+from pipeline.storage.files import StorageError, read_bytes, write_bytes
+from pipeline.storage.retry import patiently
+
+MOST = 2
+FATAL = ("crashed", "timeout")
+
+
+class Attempts:
+    """The attempts at the videos of one chunk, kept at a place of their own over all retries of the job."""
+
+    def __init__(self, place: str, refused_as: str = "crashed") -> None:
+        self.place = place
+        self.refused_as = refused_as
+        """The reason for a video that has no attempt left before it is tried."""
+        self.begun_before = False
+        """Whether an earlier worker began with this chunk."""
+        self._unended = self._read()
+
+    @contextmanager
+    def at(self, video: str) -> Iterator[None]:
+        """One attempt. It stays counted when it never ends (the worker dies) or ends in a reason of `FATAL`.
+
+        Raises:
+            DecodeError: ``refused_as``, before anything was tried: two attempts were made already.
+        """
+        if self.left(video) == 0:
+            raise DecodeError(self.refused_as, f"{MOST} attempts killed or hung the decoder or its worker")
+        before = self._unended.get(video, 0)
+        self._unended[video] = before + 1
+        self.write()
+        try:
+            yield
+        except DecodeError as error:
+            if error.reason not in FATAL:
+                self._take_back(video, before)
+            raise
+        except BaseException:  # stopped from outside
+            self._take_back(video, before)
+            self.write()
+            raise
+        if self._unended[video] == before + 1:
+            self._take_back(video, before)
+
+    def give_up(self, video: str) -> None:
+        """Count all attempts as made: the decoder itself has tried twice."""
+        self._unended[video] = MOST + 1  # more than an attempt that ends takes back
+        self.write()
+
+    def left(self, video: str) -> int:
+        """How many attempts a video has left."""
+        return max(0, MOST - self._unended.get(video, 0))
+
+    def write(self) -> None:
+        """Keep the counts. An attempt does it when it begins; the chunk once more after the last one has ended."""
+        patiently(lambda: write_bytes(self.place, json.dumps(self._unended).encode()))
+
+    def _take_back(self, video: str, count: int) -> None:
+        """In memory; the file follows with the next attempt."""
+        self._unended[video] = count
+        if not count:
+            del self._unended[video]
+
+    def _read(self) -> dict[str, int]:
+        try:
+            counts: dict[str, int] = json.loads(patiently(lambda: read_bytes(self.place)))
+        except StorageError as error:
+            if not error.missing:
+                raise
+            return {}
+        self.begun_before = True
+        return counts

@@ -1,0 +1,428 @@
+"""From a source and its annotations to one manifest: what to prepare, with label and split, and what is left out."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.hashing import Digests, first_occurrences, name_digests, seeded
+from pipeline.manifest.formats import ManifestConfig, detect, locate, read_annotations, read_class_list
+from pipeline.manifest.readers import ANNOTATION_SCHEMA, Annotations, file_stem, source_video_of
+from pipeline.manifest.s3_inventory import inventory_parts
+from pipeline.manifest.splits import SPLITS, Codes, assign_splits
+from pipeline.manifest.text_columns import malformed_named
+from pipeline.schema import REJECTED_SCHEMA, VIDEO_SUFFIXES
+from pipeline.storage.files import LISTING_SCHEMA, absolute, is_local, listed_in_parts, local_path
+
+_DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.large_string(), nullable=False),
+        pa.field("label", _DICTIONARY),
+        pa.field("split", _DICTIONARY, nullable=False),
+        pa.field("content_version", pa.string()),
+        pa.field("size", pa.int64()),
+    ]
+)
+"""One video to prepare. ``content_version`` (ETag, or size and time of change) and ``size`` are null when the source
+was not listed; whoever opens the video finds them then."""
+
+_VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
+_LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The rows to prepare, the rows that cannot be, and the class list."""
+
+    rows: pa.Table
+    """`MANIFEST_SCHEMA`, as the annotations list them; `shuffled_order` gives the seeded global order."""
+    rejected: pa.Table
+    """`schema.REJECTED_SCHEMA`: missing files, unknown labels, duplicates."""
+    classes: tuple[str, ...]
+    convention: str
+    skipped_files: int
+    """Files in a listed source that are no videos by their name."""
+
+
+@dataclass
+class _Rows:
+    """Annotated rows with their place, column by column, while they are gathered; N rows in all."""
+
+    uris: list[pa.Array]
+    """Chunks of text; null where no file was found, then ``names`` says what was looked for."""
+    names: list[pa.Array]
+    labels: list[pa.Array]
+    """Chunks with dictionaries, as are ``splits``."""
+    splits: list[pa.Array]
+    versions: list[pa.Array]
+    sizes: list[pa.Array]
+    uri_digests: list[Digests]
+    source_digests: list[Digests]
+
+
+class _Checked(NamedTuple):
+    """One reason to leave rows out."""
+
+    reason: str
+    out: npt.NDArray[np.bool_]
+    message: str
+
+
+def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_splits: pa.Table | None = None) -> Manifest:
+    """Every video of ``source`` with its label and split.
+
+    Args:
+        source: folder, prefix, or a manifest file itself (CSV, Parquet).
+        known_splits: columns ``uri`` and ``split`` of earlier versions of the set; they stay.
+
+    Raises:
+        ManifestError: annotations that do not follow their convention.
+        StorageError: a place that cannot be read.
+    """
+    root, config = locate(plain_uri(absolute(source)), config)
+    convention = config.convention if config.convention != "auto" else detect(root, config.annotations)
+    needs_listing = convention in _LISTED or bool(config.unlisted)
+    inventory = config.annotations if convention == "inventory" else None
+    listing, skipped = _listing(root, inventory) if needs_listing else (None, 0)
+    if convention in ("folder", "bare", "inventory"):
+        assert listing is not None
+        annotations = _from_folders(root, listing, convention, asked=config.convention == "folder")
+    else:
+        with malformed_named(config.annotations):
+            annotations = read_annotations(convention, config)
+        annotations = replace(annotations, batches=_errors_named(annotations.batches, config.annotations))
+    rows = _gathered(root, annotations, listing, bool(config.unlisted))
+    table, rejected, classes = _finished(rows, annotations, config, seed, known_splits)
+    return Manifest(table, rejected, classes, convention, skipped)
+
+
+def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
+    """The seeded global order of a manifest's rows: by a digest of each URI, so it does not depend on the listing."""
+    return np.argsort(seeded(name_digests(rows["uri"]), seed, "order"), kind="stable")
+
+
+def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
+    """The videos below a root, and the number of other files; read a part at a time, as a prefix may hold millions."""
+    below = root.rstrip("/") + "/" if inventory is not None and not is_local(root) else ""
+    videos, files = [], 0
+    with malformed_named(inventory or root):
+        for part in listed_in_parts(root) if inventory is None else inventory_parts(inventory):
+            listed = part.filter(pc.starts_with(part["uri"], below))
+            videos.append(listed.filter(pc.match_substring_regex(pc.utf8_lower(listed["uri"]), _VIDEO_NAME)))
+            files += len(listed)
+    found = pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table()
+    return found, files - len(found)
+
+
+def _errors_named(batches: Iterable[pa.Table], place: str | None) -> Iterator[pa.Table]:
+    """The batches, which are read as they are taken; what is done with them meanwhile has errors of its own."""
+    with malformed_named(place):
+        yield from batches
+
+
+def _from_folders(root: str, listing: pa.Table, convention: str, *, asked: bool) -> Annotations:
+    """Labels from ``[train|val|test/]CLASS/...``; none when videos lie at the top or in one folder only.
+
+    ``asked``: the user said that folders are classes; then only the videos at the top have no label.
+    """
+    uris = pc.cast(listing["uri"], pa.large_string())
+    prefix = "" if convention == "inventory" and is_local(root) else root.rstrip("/") + "/"
+    relative = pc.utf8_slice_codeunits(uris, start=len(prefix))
+    splits = "|".join(_SPLIT_FOLDERS)
+    found = pc.extract_regex(relative, rf"^(?:(?P<split>{splits})/)?(?:(?P<label>[^/]+)/)?.*[^/]+$")
+    label = _null_if_empty(pc.struct_field(found, "label"))
+    split = _null_if_empty(pc.struct_field(found, "split"))
+    looks_like_classes = label.null_count == 0 and len(pc.unique(label)) > 1
+    in_classes = asked or (convention != "bare" and looks_like_classes)
+    if not in_classes:
+        label = split = pa.nulls(len(uris), pa.large_string())
+    else:
+        names = pa.array(list(_SPLIT_FOLDERS), pa.large_string())
+        ours = pa.array(list(_SPLIT_FOLDERS.values()), pa.large_string())
+        split = pc.take(ours, pc.index_in(split, names))
+    return Annotations([_annotation_table(path=uris, label=label, split=split)])
+
+
+def _annotation_table(**columns: Any) -> pa.Table:
+    length = len(columns["path"])
+    nothing = pa.nulls(length, pa.large_string())
+    return pa.table({name: columns.get(name, nothing) for name in ANNOTATION_SCHEMA.names}, schema=ANNOTATION_SCHEMA)
+
+
+def _null_if_empty(values: Any) -> Any:
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+
+
+def _gathered(root: str, annotations: Annotations, listing: pa.Table | None, unlisted: bool) -> _Rows:
+    """Find the place of every annotated row, a batch at a time, and keep only what is needed of it."""
+    rows = _Rows([], [], [], [], [], [], [], [])
+    index = None if listing is None else _ListingIndex(listing)
+    for batch in annotations.batches:
+        _add(rows, batch, _absolute_paths(root, batch["path"]), index)
+    if unlisted and index is not None:
+        others = index.not_among(np.concatenate([np.empty(0, np.uint64), *rows.uri_digests]))
+        _add(rows, _annotation_table(path=others), others, index)
+    return rows
+
+
+class _Places:
+    """Where each of N texts stands among them; made once, for any number of batches (`index_in` hashes all anew)."""
+
+    def __init__(self, texts: pa.ChunkedArray | pa.Array) -> None:
+        digests = name_digests(pc.fill_null(texts, ""))
+        self._order = np.argsort(digests, kind="stable")
+        self._digests = digests[self._order]
+
+    def places(self, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """The first place of each text, null where it is not among them. [wanted]"""
+        if not len(self._digests):
+            return pa.nulls(len(wanted), pa.int64())
+        digests = name_digests(pc.fill_null(wanted, ""))
+        place = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        absent = (self._digests[place] != digests) | np.asarray(wanted.is_null())
+        return pa.array(self._order[place], pa.int64(), mask=absent)
+
+
+class _ListingIndex:
+    """What a listing knows of each file, found by URI or by the file's name."""
+
+    def __init__(self, listing: pa.Table) -> None:
+        self.uris = pc.cast(listing["uri"], pa.large_string()).combine_chunks()
+        self.versions = content_versions(listing).combine_chunks()
+        self.sizes = listing["size"].combine_chunks()
+
+    def place(self, paths: pa.ChunkedArray) -> pa.Array:
+        """By URI; null where there is none."""
+        return self._by_uri.places(paths)
+
+    def place_of_name(self, batch: pa.Table) -> pa.Array:
+        """By ``{id}_{start}_{end}``, else by the bare id, in whatever folder the file lies."""
+        return pc.coalesce(self._by_stem.places(batch["stem"]), self._by_stem.places(batch["bare_id"]))
+
+    @functools.cached_property
+    def _by_uri(self) -> _Places:
+        return _Places(self.uris)
+
+    @functools.cached_property
+    def _by_stem(self) -> _Places:
+        return _Places(file_stem(self.uris))
+
+    def not_among(self, digests: Digests) -> pa.Array:
+        return self.uris.filter(pa.array(~np.isin(name_digests(self.uris), digests)))
+
+
+def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) -> None:
+    if index is None:
+        uris = _combined(paths)
+        versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
+    else:
+        by_name = batch["path"].null_count == len(batch) > 0
+        place = index.place_of_name(batch) if by_name else index.place(paths)
+        uris = pc.take(index.uris, place)
+        versions, sizes = pc.take(index.versions, place), pc.take(index.sizes, place)
+    source = pc.coalesce(batch["source_video"], source_video_of(uris))
+    uri_digests = name_digests(pc.fill_null(uris, ""))
+    is_file = source.is_null().to_numpy()
+    rows.uris.append(uris)
+    rows.names.append(_combined(_missing_names(batch, uris)))
+    rows.labels.append(_combined(batch["label"]).dictionary_encode())
+    rows.splits.append(_combined(batch["split"]).dictionary_encode())
+    rows.versions.append(versions)
+    rows.sizes.append(sizes)
+    rows.uri_digests.append(uri_digests)
+    rows.source_digests.append(np.where(is_file, uri_digests, name_digests(pc.fill_null(source, ""))))
+
+
+def _missing_names(batch: pa.Table, uris: pa.Array) -> pa.Array:
+    """What the annotations call the videos that were not found; null for the others."""
+    if uris.null_count == 0:
+        return _nulls(len(uris), pa.string())
+    names = pc.coalesce(batch["path"], batch["stem"])
+    return pc.cast(pc.if_else(uris.is_null(), names, pa.scalar(None, names.type)), pa.string())
+
+
+def _nulls(length: int, kind: pa.DataType) -> pa.Array:
+    """Nulls that share one buffer with all others of their kind."""
+    size = 1 << max(20, length.bit_length())
+    return _shared_nulls(size, kind).slice(0, length)
+
+
+@functools.lru_cache(maxsize=8)
+def _shared_nulls(length: int, kind: pa.DataType) -> pa.Array:
+    return pa.nulls(length, kind)
+
+
+def _combined(values: Any) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    paths = _plain(paths)
+    below = pc.binary_join_element_wise(
+        pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
+    )
+    placed = pc.fill_null(pc.match_substring_regex(paths, r"^/|^\w+://"), False)
+    # `if_else` reserves room for both choices of every row.
+    if not pc.any(placed).as_py():
+        return below
+    return paths if pc.all(placed).as_py() else pc.if_else(placed, paths, below)
+
+
+def _plain(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``file://`` URIs as the paths that a listing gives; those of names that are no text stay what they are."""
+    is_uri = pc.fill_null(pc.starts_with(paths, "file://"), False)
+    if not pc.any(is_uri).as_py():
+        return paths
+    plain = pa.array([plain_uri(uri) for uri in paths.filter(is_uri).to_pylist()], paths.type)
+    return pa.chunked_array([pc.replace_with_mask(_combined(paths), _combined(is_uri), plain)])
+
+
+def plain_uri(uri: str) -> str:
+    """A ``file://`` URI as the path that a listing gives, unless the path is no valid text; others as they are."""
+    if not uri.startswith("file://"):
+        return uri
+    path = str(local_path(uri))
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return uri
+    return path
+
+
+def content_versions(listing: pa.Table) -> pa.ChunkedArray:
+    """What tells one content of a file from the next: its ETag, else its size and time of change."""
+    size, time = (pc.cast(listing[name], pa.string()) for name in ("size", "modified_ns"))
+    size_and_time = pc.binary_join_element_wise(size, time, "-")
+    return pc.coalesce(_null_if_empty(pc.cast(listing["etag"], pa.string())), size_and_time)
+
+
+def _finished(
+    rows: _Rows, annotations: Annotations, config: ManifestConfig, seed: int, known_splits: pa.Table | None
+) -> tuple[pa.Table, pa.Table, tuple[str, ...]]:
+    """Part the rows into those to prepare, with their split, and those that cannot be, with the reason."""
+    labels, label_codes = _unified(rows.labels)
+    labels, label_codes, classes = _classes(labels, label_codes, annotations, config.classes)
+    splits, split_codes = _unified(rows.splits)
+    uri_digests = np.concatenate([np.empty(0, np.uint64), *rows.uri_digests])
+    rows.uri_digests.clear()
+    is_file = np.concatenate([np.empty(0, np.bool_), *(_valid(uris) for uris in rows.uris)])
+    checks = (
+        _Checked("missing", ~is_file, "the annotations name it, the source does not hold it"),
+        _Checked("unknown_label", _outside(label_codes, labels, classes), "its label is not in the class list"),
+        _Checked(
+            "unused_in_split",
+            ~_outside(split_codes, splits, annotations.unused, none=True),
+            "the official split leaves it out",
+        ),
+        _Checked("unknown_split", _outside(split_codes, splits, SPLITS), "its split is none of train, val, test"),
+        _Checked("duplicate", ~first_occurrences(uri_digests), "an earlier row names the same video"),
+    )
+    kept, rejected = _sifted(rows, checks)
+    given = _recoded(split_codes, splits, SPLITS)[kept]
+    given = np.where(given < 0, _known(uri_digests[kept], known_splits), given)
+    del uri_digests, checks, split_codes  # of ten million rows each weighs 80 MB
+    sources = seeded(np.concatenate([np.empty(0, np.uint64), *rows.source_digests])[kept], seed, "split")
+    rows.source_digests.clear()
+    split = assign_splits(sources, label_codes[kept], given, val_share=config.val_share)
+    table = pa.Table.from_arrays(
+        [
+            _kept_chunks(rows.uris, kept, pa.large_string()),
+            _dictionary(label_codes[kept], labels),
+            _dictionary(split, SPLITS),
+            _kept_chunks(rows.versions, kept, pa.string()),
+            _kept_chunks(rows.sizes, kept, pa.int64()),
+        ],
+        schema=MANIFEST_SCHEMA,
+    )
+    return table, rejected, classes
+
+
+def _unified(chunks: list[pa.Array]) -> tuple[list[str], Codes]:
+    """Chunks with dictionaries of their own → one list of words and a code per row, -1 for null."""
+    if not chunks:
+        return [], np.empty(0, np.int32)
+    joined = pa.chunked_array(chunks).unify_dictionaries()
+    codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in joined.chunks]
+    return joined.chunks[0].dictionary.to_pylist(), np.concatenate(codes).astype(np.int32)
+
+
+def _classes(
+    labels: list[str], codes: Codes, annotations: Annotations, place: str | None
+) -> tuple[list[str], Codes, tuple[str, ...]]:
+    """The labels as names, their codes, and the class list."""
+    listed = read_class_list(place) if place is not None else annotations.classes
+    if annotations.digits_are_indices and all(re.fullmatch(r"-?\d+", label) for label in labels):
+        indices = [int(label) for label in labels]
+        codes = np.where(np.array([*indices, -1])[codes] < 0, np.int32(-1), codes)
+        listed = listed or tuple(str(index) for index in range(max([*indices, -1]) + 1))
+        labels = [listed[index] if 0 <= index < len(listed) else str(index) for index in indices]
+    in_use = np.unique(codes[codes >= 0])
+    return labels, codes, listed if listed is not None else tuple(sorted(labels[code] for code in in_use))
+
+
+def _outside(codes: Codes, words: list[str], allowed: Collection[str], *, none: bool = False) -> npt.NDArray[np.bool_]:
+    """Rows whose word is none of the allowed; rows without a word are outside only if ``none``."""
+    outside = np.array([*(word not in allowed for word in words), none])
+    return outside[codes]
+
+
+def _recoded(codes: Codes, words: list[str], order: Sequence[str]) -> Codes:
+    return np.array([*(order.index(word) if word in order else -1 for word in words), -1], np.int32)[codes]
+
+
+def _known(digests: Digests, known: pa.Table | None) -> Codes:
+    """The split of earlier versions for each row, -1 without one."""
+    if known is None or not len(known):
+        return np.full(len(digests), -1, np.int32)
+    names = name_digests(known["uri"])
+    order = np.argsort(names)
+    splits = pc.index_in(known["split"], pa.array(SPLITS)).to_numpy()[order]
+    place = np.minimum(np.searchsorted(names[order], digests), len(order) - 1)
+    return np.where(names[order][place] == digests, splits[place], np.int32(-1))
+
+
+def _sifted(rows: _Rows, checks: Sequence[_Checked]) -> tuple[npt.NDArray[np.bool_], pa.Table]:
+    """Which rows pass every check, and the others with the first check that they failed."""
+    kept = np.ones(len(checks[0].out), np.bool_)
+    rejected = []
+    for check in checks:
+        out = kept & check.out
+        kept &= ~check.out
+        if out.any():
+            chunks = [
+                pc.coalesce(uris, pc.cast(names, uris.type)) for uris, names in zip(rows.uris, rows.names, strict=True)
+            ]
+            names = _kept_chunks(chunks, out, pa.large_string())
+            columns = [names, pa.repeat(check.reason, len(names)), pa.repeat(check.message, len(names))]
+            rejected.append(pa.table(columns, names=REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
+    return kept, pa.concat_tables([REJECTED_SCHEMA.empty_table(), *rejected])
+
+
+def _kept_chunks(chunks: list[pa.Array], kept: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.ChunkedArray:
+    starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+    parts = [
+        chunk if kept[start : start + len(chunk)].all() else chunk.filter(pa.array(kept[start : start + len(chunk)]))
+        for chunk, start in zip(chunks, starts, strict=False)
+    ]
+    return pa.chunked_array(parts, kind)
+
+
+def _dictionary(codes: Codes, words: Sequence[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(
+        pa.array(codes, pa.int32(), mask=codes < 0), pa.array(list(words), pa.large_string())
+    )
+
+
+def _valid(values: pa.Array) -> npt.NDArray[np.bool_]:
+    valid: npt.NDArray[np.bool_] = values.is_valid().to_numpy(zero_copy_only=False)
+    return valid

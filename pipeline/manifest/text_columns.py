@@ -1,0 +1,127 @@
+"""Annotation files as columns of text, in batches, and the few operations on such columns that readers share."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.storage.files import StorageError, exists, filesystem
+
+_BLOCK_BYTES = 16 * 2**20
+_ROWS_AT_ONCE = 250_000
+
+
+class ManifestError(ValueError):
+    """Annotations that do not follow their convention: what, where, and what to do."""
+
+
+@contextlib.contextmanager
+def malformed_named(place: str | None) -> Iterator[None]:
+    """Turn whatever a malformed file does to its reader into one error that names the file.
+
+    Raises:
+        ManifestError: it does not follow its convention.
+    """
+    try:
+        yield
+    except ManifestError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        happened = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ManifestError(f"{place}: does not follow its convention ({happened}); check the file") from error
+
+
+def line_batches(uri: str) -> Iterator[pa.ChunkedArray]:
+    # A byte that text does not hold as the separator: every line is one field, whatever its spaces and quotes.
+    parse = pyarrow.csv.ParseOptions(delimiter="\x01", quote_char=False)
+    for batch in csv_batches(uri, ["line"], parse):
+        yield batch["line"]
+
+
+def read_csv(uri: str, columns: list[str] | None = None) -> pa.Table:
+    return pa.concat_tables(csv_batches(uri, columns))
+
+
+def csv_batches(
+    uri: str, columns: list[str] | None = None, parse: pyarrow.csv.ParseOptions | None = None
+) -> Iterator[pa.Table]:
+    """Every column as text: an id such as 007 or 1e5 must stay what it is."""
+    with _stream(uri) as stream:
+        names = columns or _header(uri)
+        reader = pyarrow.csv.open_csv(
+            stream,
+            pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK_BYTES),
+            parse,
+            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False),
+        )
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
+
+
+def _header(uri: str) -> list[str]:
+    with _stream(uri) as stream:
+        first_line = stream.read(65536).split(b"\n")[0]
+        names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line + b"\n")).column_names
+        return names
+
+
+def parquet_batches(uri: str) -> Iterator[pa.Table]:
+    files, path = filesystem(uri)
+    with _errors_named(uri), files.open_input_file(path) as file:
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE):
+            yield pa.Table.from_batches([batch])
+
+
+@contextlib.contextmanager
+def _stream(uri: str) -> Iterator[Any]:
+    """An open annotation file, uncompressed by its suffix."""
+    files, path = filesystem(uri)
+    with _errors_named(uri), files.open_input_stream(path, compression="detect") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _errors_named(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ManifestError(f"{uri}: cannot be read ({str(error)[:200]}); check the file") from error
+    except OSError as error:
+        missing = not exists(uri)
+        happened = "no such file" if missing else str(error)[:200]
+        raise StorageError(uri, happened, "check the path", missing=missing) from error
+
+
+def as_text(values: Any) -> Any:
+    return pc.cast(values, pa.large_string())
+
+
+def joined(separator: str, *parts: Any) -> Any:
+    scalars = [pa.scalar(part, pa.large_string()) if isinstance(part, str) else as_text(part) for part in parts]
+    return pc.binary_join_element_wise(*scalars, pa.scalar(separator, pa.large_string()))
+
+
+def empty_to_null(values: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
+    if values is None:
+        return None
+    trimmed = pc.utf8_trim_whitespace(as_text(values))
+    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+
+
+def extract(values: Any, pattern: str) -> pa.Table:
+    """Named groups of a regular expression as columns; all null where it does not match."""
+    names = re.findall(r"\(\?P<(\w+)>", pattern)
+    found = pc.extract_regex(as_text(values), pattern)
+    return pa.table({name: pc.struct_field(found, name) for name in names})
+
+
+def read_lines(uri: str) -> pa.ChunkedArray:
+    """The lines of a text file that are not blank."""
+    return pa.chunked_array([chunk for batch in line_batches(uri) for chunk in batch.chunks], pa.large_string())

@@ -1,0 +1,274 @@
+"""One chunk of a prepare plan: its videos in, one record of them and their clips' shards out.
+
+A chunk writes the same files whoever runs it and whenever: shards first, rejected rows next, the record of its videos
+last. The record's presence says that the chunk is done, so a killed job goes on by listing, without duplicates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
+from pipeline.decode.crash_budget import FATAL, Attempts
+from pipeline.schema import REJECTED_SCHEMA, clip_id
+from pipeline.shards.writer import ShardWriter, StoreConfig, table_bytes
+from pipeline.storage.files import StorageError, content_version, exists, join, local_copy, read_bytes, write_bytes
+from pipeline.storage.retry import is_forbidden, is_of_the_object, patiently
+from pipeline.transcode.child import IsolatedTranscoder
+from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
+
+VIDEO_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("content_version", pa.string()),
+        pa.field("digest", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("clips", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64()),
+        pa.field("stored_bytes", pa.int64(), nullable=False),
+        pa.field("codec", pa.string()),
+        pa.field("container", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("rotation", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("num_frames", pa.int64()),
+        pa.field("duration_seconds", pa.float64()),
+    ]
+)
+"""One video that was looked at: ``status`` is ``ok`` or the reason it was rejected for; facts are the source's."""
+
+CHUNK_ATTEMPTS = 3
+STORED_BYTES_AT_MOST = 2**30
+"""Of one clip's original bytes: a Parquet page holds less than 2 GiB, and a worker several copies of it."""
+PLAN_ROWS_A_FILE = 2**15
+_MESSAGE_LENGTH = 300
+_READ_BYTES = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkSettings:
+    """Everything that decides a chunk's files."""
+
+    output: str
+    version: int
+    seed: int
+    videos_per_chunk: int
+    transcode: TranscodeConfig
+    decode: DecodeConfig
+    store: StoreConfig
+
+    @property
+    def name(self) -> str:
+        return f"v{self.version:04d}"
+
+    @property
+    def plan_rows_a_file(self) -> int:
+        """Rows of one file of the plan: a whole number of chunks."""
+        return max(1, PLAN_ROWS_A_FILE // self.videos_per_chunk) * self.videos_per_chunk
+
+    def plan_file(self, number: int) -> str:
+        return join(self.output, "_prepare", self.name, "plan", f"{number:05d}.parquet")
+
+    def attempts(self, chunk: int) -> str:
+        return join(self.output, "_prepare", self.name, "attempts", f"{chunk:06d}.json")
+
+    def record(self, chunk: int) -> str:
+        return join(self.output, "_prepare", self.name, "videos", f"{chunk:06d}.parquet")
+
+
+class PrepareChunk:
+    """Ray Data stage: chunk numbers in, a summary row per chunk out. Holds one transcoding child."""
+
+    def __init__(self, settings: ChunkSettings) -> None:
+        self.settings = settings
+        self.transcoder = IsolatedTranscoder(settings.transcode, settings.decode)
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """One chunk; storage that fails is told in the row, because Ray would wrap the error in pages of its own."""
+        (chunk,) = batch["id"].tolist()
+        videos, failure = 0, ""
+        try:
+            videos = self.prepare(chunk)
+        except StorageError as error:
+            failure = json.dumps([error.uri, error.happened, error.remedy])
+        return {"chunk": batch["id"], "videos": np.array([videos]), "failure": np.array([failure], object)}
+
+    def prepare(self, chunk: int) -> int:
+        """Do one chunk unless its record exists; returns its number of videos."""
+        return patiently(lambda: self._prepare(chunk), CHUNK_ATTEMPTS)
+
+    def _prepare(self, chunk: int) -> int:
+        rows = read_plan(self.settings, chunk)
+        if not exists(self.settings.record(chunk)):
+            self._write(chunk, rows)
+        return len(rows)
+
+    def close(self) -> None:
+        """End the transcoding child."""
+        self.transcoder.close()
+
+    def _write(self, chunk: int, rows: list[dict[str, Any]]) -> None:
+        settings = self.settings
+        shards = ShardWriter(settings.output, f"{settings.name}-{chunk:06d}", settings.store, settings.seed)
+        rejected: list[dict[str, Any]] = []
+        # Who killed the workers is not known: it may have been a pre-emption, twice during one long video.
+        attempts = Attempts(settings.attempts(chunk), refused_as="interrupted")
+        videos = [self._video(row, attempts, shards, rejected) for row in rows]
+        attempts.write()
+        shards.flush()
+        if rejected:
+            place = join(self.settings.output, "rejected", f"{self.settings.name}-{chunk:06d}.parquet")
+            write_bytes(place, table_bytes(pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)))
+        record = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
+        record = record.replace_schema_metadata({"shards": json.dumps(shards.written)})
+        write_bytes(self.settings.record(chunk), table_bytes(record))
+
+    def _video(
+        self, row: dict[str, Any], attempts: Attempts, shards: ShardWriter, rejected: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Store a video's clips; its row for the record, with the reason where it was rejected."""
+        facts = {name: row[name] for name in ("uri", "content_version", "label", "split")}
+        facts |= {"status": "ok", "clips": 0, "stored_bytes": 0}
+        try:
+            for output in self._outputs(row["uri"], attempts, facts):
+                if isinstance(output, Damage):
+                    span = f"clip {output.start_seconds:.3f} to {output.end_seconds:.3f} s"
+                    rejected.append(_rejected(row["uri"], "damaged", f"{span}: {output.message}"))
+                else:
+                    shards.add(_clip_row(row, facts["digest"], output))
+                    facts["clips"] += 1
+                    facts["stored_bytes"] += len(output.video or b"")
+            if facts["clips"] == 0:
+                facts["status"] = "damaged"
+        except DecodeError as error:
+            rejected.append(_rejected(row["uri"], error.reason, error.message))
+            facts["status"] = error.reason
+        return facts
+
+    def _outputs(self, uri: str, attempts: Attempts, facts: dict[str, Any]) -> Iterator[StoredClip | Damage]:
+        """The clips of a video; its facts are added to ``facts`` on the way."""
+        with _fetched(uri) as path:
+            facts |= _file_facts(path, uri, facts["content_version"])
+            keeps_bytes = self.settings.transcode.mode == "passthrough"
+            for output in self._processed(path, uri, attempts):
+                if isinstance(output, VideoInfo):
+                    facts |= dataclasses.asdict(output)
+                elif isinstance(output, StoredClip) and keeps_bytes:
+                    _refuse_long(facts["bytes"] if output.video is None else len(output.video))
+                    yield output if output.video else dataclasses.replace(output, video=_whole(path))
+                else:
+                    yield output
+
+    def _processed(self, path: Path, uri: str, attempts: Attempts) -> Iterator[StoredClip | Damage | VideoInfo]:
+        """What comes out of a video; when it kills the child before any clip came, a new child gets one more try."""
+        begun = False
+        while True:
+            try:
+                with attempts.at(uri):
+                    for output in self.transcoder.process(path):
+                        begun = True
+                        yield output
+            except DecodeError as error:
+                if begun or error.reason not in FATAL or not attempts.left(uri):
+                    raise
+            else:
+                return
+
+
+def _refuse_long(size: int) -> None:
+    if size > STORED_BYTES_AT_MOST:
+        raise DecodeError(
+            "too_long_to_store", f"{size} bytes are over {STORED_BYTES_AT_MOST}, a row's most; set clip_seconds="
+        )
+
+
+def _whole(path: Path) -> bytes:
+    with _objects_faults():
+        return path.read_bytes()
+
+
+def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
+    """The manifest rows of one chunk."""
+    start = chunk * settings.videos_per_chunk
+    file = _plan_file(settings.plan_file(start // settings.plan_rows_a_file))
+    rows: list[dict[str, Any]] = file.slice(start % settings.plan_rows_a_file, settings.videos_per_chunk).to_pylist()
+    return rows
+
+
+@functools.lru_cache(maxsize=1)
+def _plan_file(uri: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(read_bytes(uri)))
+
+
+def _file_facts(path: Path, uri: str, listed_version: str | None) -> dict[str, Any]:
+    """Size, digest and content version of a video at hand.
+
+    Raises:
+        DecodeError, StorageError: as `_fetched`.
+    """
+    with _objects_faults():
+        version = listed_version or patiently(lambda: content_version(uri))
+        return {"bytes": path.stat().st_size, "digest": _digest(path), "content_version": version}
+
+
+@contextlib.contextmanager
+def _fetched(uri: str) -> Iterator[Path]:
+    """A local path with the video's content. What is wrong with one object rejects it; a storage that is down raises.
+
+    Raises:
+        DecodeError: missing, forbidden, unreadable.
+        StorageError: the storage does not answer, after several attempts.
+    """
+    with contextlib.ExitStack() as stack:
+        with _objects_faults():
+            path = patiently(lambda: stack.enter_context(local_copy(uri)))
+        yield path
+
+
+@contextlib.contextmanager
+def _objects_faults() -> Iterator[None]:
+    """Around access to one object, and nothing else: errors of this machine's own are not the video's."""
+    try:
+        yield
+    except OSError as error:
+        raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
+    except StorageError as error:
+        if error.missing or is_forbidden(error):
+            raise DecodeError("missing" if error.missing else "forbidden", error.happened) from error
+        if is_of_the_object(error):
+            raise DecodeError("unreadable", error.happened) from error
+        raise
+
+
+def _clip_row(row: dict[str, Any], digest: str, clip: StoredClip) -> dict[str, Any]:
+    facts = {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip)}
+    number = clip_id(row["uri"], digest, clip.start_seconds, clip.end_seconds)
+    return {"clip_id": number, "uri": row["uri"], "label": row["label"], "split": row["split"], **facts}
+
+
+def _rejected(uri: str, reason: str, message: str) -> dict[str, Any]:
+    return {"uri": uri, "reason": reason, "message": message[:_MESSAGE_LENGTH]}
+
+
+def _digest(path: Path) -> str:
+    """What tells one content from the next, whatever its file's times say."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,295 @@
+"""What the next version of a prepared set is made of: what is new, changed or taken out since the last one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.decode.config import DecodeConfig
+from pipeline.manifest.build import Manifest, plain_uri, read_manifest, shuffled_order
+from pipeline.manifest.formats import ManifestConfig
+from pipeline.prepare.chunk import VIDEO_SCHEMA, ChunkSettings
+from pipeline.prepare.versions import (
+    READERS,
+    contents_with_status,
+    current_videos,
+    publish,
+    read_versions,
+    times_rejected,
+    with_status,
+)
+from pipeline.schema import REJECTED_SCHEMA
+from pipeline.shards.writer import StoreConfig, table_bytes
+from pipeline.storage.files import (
+    StorageError,
+    absolute,
+    content_version,
+    exists,
+    join,
+    local_path,
+    read_bytes,
+    write_bytes,
+    write_if_absent,
+)
+from pipeline.storage.retry import patiently
+from pipeline.transcode.config import TranscodeConfig
+
+OUT_OF_REACH = ("missing", "forbidden", "unreadable")
+DECODERS_END = ("timeout", "crashed", "out_of_memory", "interrupted")
+VERSIONS_TRIED = 2
+"""How many versions try a video that ended its decoder or worker: the cause may have been the machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings:
+    """What a prepared set is made of; equal settings and sources give equal shards."""
+
+    manifest: ManifestConfig
+    transcode: TranscodeConfig
+    decode: DecodeConfig
+    store: StoreConfig
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a call of `prepare` did."""
+
+    version: Mapping[str, Any]
+    """The newest version's record, as in ``dataset.json``."""
+    is_new: bool
+    """False when there was nothing to add or to take out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedSet:
+    """A version that is planned, and at most half done."""
+
+    source: str
+    output: str
+    settings: PrepareSettings
+    plan: Mapping[str, Any]
+    parent: Mapping[str, Any] | None
+    exclude: Sequence[str]
+    """What was asked to be taken out; a plan that an earlier call left unfinished may not know of it."""
+
+    @property
+    def forgets_exclude(self) -> bool:
+        """Whether another version has to follow that takes out the rest."""
+        return not {_placed(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
+
+
+def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> PlannedSet | Outcome:
+    """Plan everything at first, later what is new or changed; the outcome when there is nothing to do.
+
+    A plan that an earlier call left unfinished is the plan.
+
+    Args:
+        exclude: URIs (or paths below the source) to take out, now and in all later versions.
+
+    Raises:
+        ManifestError: annotations that do not follow their convention.
+        StorageError: a place that cannot be read or written.
+    """
+    output = absolute(output)
+    versions = patiently(lambda: read_versions(output))
+    newest = versions[-1] if versions else None
+    if newest is not None:
+        patiently(lambda: publish(output, newest))
+    plan = patiently(lambda: _next_plan(source, output, settings, newest, exclude))
+    if plan is None:
+        assert newest is not None
+        return Outcome(newest, is_new=False)
+    return PlannedSet(source, output, settings, plan, newest, exclude)
+
+
+def chunk_settings(output: str, settings: PrepareSettings, version: int, videos: int) -> ChunkSettings:
+    return ChunkSettings(
+        output,
+        version,
+        settings.seed,
+        settings.store.chunk_videos(videos),
+        settings.transcode,
+        settings.decode,
+        settings.store,
+    )
+
+
+def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
+    """What `prepare` would do, in figures; nothing is written and no video opened.
+
+    Raises:
+        ManifestError, StorageError: as `plan_set`.
+    """
+    output = absolute(output)
+    versions = patiently(lambda: read_versions(output))
+    draft = _draft(source, output, settings, versions[-1] if versions else None, exclude)
+    splits = pc.value_counts(draft.rows["split"].combine_chunks()) if len(draft.rows) else []
+    sizes = pc.sum(draft.rows["size"]).as_py()
+    return {
+        "convention": draft.manifest.convention,
+        "version": draft.version,
+        "videos": len(draft.rows),
+        "videos_by_split": {entry["values"].as_py(): entry["counts"].as_py() for entry in splits},
+        "source_bytes": "not listed" if sizes is None else sizes,
+        "classes": len(draft.manifest.classes),
+        "taken_out": len(draft.taken_out),
+        "exclude_unmatched": draft.exclude_unmatched,
+        "rejected": dict(Counter(draft.manifest.rejected["reason"].to_pylist())),
+        "skipped_files": draft.manifest.skipped_files,
+    }
+
+
+def _next_plan(
+    source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
+) -> dict[str, Any] | None:
+    """The plan that an earlier call left unfinished, else a new one; None when there is nothing to do."""
+    version = 1 if newest is None else newest["version"] + 1
+    place = join(output, "_prepare", f"v{version:04d}", "plan.json")
+    if exists(place):
+        plan: dict[str, Any] = json.loads(read_bytes(place))
+        return plan
+    draft = _draft(source, output, settings, newest, exclude)
+    if newest is not None and len(draft.rows) == 0 and draft.excluded == set(newest["excluded"]):
+        return None
+    return _write_plan(output, settings, draft, newest)
+
+
+class _Draft(NamedTuple):
+    """A plan before it is written."""
+
+    manifest: Manifest
+    rows: pa.Table
+    """The manifest's rows that are new or changed."""
+    excluded: set[str]
+    exclude_unmatched: list[str]
+    """URIs of ``excluded`` that neither the manifest nor an earlier version knows."""
+    taken_out: list[str]
+    """URIs whose clips of the parent version go."""
+    version: int
+
+
+def _draft(
+    source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
+) -> _Draft:
+    known = current_videos(output, newest["version"]) if newest else VIDEO_SCHEMA.empty_table()
+    splits = known.filter(pc.is_valid(known["split"])).select(["uri", "split"])
+    manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=splits)
+    excluded = {*(newest["excluded"] if newest else ()), *(_placed(source, uri) for uri in exclude)}
+    again = _to_try_again(output, newest["version"], known) if newest else []
+    rows, changed = _new_or_changed(manifest.rows, known, excluded, again)
+    present = _among(known["uri"], excluded)
+    unmatched = sorted(excluded.difference(present, _among(manifest.rows["uri"], excluded)))
+    taken_out = sorted({*changed, *present} - set(_removed_before(newest)))
+    return _Draft(manifest, rows, excluded, unmatched, taken_out, 1 if newest is None else newest["version"] + 1)
+
+
+def _write_plan(
+    output: str, settings: PrepareSettings, draft: _Draft, newest: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    manifest, rows = draft.manifest, draft.rows
+    chunks = chunk_settings(output, settings, draft.version, len(rows))
+    order = shuffled_order(rows, settings.seed)
+    step = chunks.plan_rows_a_file
+    for number, start in enumerate(range(0, len(rows), step)):
+        some = rows.take(pa.array(order[start : start + step]))
+        write_bytes(chunks.plan_file(number), table_bytes(some))
+    rejected = pa.concat_tables([manifest.rejected, _excluded_rows(draft.excluded)])
+    rejected_file = f"rejected/{chunks.name}-plan.parquet"
+    if len(rejected):
+        write_bytes(join(output, rejected_file), table_bytes(rejected))
+    earlier = list(newest["classes"]) if newest else []
+    plan = {
+        "version": draft.version,
+        "parent": None if newest is None else newest["digest"],
+        "videos": len(rows),
+        "chunks": -(-len(rows) // chunks.videos_per_chunk),
+        "convention": manifest.convention,
+        "skipped_files": manifest.skipped_files,
+        # Indices of earlier versions stay: new classes come behind.
+        "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
+        "excluded": sorted(draft.excluded),
+        "exclude_unmatched": draft.exclude_unmatched,
+        "taken_out": draft.taken_out,
+        "rejected": [rejected_file] if len(rejected) else [],
+    }
+    place = join(output, "_prepare", chunks.name, "plan.json")
+    if not write_if_absent(place, json.dumps(plan).encode()):
+        plan = json.loads(read_bytes(place))
+    return plan
+
+
+def _new_or_changed(
+    rows: pa.Table, known: pa.Table, excluded: set[str], again: Sequence[str]
+) -> tuple[pa.Table, list[str]]:
+    """The manifest's rows to prepare, and the URIs among them that an earlier version holds differently."""
+    if excluded:
+        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
+    if len(known) == 0:
+        return rows, []
+    place = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())
+    rows = rows.set_column(rows.column_names.index("content_version"), "content_version", _versions_now(rows, place))
+    same = pc.and_not(pc.is_valid(place), pc.is_in(rows["uri"], pa.array(again, pa.large_string())))
+    for name in ("content_version", "label"):
+        mine, theirs = pc.cast(rows[name], pa.large_string()), pc.cast(pc.take(known[name], place), pa.large_string())
+        equal = pc.fill_null(pc.equal(mine, theirs), False)
+        # A version that is not known on one side cannot say that a file changed.
+        either = pc.or_ if name == "content_version" else pc.and_
+        same = pc.and_(same, pc.or_(equal, either(pc.is_null(mine), pc.is_null(theirs))))
+    fresh = pc.invert(same)
+    changed = rows.filter(pc.and_(fresh, pc.is_valid(place)))["uri"].to_pylist()
+    return rows.filter(fresh), changed
+
+
+def _versions_now(rows: pa.Table, place: pa.ChunkedArray) -> pa.Array:
+    """The rows' content versions; those of known local files are looked up where the manifest lists none."""
+    versions = rows["content_version"].combine_chunks()
+    unlisted = pc.and_(pc.is_null(versions), pc.is_valid(place).combine_chunks())
+    uris = rows["uri"].filter(unlisted).to_pylist()
+    found = pa.array([None if uri.startswith("s3://") else _version_now(uri) for uri in uris], versions.type)
+    return pc.replace_with_mask(versions, unlisted, found)
+
+
+def _to_try_again(output: str, version: int, known: pa.Table) -> list[str]:
+    """Videos that were rejected for what may lie outside their bytes: readable by now, or not tried often enough."""
+    away, ended = with_status(known, OUT_OF_REACH), contents_with_status(known, DECODERS_END)
+    with ThreadPoolExecutor(READERS) as pool:
+        back = [uri for uri, found in zip(away, pool.map(_version_now, away), strict=True) if found is not None]
+    times = times_rejected(output, version, DECODERS_END) if ended else Counter()
+    return [*back, *(content[0] for content in ended if times[content] < VERSIONS_TRIED)]
+
+
+def _version_now(uri: str) -> str | None:
+    """The content version of a video that can be read; None where it cannot."""
+    try:
+        if (path := local_path(uri)) is not None:
+            with path.open("rb") as file:
+                file.read(1)
+        return content_version(uri)
+    except (StorageError, OSError, ValueError):  # ValueError: a zero byte in the path
+        return None
+
+
+def _placed(source: str, uri: str) -> str:
+    return plain_uri(uri if "://" in uri or uri.startswith("/") else join(absolute(source), uri))
+
+
+def _among(uris: pa.ChunkedArray, wanted: set[str]) -> list[str]:
+    found: list[str] = uris.filter(pc.is_in(uris, pa.array(sorted(wanted), uris.type))).to_pylist()
+    return found
+
+
+def _removed_before(newest: Mapping[str, Any] | None) -> Iterable[str]:
+    return newest["excluded"] if newest else ()
+
+
+def _excluded_rows(excluded: set[str]) -> pa.Table:
+    rows = [{"uri": uri, "reason": "excluded", "message": "taken out by exclude="} for uri in sorted(excluded)]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)

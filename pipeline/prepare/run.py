@@ -1,0 +1,192 @@
+"""From a manifest to a prepared set: plan, chunks in Ray Data, commit. Sets grow by versions.
+
+Under ``output``: ``shards/`` and ``rejected/`` (`schema.CLIP_SCHEMA`, `schema.REJECTED_SCHEMA`), ``classes.json``,
+``dataset.json`` (the newest version), ``versions/N.json`` (every version; its conditional write is the commit), and
+``_prepare/vN/`` with the plan and the record of every video that was looked at.
+
+The global shuffle costs nothing: the plan is shuffled, and chunks of it are written in order. A chunk is done when its
+record is there, so the same call goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from pipeline.prepare.chunk import ChunkSettings, PrepareChunk
+from pipeline.prepare.plan import Outcome, PlannedSet, PrepareSettings, chunk_settings, plan_set, preview_set
+from pipeline.prepare.versions import (
+    current_videos,
+    kept_rejected,
+    publish,
+    recorded_chunks,
+    rejected_by_reason,
+    rejected_files,
+    shards_of,
+    version_counts,
+    version_digest,
+    version_videos,
+)
+from pipeline.schema import CLIP_SCHEMA
+from pipeline.shards.reader import read_shard
+from pipeline.shards.writer import write_shard
+from pipeline.storage.files import StorageError, join, read_bytes, write_if_absent
+from pipeline.storage.retry import patiently
+
+__all__ = ["Outcome", "PlannedSet", "PrepareSettings", "finish_set", "plan_set", "prepare", "preview_set"]
+
+Progress = Callable[[int, int], None]
+"""Called with the videos that are done and their total."""
+
+BLOCKS_AT_MOST = 1000
+
+
+def prepare(
+    source: str,
+    output: str,
+    settings: PrepareSettings,
+    *,
+    exclude: Sequence[str] = (),
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Bring ``output`` up to date with ``source``: `plan_set`, then `finish_set`."""
+    planned = plan_set(source, output, settings, exclude)
+    if isinstance(planned, Outcome):
+        return planned
+    return finish_set(planned, workers, progress or (lambda _done, _total: None))
+
+
+def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> Outcome:
+    """Do the chunks that have no record yet, and commit. Needs a running Ray, unless ``workers`` is 0.
+
+    Another version follows when the plan is an earlier call's and lacks something of what is to be taken out.
+
+    Args:
+        workers: transcoding processes; default: the cluster's CPUs but one; 0: this process alone, without Ray.
+
+    Raises:
+        StorageError: a place that cannot be read or written, or another writer committed first.
+    """
+    chunks = chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
+    _run_chunks(chunks, planned.plan, workers, progress)
+    outcome = Outcome(_commit(planned), is_new=True)
+    if not planned.forgets_exclude:
+        return outcome
+    following = plan_set(planned.source, planned.output, planned.settings, planned.exclude)
+    return outcome if isinstance(following, Outcome) else finish_set(following, workers, progress)
+
+
+def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
+    """Do every chunk that has no record yet."""
+    done = recorded_chunks(settings.output, plan["version"])
+    todo = [chunk for chunk in range(plan["chunks"]) if chunk not in done]
+    videos = min(len(done) * settings.videos_per_chunk, plan["videos"])
+    progress(videos, plan["videos"])
+    for summary in _chunks_done(settings, todo, workers):
+        if summary.get("failure"):
+            raise StorageError(*json.loads(summary["failure"]))
+        videos += int(summary["videos"])
+        progress(min(videos, plan["videos"]), plan["videos"])
+
+
+def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) -> Iterator[Mapping[str, Any]]:
+    """A summary of each chunk as it is done, in any order."""
+    if workers == 0 or not todo:
+        stage = PrepareChunk(settings)
+        yield from ({"chunk": chunk, "videos": stage.prepare(chunk)} for chunk in todo)
+        stage.close()
+        return
+    size = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+    dataset = ray.data.from_items([{"id": chunk} for chunk in todo], override_num_blocks=min(len(todo), BLOCKS_AT_MOST))
+    dataset.context.enable_progress_bars = False
+    summaries = dataset.map_batches(
+        PrepareChunk,
+        fn_constructor_args=(settings,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(size, len(todo))),
+        num_cpus=1,
+        # Ray Data would restart a crashing worker without limit.
+        max_restarts=3,
+        max_task_retries=2,
+    )
+    yield from summaries.iter_rows()
+
+
+def _commit(planned: PlannedSet) -> dict[str, Any]:
+    """Write the version's record; of two writers one succeeds."""
+    output, plan = planned.output, planned.plan
+    version = patiently(lambda: _version(output, plan, planned.parent, planned.settings))
+    place = join(output, "versions", f"{plan['version']:04d}.json")
+    if not patiently(lambda: write_if_absent(place, json.dumps(version, indent=1).encode())):
+        theirs: dict[str, Any] = json.loads(patiently(lambda: read_bytes(place)))
+        if theirs["digest"] != version["digest"]:
+            raise StorageError(place, "another writer committed this version first", "run again to add to it")
+        version = theirs
+    patiently(lambda: publish(output, version))
+    return version
+
+
+def _version(
+    output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None, settings: PrepareSettings
+) -> dict[str, Any]:
+    """The record of a version whose chunks are all done."""
+    kept = _without(output, plan, newest["shards"] if newest else [])
+    shards = [*kept, *shards_of(output, plan["version"])]
+    videos = current_videos(output, plan["version"])
+    videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
+    rejected = [*_earlier_rejected(output, plan, newest), *plan["rejected"], *rejected_files(output, plan["version"])]
+    counts = version_counts(videos, rejected_by_reason(output, rejected), shards, plan["classes"])
+    return {
+        "version": plan["version"],
+        "parent": plan["parent"],
+        "digest": version_digest(shards, plan["classes"]),
+        "counts": counts | {"skipped_files": plan["skipped_files"]},
+        "classes": plan["classes"],
+        "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
+        "excluded": plan["excluded"],
+        "exclude_unmatched": plan.get("exclude_unmatched", []),
+        "shards": shards,
+        "rejected": rejected,
+    }
+
+
+def _earlier_rejected(output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None) -> list[str]:
+    """What the parent version rejected, but for what its own plan said and for videos that this version looked at."""
+    if newest is None:
+        return []
+    looked_at = [record["uri"] for record in version_videos(output, plan["version"])]
+    gone = pa.concat_arrays(
+        [pa.array(plan["excluded"], pa.string()), *(chunk for uri in looked_at for chunk in uri.chunks)]
+    )
+    files = [file for file in newest["rejected"] if not file.endswith("-plan.parquet")]
+    return kept_rejected(output, plan["version"], files, gone)
+
+
+def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shards of the parent version; those with clips that were taken out or replaced are written anew without."""
+    if not plan["taken_out"]:
+        return shards
+    gone = pa.array(plan["taken_out"], pa.string())
+    kept = []
+    for number, shard in enumerate(shards):
+        place = join(output, shard["file"])
+        stays = pc.invert(pc.is_in(read_shard(place, ["uri"])["uri"], gone))
+        if pc.all(stays).as_py():
+            kept.append(shard)
+        elif pc.any(stays).as_py():
+            name = f"v{plan['version']:04d}-kept-{number:06d}.parquet"
+            kept.append(
+                write_shard(output, name, read_shard(place).filter(stays).cast(CLIP_SCHEMA), _group_bytes(shard))
+            )
+    return kept
+
+
+def _group_bytes(shard: Mapping[str, Any]) -> int:
+    return max(1, int(shard["bytes"]) // len(shard["row_groups"]))

@@ -1,0 +1,337 @@
+"""Places: local paths, ``file://`` and ``s3://`` URIs, behind one small set of verbs.
+
+A URI's text after ``s3://bucket/`` is the object's key as it is (no percent-decoding); a ``file://`` URI is
+percent-decoded, so that a file name that is no valid UTF-8 still has a text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import itertools
+import os
+import tempfile
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+
+from pipeline.storage import s3 as object_storage
+from pipeline.storage.errors import StorageError, errors_named, redacted
+from pipeline.storage.s3 import arrow_s3, bucket_and_key, s3_client
+
+__all__ = [
+    "LISTING_SCHEMA",
+    "StorageError",
+    "absolute",
+    "content_version",
+    "delete",
+    "exists",
+    "filesystem",
+    "is_local",
+    "is_local_relative",
+    "join",
+    "list_files",
+    "listed_in_parts",
+    "local_copy",
+    "local_path",
+    "read_bytes",
+    "redacted",
+    "replace_if_unchanged",
+    "s3_client",
+    "write_bytes",
+    "write_if_absent",
+    "write_unless",
+]
+
+LISTED_AT_ONCE = 50_000
+LISTING_SCHEMA = pa.schema(
+    [("uri", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64()), ("etag", pa.string())]
+)
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` with path parts below it, joined by single slashes."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def is_local_relative(uri: str) -> bool:
+    """True for a local path that depends on the working directory."""
+    return "://" not in uri and not os.path.isabs(uri)
+
+
+def is_local(uri: str) -> bool:
+    """True for a local path or a ``file://`` URI."""
+    return local_path(uri) is not None
+
+
+def absolute(uri: str) -> str:
+    """A URI that means the same in every process: local paths made absolute, others unchanged."""
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
+def local_path(uri: str) -> Path | None:
+    """The local file behind a path or a ``file://`` URI; None for object storage.
+
+    Raises:
+        StorageError: a scheme that is neither ``file`` nor ``s3``.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return Path(uri)
+    if scheme == "file":
+        return Path(os.fsdecode(urllib.parse.unquote_to_bytes("/" + rest.partition("/")[2])))
+    bucket_and_key(uri)
+    return None
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object.
+
+    Raises:
+        StorageError: it is missing, unreachable or not permitted.
+    """
+    path = local_path(uri)
+    with errors_named(uri):
+        return object_storage.get(uri) if path is None else path.read_bytes()
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write the whole object at once; readers see the old content or the new, never a part.
+
+    Local: temporary file, fsync, rename. S3: one PUT.
+    """
+    path = local_path(uri)
+    with errors_named(uri):
+        if path is None:
+            object_storage.put(uri, data)
+            return
+        with _written_beside(path, data) as temporary:
+            os.replace(temporary, path)
+        _sync_directory(path.parent)
+
+
+def write_if_absent(uri: str, data: bytes) -> bool:
+    """Create the object unless it exists; of any number of racing writers exactly one gets True.
+
+    Local: a hard link to a finished temporary file. S3: ``If-None-Match: *`` on one PUT.
+    """
+    path = local_path(uri)
+    with errors_named(uri):
+        if path is None:
+            return object_storage.put_if_absent(uri, data)
+        with _written_beside(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        _sync_directory(path.parent)
+        return True
+
+
+def replace_if_unchanged(uri: str, before: bytes, data: bytes) -> bool:
+    """Write the object if its content is still ``before``; of racing writers exactly one gets True.
+
+    Local: under a lock of its folder, for writers that use this function. S3: ``If-Match`` on one PUT.
+    """
+    path = local_path(uri)
+    with errors_named(uri):
+        if path is None:
+            return object_storage.put_if_unchanged(uri, before, data)
+        with _locked(path.parent):
+            if not path.exists() or path.read_bytes() != before:
+                return False
+            write_bytes(uri, data)
+            return True
+
+
+def write_unless(uri: str, data: bytes, stays: Callable[[bytes], bool]) -> None:
+    """Write the object unless what is there shall stay; each time by a conditional write, so that none comes too late.
+
+    Args:
+        stays: whether the content that was found shall stay.
+    """
+    while not write_if_absent(uri, data):
+        found = read_bytes(uri)
+        if found == data or stays(found) or replace_if_unchanged(uri, found, data):
+            return
+
+
+def exists(uri: str) -> bool:
+    """True when an object, a file, a directory or a non-empty prefix is there."""
+    path = local_path(uri)
+    with errors_named(uri):
+        return object_storage.is_there(uri) if path is None else path.exists()
+
+
+def delete(uri: str) -> None:
+    """Delete one object; one that is not there is fine."""
+    path = local_path(uri)
+    with errors_named(uri):
+        if path is None:
+            object_storage.remove(uri)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def list_files(uri: str, suffixes: Sequence[str] | None = None, recursive: bool = True) -> pa.Table:
+    """All files below a folder or prefix as ``uri, size, modified_ns, etag``, sorted by URI (absolute).
+
+    Args:
+        suffixes: keep names that end so (any case), for example ``(".mp4", ".webm")``; None keeps all.
+
+    Raises:
+        StorageError: the folder is missing or unreadable. An S3 prefix without objects is an empty table.
+    """
+    path = local_path(absolute(uri))
+    wanted = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
+    with errors_named(uri):
+        found = (
+            object_storage.list_objects(uri, recursive)
+            if path is None
+            else _list_local(path.absolute(), recursive, set())
+        )
+        rows = [row for row in found if wanted is None or row[0].lower().endswith(wanted)]
+    rows.sort()
+    return _listing(rows)
+
+
+def listed_in_parts(uri: str) -> Iterator[pa.Table]:
+    """All files below a folder or prefix as `list_files` gives them, a part at a time: a prefix may hold millions.
+
+    Raises:
+        StorageError: as `list_files`.
+    """
+    if local_path(absolute(uri)) is not None:
+        yield list_files(uri)
+        return
+    with errors_named(uri):
+        found = object_storage.list_objects(uri, recursive=True)
+        while rows := list(itertools.islice(found, LISTED_AT_ONCE)):
+            yield _listing(rows)
+
+
+def content_version(uri: str) -> str:
+    """What tells one content of an object from the next: the ETag, or size and time of the last change.
+
+    Raises:
+        StorageError: it is missing, unreachable or not permitted.
+    """
+    path = local_path(uri)
+    with errors_named(uri):
+        if path is None:
+            return object_storage.etag(uri)
+        status = path.stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow file system of a URI and the path inside it, for columnar reads."""
+    path = local_path(uri)
+    if path is not None:
+        return pyarrow.fs.LocalFileSystem(), str(path)
+    bucket, key = bucket_and_key(uri)
+    return arrow_s3(), f"{bucket}/{key}"
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A local path with the object's content while the context lasts; a local file is its own copy.
+
+    Raises:
+        StorageError: it is missing, unreachable or not permitted.
+    """
+    path = local_path(uri)
+    if path is not None:
+        with errors_named(uri):
+            present = path.exists()
+        if not present:
+            raise StorageError(uri, "no such file", "check the path", missing=True)
+        yield path
+        return
+    _, key = bucket_and_key(uri)
+    with tempfile.TemporaryDirectory(prefix="video-") as folder:
+        copy = Path(folder) / f"object{Path(key).suffix[:16]}"
+        with errors_named(uri):
+            object_storage.download(uri, str(copy))
+        yield copy
+
+
+def _listing(rows: Sequence[tuple[str, int, int, str]]) -> pa.Table:
+    columns = [pa.array([row[index] for row in rows], field.type) for index, field in enumerate(LISTING_SCHEMA)]
+    return pa.Table.from_arrays(columns, schema=LISTING_SCHEMA)
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[str]:
+    """A finished, synced temporary file in the target's directory; removed if it is still there at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename survive a power cut; some network file systems refuse to, and that is theirs to decide."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _list_local(folder: Path, recursive: bool, seen: set[str]) -> Iterator[tuple[str, int, int, str]]:
+    """Links are followed, as data sets are often linked together; ``seen`` breaks circles."""
+    seen.add(os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if recursive and os.path.realpath(entry.path) not in seen:
+                    yield from _list_local(Path(entry.path), recursive, seen)
+                continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # a dangling link: listed, so that it ends as a row with a reason
+                status = entry.stat(follow_symlinks=False)
+            yield _text(entry.path), status.st_size, status.st_mtime_ns, ""
+
+
+def _text(path: str) -> str:
+    """A path as valid text; one that is not UTF-8 becomes a percent-encoded ``file://`` URI."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + urllib.parse.quote(os.fsencode(path))
+    return path

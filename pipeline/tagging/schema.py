@@ -1,0 +1,72 @@
+"""The rows that a tagging job writes: one a window in ``tags/``, one a video in ``videos/``."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+_TAG_FIELDS = (
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("video_id", pa.int64(), nullable=False),
+    pa.field("unit_id", pa.int64(), nullable=False),
+    pa.field("window_index", pa.int64()),
+    pa.field("start_seconds", pa.float64()),
+    pa.field("end_seconds", pa.float64()),
+    pa.field("labels", pa.list_(pa.string()), nullable=False),
+    pa.field("scores", pa.list_(pa.float32()), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("message", pa.string(), nullable=False),
+    pa.field("attempts", pa.int64(), nullable=False),
+    pa.field("version", pa.int64(), nullable=False),
+    pa.field("run_key", pa.string(), nullable=False),
+)
+EMBEDDING = "embedding"
+
+
+def tag_schema(embedding_size: int = 0) -> pa.Schema:
+    """One window: ``labels`` by falling ``scores``; ``status`` is ``ok`` or one word for what went wrong.
+
+    A video that could not be opened at all is one row without window and times. ``attempts``: how often it was tried.
+    ``run_key`` is a tag of the MLflow run. With an ``embedding_size`` there is a column ``embedding``, a list of so
+    many float32 (the features before the head); zeros where the window failed, because Parquet cannot be read back with
+    a missing list of fixed size.
+    """
+    embedding = pa.field(EMBEDDING, pa.list_(pa.float32(), embedding_size), nullable=False)
+    more = [embedding] if embedding_size else []
+    return pa.schema([*_TAG_FIELDS, *more])
+
+
+SPAN = pa.struct(
+    [
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("start_seconds", pa.float64(), nullable=False),
+        pa.field("end_seconds", pa.float64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+"""A stretch of consecutive windows that all have a label; ``score`` is the highest of theirs."""
+
+VIDEO_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("video_id", pa.int64(), nullable=False),
+        pa.field("content_version", pa.string(), nullable=False),
+        pa.field("duration_seconds", pa.float64()),
+        pa.field("windows", pa.int64(), nullable=False),
+        pa.field("windows_failed", pa.int64(), nullable=False),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("spans", pa.list_(SPAN), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error_class", pa.string()),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("attempts", pa.int64(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),
+        pa.field("weights_digest", pa.string(), nullable=False),
+        pa.field("run_key", pa.string(), nullable=False),
+        pa.field("run_id", pa.string()),
+    ]
+)
+"""One video: the top ``labels`` by the mean of its windows' ``scores`` (a window that does not name a label counts 0),
+and ``spans``, by start, of every label that a window names. ``status`` is ``ok``, ``partial`` (some windows failed),
+``failed`` (no window was scored) or, in the files only, ``deleted``; ``error_class`` is one word for what went wrong
+first, ``message`` tells it. ``run_id`` is MLflow's, where it was known at the commit."""

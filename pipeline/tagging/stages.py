@@ -1,0 +1,228 @@
+"""The stages of the tagging chain that touch videos, as callable classes for Ray Data actors.
+
+Legend: W windows of a batch, T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.decode.config import DecodeConfig, DecodeError
+from pipeline.decode.crash_budget import FATAL, MOST, Attempts
+from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.schema import OK
+from pipeline.storage.files import StorageError, content_version, is_local, join, local_copy
+from pipeline.storage.retry import is_forbidden, patiently
+from pipeline.tagging.window_views import WindowViews
+from pipeline.tagging.windows import PROBED_SCHEMA
+
+# Bounds of one request to the decoder, so that long videos fit in memory and large ones meet the deadline.
+WINDOWS_PER_REQUEST = 16
+PIXELS_PER_REQUEST = 300e6
+# A second attempt at parts of the video helps against damaged frames, not against what hangs or kills the decoder.
+HOPELESS = ("timeout", "crashed", "out_of_memory")
+# A single frame without a rate has no duration of its own; a window must have some.
+NOMINAL_FPS = 25.0
+MISSING, FORBIDDEN, UNREADABLE = "missing", "forbidden", "unreadable"
+
+Frames = npt.NDArray[np.uint8]  # [T, H, W, 3]
+
+
+class ProbeVideos:
+    """Videos of `PROBED_SCHEMA` → the same rows with what the probe found, or why it failed."""
+
+    def __init__(self, decode: DecodeConfig) -> None:
+        self.decoder = IsolatedDecoder(decode)
+
+    def __call__(self, videos: pa.Table) -> pa.Table:
+        rows = [row | self._probe(row["uri"]) for row in videos.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=PROBED_SCHEMA)
+
+    def _probe(self, uri: str) -> dict[str, Any]:
+        try:
+            with contextlib.ExitStack() as stack:
+                path = patiently(lambda: stack.enter_context(local_copy(uri)))
+                info = self.decoder.probe(path)
+        except (DecodeError, StorageError) as error:
+            status, message = failure(error)
+            return {"status": status, "message": message}
+        return {
+            "duration_seconds": info.duration_seconds or info.num_frames / NOMINAL_FPS,
+            "num_frames": info.num_frames,
+            "fps": info.fps or NOMINAL_FPS,
+            "width": info.width,
+            "height": info.height,
+        }
+
+
+@dataclass(frozen=True)
+class DecodedWindow:
+    """One window with its frames, or without them and why."""
+
+    unit: dict[str, Any]
+    window_index: int
+    frames: Frames | None
+    status: str = OK
+    message: str = ""
+    attempts: int = 1
+
+
+class DecodeWindows:
+    """The units of one chunk → a row per window, in tables of exactly ``batch_size`` rows but for the last.
+
+    Windows that cannot be decoded come last, with black frames, so that the batches before them stay full. With
+    ``attempts_folder`` the attempts at every unit are written down there: what killed two workers is not tried again.
+    """
+
+    def __init__(
+        self, decode: DecodeConfig, views: WindowViews, batch_size: int, attempts_folder: str | None = None
+    ) -> None:
+        self.decoder = IsolatedDecoder(decode)
+        self.views = views
+        self.batch_size = batch_size
+        self.attempts_folder = attempts_folder
+
+    def __call__(self, units: pa.Table) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        batch: list[DecodedWindow] = []
+        failed: list[DecodedWindow] = []
+        attempts = self._attempts(units)
+        again = attempts is not None and attempts.begun_before
+        for unit in units.to_pylist():
+            for window in self._windows(unit) if attempts is None else self._counted(unit, attempts):
+                (batch if window.frames is not None else failed).append(window)
+                if len(batch) == self.batch_size:
+                    yield self._columns(batch, again)
+                    batch = []
+        rest = batch + failed
+        for start in range(0, len(rest), self.batch_size):
+            yield self._columns(rest[start : start + self.batch_size], again)
+
+    def _attempts(self, units: pa.Table) -> Attempts | None:
+        if self.attempts_folder is None or len(units) == 0:
+            return None
+        return Attempts(join(self.attempts_folder, f"{units['chunk'][0].as_py():06d}.json"))
+
+    def _counted(self, unit: dict[str, Any], attempts: Attempts) -> Iterator[DecodedWindow]:
+        """The windows of a unit, as one attempt at it; all failed when two were made before."""
+        key = str(unit["unit_id"])
+        number = min(MOST, MOST - attempts.left(key) + 1)
+        try:
+            with attempts.at(key):
+                for window in self._windows(unit):
+                    if window.status in FATAL and attempts.left(key):
+                        attempts.give_up(key)
+                    # The decoder itself has tried such a window twice.
+                    yield replace(window, attempts=MOST if window.status in FATAL else number)
+        except DecodeError as error:
+            yield from (replace(window, attempts=MOST) for window in _all_failed(unit, _indices(unit), error))
+
+    def _windows(self, unit: dict[str, Any]) -> Iterator[DecodedWindow]:
+        indices = _indices(unit)
+        try:
+            with _fetched(unit) as path:
+                size = self._windows_per_request(unit)
+                for start in range(0, len(indices), size):
+                    for window in self._request(path, unit, indices[start : start + size]):
+                        yield window
+                    if window.status in FATAL:  # what kills the decoder once does so again
+                        error = DecodeError(window.status, window.message)
+                        yield from _all_failed(unit, indices[start + size :], error)
+                        return
+        except (DecodeError, StorageError) as error:
+            yield from _all_failed(unit, indices, error)
+
+    def _request(self, path: Path, unit: dict[str, Any], indices: Sequence[int]) -> Iterator[DecodedWindow]:
+        """Decode some windows together; when that fails, one by one, to save those beside the damage."""
+        views = [view for index in indices for view in self.views.of(unit, index)]
+        try:
+            clips = self.decoder.decode(path, views)
+            if is_local(unit["uri"]):  # a copy cannot change any more
+                _refuse_replaced(unit)
+        except DecodeError as error:
+            if error.reason in HOPELESS or len(indices) == 1:
+                yield from _all_failed(unit, indices, error)
+                return
+            for index in indices:
+                yield from self._request(path, unit, [index])
+            return
+        for number, index in enumerate(indices):
+            own = clips[number * self.views.per_window : (number + 1) * self.views.per_window]
+            yield DecodedWindow(unit, index, own[0] if len(own) == 1 else np.concatenate(own))
+
+    def _windows_per_request(self, unit: dict[str, Any]) -> int:
+        pixels_per_second = unit["width"] * unit["height"] * unit["num_frames"] / unit["duration_seconds"]
+        affordable = PIXELS_PER_REQUEST / (pixels_per_second * self.views.grid.hop_seconds)
+        return max(1, min(WINDOWS_PER_REQUEST, int(affordable)))
+
+    def _columns(self, windows: Sequence[DecodedWindow], again: bool) -> dict[str, npt.NDArray[Any]]:
+        """``video`` uint8 ``[W, views * T, H, W, 3]`` and what names each row.
+
+        Args:
+            again: whether the chunk was begun before.
+        """
+        video = np.zeros((len(windows), *self.views.stacked_size, 3), np.uint8)
+        for row, window in enumerate(windows):
+            if window.frames is not None:
+                video[row] = window.frames
+        return {
+            "chunk": np.asarray([window.unit["chunk"] for window in windows], np.int64),
+            "unit_id": np.asarray([window.unit["unit_id"] for window in windows], np.int64),
+            "window_index": np.asarray([window.window_index for window in windows], np.int64),
+            "status": np.asarray([window.status for window in windows], object),
+            "message": np.asarray([window.message for window in windows], object),
+            "attempts": np.asarray([window.attempts for window in windows], np.int64),
+            "again": np.full(len(windows), again),
+            "video": video,
+        }
+
+
+@contextlib.contextmanager
+def _fetched(unit: Mapping[str, Any]) -> Iterator[Path]:
+    """A local path with the content that was planned; storage that fails now and then is asked again.
+
+    Raises:
+        DecodeError: the object has other content by now.
+        StorageError: it is gone or forbidden, or the storage failed several times.
+    """
+    with contextlib.ExitStack() as stack:
+        path = patiently(lambda: stack.enter_context(local_copy(unit["uri"])))
+        _refuse_replaced(unit)
+        yield path
+
+
+def _refuse_replaced(unit: Mapping[str, Any]) -> None:
+    """The scores of one content must not stand under the version of another.
+
+    Raises:
+        DecodeError: the object is not the one that was listed.
+    """
+    now = patiently(lambda: content_version(unit["uri"]))
+    if now != unit["content_version"]:
+        raise DecodeError("replaced", "the object was replaced after it was listed; run tag again")
+
+
+def _indices(unit: Mapping[str, Any]) -> range:
+    return range(unit["first_window"], unit["first_window"] + unit["num_windows"])
+
+
+def failure(error: DecodeError | StorageError) -> tuple[str, str]:
+    """Status word and message of a video that could not be read or decoded."""
+    if isinstance(error, DecodeError):
+        return error.reason, error.message
+    return MISSING if error.missing else FORBIDDEN if is_forbidden(error) else UNREADABLE, str(error)
+
+
+def _all_failed(
+    unit: dict[str, Any], indices: Sequence[int], error: DecodeError | StorageError
+) -> Iterator[DecodedWindow]:
+    status, message = failure(error)
+    for index in indices:
+        yield DecodedWindow(unit, index, None, status, message)

@@ -1,0 +1,78 @@
+"""What preparing takes and gives: configuration, clips to store, spans that were lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from pipeline.transcode.clip_geometry import MIN_SIDE
+
+Mode = Literal["transcode", "passthrough", "reference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TranscodeConfig:
+    """What is stored of each video."""
+
+    mode: Mode = "transcode"
+    """`transcode`: H.264 made for fast random access; `passthrough`: the original bytes; `reference`: no bytes, rows
+    point to the original objects."""
+    short_side: int = 256
+    """Pixels of the shorter side; smaller videos are not enlarged."""
+    gop: int = 32
+    """Frames from one key frame to the next."""
+    crf: int = 22
+    """x264's constant rate factor: smaller is better and larger. At 22 the mean PSNR is above 36 dB (see README)."""
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+    """x264's preset: slower gives fewer bytes for the same quality."""
+    target_fps: float | None = None
+    """Frames per second to store, where the video has more. At the sampling rate a clip is consecutive frames."""
+    clip_seconds: float | None = None
+    """Length of the clips that videos are cut into; default: a video is one clip. The last clip takes a rest that is
+    shorter than half of this."""
+    hop_seconds: float | None = None
+    """From one clip's start to the next one's; default: clip_seconds. Passthrough cuts at key frames."""
+
+    def __post_init__(self) -> None:
+        if self.short_side < MIN_SIDE or self.short_side % 2:
+            raise ValueError(f"short_side={self.short_side}: must be even and at least {MIN_SIDE}; use 256")
+        if not 0 < self.crf <= 51:
+            raise ValueError(f"crf={self.crf}: x264 takes 1 (best) to 51; use 22")
+        if self.gop < 1:
+            raise ValueError(f"gop={self.gop}: must be positive; use 32")
+        for name in ("target_fps", "clip_seconds", "hop_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}: must be positive; leave it out for none")
+        if self.hop_seconds is not None and self.clip_seconds is None:
+            raise ValueError(f"hop_seconds={self.hop_seconds}: needs clip_seconds; set both or neither")
+        if self.clip_seconds is not None and self.mode == "reference":
+            # Readers of a reference decode the whole object and could not tell the span.
+            raise ValueError("mode=reference: stores whole videos; leave clip_seconds out or choose another mode")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredClip:
+    """One clip to store: its span in the source, its own facts, its bytes (None: the source's own bytes)."""
+
+    start_seconds: float
+    end_seconds: float
+    width: int
+    height: int
+    fps: float
+    num_frames: int
+    video: bytes | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """A span of the source that could not be stored while others could."""
+
+    start_seconds: float
+    end_seconds: float
+    message: str
+
+
+Output = StoredClip | Damage
+Emit = Callable[[Output], None]

@@ -1,0 +1,141 @@
+"""Soft targets, mixup and cutmix, random erasing: what is drawn, and that pictures and targets agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from hiera_video.augmentation.basic import random_erase
+from hiera_video.augmentation.mixup import (
+    Mix,
+    MixConfig,
+    draw_mix,
+    mix_pixels,
+    mix_targets,
+    soft_cross_entropy,
+    soft_targets,
+)
+
+BOTH = MixConfig(mixup=0.8, cutmix=1.0)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(batch: int = 4, height: int = 20, width: int = 30) -> Tensor:
+    """Pixels ``[B, 3, T, H, W]`` that say which sample they belong to."""
+    return torch.arange(batch).float().view(-1, 1, 1, 1, 1).expand(batch, 3, 2, height, width).contiguous()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.integers(2, 9))
+def test_targets_hold_the_share_of_the_pixels(seed: int, batch: int) -> None:
+    """Every sample is told apart by its number, so the pixels themselves say who is in them, and how much."""
+    mix = draw_mix(BOTH, batch, 20, 30, generator(seed))
+    assert mix is not None
+    assert (mix.partners != torch.arange(batch)).all()
+    assert sorted(mix.partners.tolist()) == list(range(batch))
+    mixed = mix_pixels(numbered(batch), mix)
+    targets = mix_targets(torch.eye(batch), mix)
+    torch.testing.assert_close(targets.sum(1), torch.ones(batch))
+    expected = (targets * torch.arange(batch)).sum(1)
+    torch.testing.assert_close(mixed.mean((1, 2, 3, 4)), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(mixed[:, :, 0], mixed[:, :, 1])
+
+
+def test_shares_come_from_the_beta_distribution() -> None:
+    draws = [draw_mix(MixConfig(mixup=0.8), 2, 8, 8, generator(seed)) for seed in range(2000)]
+    shares = np.array([draw.share for draw in draws if draw])
+    assert len(shares) == 2000
+    assert all(draw.box is None for draw in draws if draw)
+    assert shares.mean() == pytest.approx(0.5, abs=0.02)
+    assert shares.var() == pytest.approx(0.25 / 2.6, abs=0.006)  # 1 / (4 (2 alpha + 1))
+
+
+def test_cutmix_covers_the_drawn_area_where_the_border_does_not_cut() -> None:
+    inside = [
+        mix
+        for seed in range(1200)
+        if (mix := draw_mix(MixConfig(cutmix=1.0), 2, 224, 224, generator(seed))) and mix.box
+        if mix.box.top > 0 and mix.box.left > 0 and mix.box.bottom < 224 and mix.box.right < 224
+    ]
+    assert len(inside) > 100
+    for mix in inside:
+        assert mix.box is not None
+        assert mix.box.bottom - mix.box.top == mix.box.right - mix.box.left
+        assert 1 - mix.share == pytest.approx((mix.box.bottom - mix.box.top) ** 2 / 224**2)
+
+
+def test_half_is_cutmix_and_the_stated_part_is_not_mixed() -> None:
+    draws = [draw_mix(BOTH, 4, 8, 8, generator(seed)) for seed in range(1000)]
+    assert np.mean([draw is not None and draw.box is not None for draw in draws]) == pytest.approx(0.5, abs=0.05)
+    rarely = [draw_mix(MixConfig(cutmix=1.0, probability=0.2), 4, 8, 8, generator(seed)) for seed in range(1000)]
+    assert np.mean([draw is not None for draw in rarely]) == pytest.approx(0.2, abs=0.04)
+
+
+def test_nothing_to_mix() -> None:
+    pixels, targets = numbered(), torch.eye(4)
+    assert draw_mix(MixConfig(), 4, 8, 8, generator(0)) is None
+    assert draw_mix(BOTH, 1, 8, 8, generator(0)) is None
+    assert mix_pixels(pixels, None) is pixels
+    assert mix_targets(targets, None) is targets
+
+
+def test_the_same_generator_gives_the_same_mix() -> None:
+    first, again, other = (draw_mix(BOTH, 6, 50, 50, generator(seed)) for seed in (3, 3, 4))
+    assert isinstance(first, Mix)
+    assert isinstance(again, Mix)
+    assert torch.equal(first.partners, again.partners)
+    assert first[1:] == again[1:]
+    assert other is None or other[1:] != first[1:]
+
+
+def test_soft_targets_are_label_smoothing() -> None:
+    logits, labels = torch.randn(5, 7, generator=generator(0)), torch.tensor([0, 3, 6, 6, 1])
+    expected = functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(soft_cross_entropy(logits, soft_targets(labels, 7, 0.1)), expected)
+
+
+def test_unlabelled_samples_count_for_nothing() -> None:
+    logits, labels = torch.randn(3, 7, generator=generator(0)), torch.tensor([2, -1, 4])
+    expected = functional.cross_entropy(logits[[0, 2]], labels[[0, 2]], label_smoothing=0.2)
+    torch.testing.assert_close(soft_cross_entropy(logits, soft_targets(labels, 7, 0.2)), expected)
+    assert float(soft_cross_entropy(logits, soft_targets(torch.tensor([-1, -1, -1]), 7, 0.2))) == 0.0
+
+
+@pytest.mark.parametrize("bad", [{"mixup": -0.1}, {"cutmix": -1.0}, {"probability": 1.5}, {"cutmix_share": -0.5}])
+def test_bad_mixing_is_told(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        MixConfig(**bad)
+
+
+def test_erasing_puts_one_box_of_noise_at_the_same_place_of_all_frames() -> None:
+    pixels = torch.full((200, 3, 2, 40, 60), 9.0)
+    erased = random_erase(pixels, 0.25, range(200))
+    assert float(pixels.min()) == 9.0
+    changed = erased != 9.0  # normal noise never hits it
+    touched = changed.flatten(1).any(1)
+    assert touched.float().mean() == pytest.approx(0.25, abs=0.1)
+    assert torch.equal(changed[:, 0, 0], changed[:, 2, 1])
+    for sample in torch.nonzero(touched)[:, 0]:
+        rows, columns = changed[sample, 0, 0].any(1).sum(), changed[sample, 0, 0].any(0).sum()
+        assert changed[sample, 0, 0].sum() == rows * columns
+        assert 0.015 < rows * columns / 2400 < 0.36
+        assert 0.25 < rows / columns < 4
+    noise = erased[changed]
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
+    assert not torch.equal(erased[touched][0, 0, 0], erased[touched][0, 0, 1])  # noise of its own in every frame
+
+
+def test_erasing_depends_on_the_samples_seed_alone() -> None:
+    pixels = torch.zeros(4, 3, 2, 16, 16)
+    together = random_erase(pixels, 1.0, [5, 6, 7, 8])
+    assert torch.equal(random_erase(pixels[:1], 1.0, [7])[0], together[2])
+    assert random_erase(pixels, 0.0, [5, 6, 7, 8]) is pixels

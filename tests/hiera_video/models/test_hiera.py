@@ -1,0 +1,141 @@
+"""How the models run: any divisible size, checkpointed, compiled without a break, exported, in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hiera_video.models.presets import create_backbone, create_model, model_names, set_activation_checkpointing
+from hiera_video.models.random_draws import random_keep_mask
+
+PUBLIC_PRESETS = [name for name in model_names() if "demo" not in name and "test" not in name]
+CLIP = (2, 3, 8, 64, 64)
+
+
+def shrunk(name: str, **options: Any) -> nn.Module:
+    size = (6, 64, 64) if "16x" in name else (96, 64)
+    options |= {"mask_ratio": 0.4, "decoder_depth": 1} if name.startswith("mae_") else {}
+    heads = 4 if "huge" in name else 2 if "plus" in name or "large" in name else 1
+    return create_model(name, input_size=size, stages=(1, 1, 2, 1), embed_dim=16 * heads, **options)
+
+
+def loss_of(output: Any) -> Tensor:
+    return output.square().mean() if isinstance(output, Tensor) else output.loss
+
+
+@pytest.mark.parametrize("name", [*PUBLIC_PRESETS, "hiera_test_8x64", "mae_hiera_test_8x64"])
+def test_every_preset_runs_forward_and_backward(name: str) -> None:
+    model = create_model(name) if "test" in name else shrunk(name, drop_path_rate=0.1)
+    loss_of(model(torch.randn(2, 3, *model.config.input_size))).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.parametrize("size", [(8, 96, 96), (32, 64, 64), (16, 64, 128)])
+def test_any_divisible_size(size: tuple[int, ...]) -> None:
+    maps = create_backbone("hiera_test_8x64", input_size=size)(torch.randn(1, 3, *size))
+    for stage, features in enumerate(maps):
+        side = 4 * 2**stage
+        assert features.shape == (1, size[0] // 2, size[1] // side, size[2] // side, 8 * 2**stage)
+    mae = create_model("mae_hiera_test_8x64", input_size=size)
+    assert mae(torch.randn(1, 3, *size)).loss.isfinite()
+
+
+def test_masked_maps_are_given_by_unit() -> None:
+    model = create_model("hiera_test_8x64")
+    maps = model.features(torch.randn(CLIP), random_keep_mask(2, 16, 0.75))
+    assert [tuple(features.shape[1:-1]) for features in maps] == [(4, 1, 8 >> n, 8 >> n) for n in range(4)]
+    assert (model.num_mask_units, model.mask_unit_grid) == (16, (4, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["hiera_test_8x64", "mae_hiera_test_8x64"])
+def test_checkpointed_activations_give_the_same_gradients(name: str) -> None:
+    model, pixels = create_model(name, drop_path_rate=0.3), torch.randn(CLIP)
+    extra = {"keep_mask": random_keep_mask(2, 16, 0.75)} if name.startswith("mae_") else {}
+    draws = model.draw(2)
+    gradients = []
+    for enabled in (False, True):
+        set_activation_checkpointing(model, enabled)
+        model.zero_grad()
+        loss_of(model(pixels, draws=draws, **extra)).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def compiled_calls() -> list[Any]:
+    def classify(training: bool) -> tuple[nn.Module, Callable[[nn.Module], Any]]:
+        model = create_model("hiera_test_8x64", drop_path_rate=0.2, head_dropout=0.2).train(training)
+        draws, pixels = model.draw(2), torch.randn(CLIP)
+        return model, lambda m: m(pixels, draws=draws)
+
+    def reconstruct(decoder: str, target: str = "normalized_pixels") -> tuple[nn.Module, Callable[[nn.Module], Any]]:
+        model = create_model("mae_hiera_test_8x64", drop_path_rate=0.2, decoder=decoder, target=target)
+        draws, pixels, keep_mask = model.draw(2), torch.randn(CLIP), random_keep_mask(2, 16, 0.75)
+        return model, lambda m: m(pixels, keep_mask=keep_mask, draws=draws)
+
+    kinds = [(reconstruct, ("full",)), (reconstruct, ("subset",)), (reconstruct, ("cross",))]
+    kinds += [(reconstruct, ("full", "hog")), (classify, (True,)), (classify, (False,))]
+    return [pytest.param(build, arguments, id="-".join(map(str, arguments))) for build, arguments in kinds]
+
+
+@pytest.mark.parametrize(("build", "arguments"), compiled_calls())
+def test_compiles_into_one_graph(build: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    model, call = build(*arguments)
+    expected = loss_of(call(model))
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = loss_of(call(compiled))
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_masks_are_drawn_inside_the_graph() -> None:
+    mae = create_model("mae_hiera_test_8x64")
+    torch.compiler.reset()
+    output = torch.compile(mae, fullgraph=True, backend="aot_eager")(torch.randn(CLIP))
+    assert output.keep_mask.sum(dim=1).tolist() == [4, 4]
+
+
+def test_exports() -> None:
+    pixels, keep_mask = torch.randn(CLIP), random_keep_mask(2, 16, 0.75)
+    classifier = create_model("hiera_test_8x64").eval()
+    exported = torch.export.export(classifier, (pixels,)).module()
+    torch.testing.assert_close(exported(pixels), classifier(pixels))
+    mae = create_model("mae_hiera_test_8x64").eval()
+    exported = torch.export.export(mae, (pixels,), {"keep_mask": keep_mask}).module()
+    torch.testing.assert_close(exported(pixels, keep_mask=keep_mask).loss, mae(pixels, keep_mask=keep_mask).loss)
+
+
+@pytest.mark.parametrize("name", ["hiera_test_8x64", "mae_hiera_test_8x64"])
+def test_bfloat16_autocast_is_near_float32(name: str) -> None:
+    model, pixels = create_model(name), torch.randn(CLIP)
+    extra = {"keep_mask": random_keep_mask(2, 16, 0.75)} if name.startswith("mae_") else {}
+    expected = loss_of(model(pixels, **extra))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model(pixels, **extra))
+    loss.backward()
+    torch.testing.assert_close(loss.float(), expected, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hiera_test_8x64", "mae_hiera_test_8x64"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_are_read_inside_their_modules_forward(name: str, masked: bool) -> None:
+    """Sharded training (ZeRO-3, FSDP) gathers a module's weights when its forward begins, and only then."""
+    model, inside = create_model(name), set()
+    if masked:
+        model = model.encoder
+    owners = {id(p): module_name for module_name, module in model.named_modules() for p in module.parameters(False)}
+    for module_name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, module_name=module_name: inside.add(module_name))
+    model(torch.randn(CLIP), **({"keep_mask": random_keep_mask(2, 16, 0.75)} if masked else {}))
+    assert not set(owners.values()) - inside

@@ -1,0 +1,355 @@
+"""Checkpoints: complete or not there, kept by number, journal beside them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.checkpoints import background_writer as writing
+from jobs.checkpoints import store as module
+from jobs.checkpoints.background_writer import CheckpointConfig, CheckpointWriter
+from jobs.checkpoints.store import (
+    Checkpoint,
+    collect_checkpoints,
+    complete_steps,
+    discard_after,
+    latest_checkpoint,
+    newest_cursor,
+    read_journal,
+    write_checkpoint,
+    write_journal,
+)
+from jobs.runs.fencing import take_lease
+from pipeline.storage import files as storage
+from pipeline.storage.files import StorageError
+
+FILES = ("model-0.safetensors", "optimizer-0.safetensors", "state.json", "complete.json")
+
+
+def make(step: int, metric: float | None = None) -> Checkpoint:
+    weights = {"w": torch.full((3,), float(step))}
+    optimizer = {"w.exp_avg": torch.ones(3), "step": torch.tensor(step)}
+    return Checkpoint(step, step * 8, weights, optimizer, {"note": "x"}, metric)
+
+
+def folder(output: Path, step: int) -> Path:
+    return output / "checkpoints" / f"step-{step:08d}"
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    assert latest_checkpoint(str(tmp_path)) is None
+    write_checkpoint(str(tmp_path), make(3))
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert (found.step, found.position, found.extra) == (3, 24, {"note": "x"})
+    assert torch.equal(found.weights["w"], torch.full((3,), 3.0))
+    assert set(found.optimizer) == {"w.exp_avg", "step"}
+    cursor = newest_cursor(str(tmp_path))
+    assert (cursor.step, cursor.position, cursor.extra) == (3, 24, {"note": "x"})
+
+
+def test_large_states_come_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FILE_BYTES", 100)
+    weights = {f"w{number}": torch.full((11,), float(number)) for number in range(7)}  # 44 bytes each
+    write_checkpoint(str(tmp_path), Checkpoint(1, 8, weights, {}))
+    assert len([name for name in os.listdir(folder(tmp_path, 1)) if "-model-" in name]) == 4
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert {name: value.tolist() for name, value in found.weights.items()} == {
+        name: value.tolist() for name, value in weights.items()
+    }
+
+
+def test_a_checkpoint_is_read_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes and its tensors are never both in memory as a whole."""
+    monkeypatch.setattr(module, "FILE_BYTES", 2**20)
+    weights = {f"w{number}": torch.full((2**18,), float(number)) for number in range(16)}  # a MiB each
+    write_checkpoint(str(tmp_path), Checkpoint(1, 8, weights, {}))
+    tracemalloc.start()
+    found = latest_checkpoint(str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert torch.equal(found.weights["w15"], weights["w15"])
+    assert peak < 1.5 * 16 * 2**20
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=st.sampled_from(FILES), kind=st.sampled_from(["missing", "cut", "flipped", "empty"]), data=st.data())
+def test_a_damaged_checkpoint_is_never_loaded(
+    tmp_path_factory: pytest.TempPathFactory, name: str, kind: str, data: st.DataObject
+) -> None:
+    output = tmp_path_factory.mktemp("run")
+    write_checkpoint(str(output), make(1))
+    write_checkpoint(str(output), make(2))
+    victim = next(folder(output, 2).glob(f"*{name}"))
+    content = bytearray(victim.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    if kind == "missing":
+        victim.unlink()
+    elif kind == "flipped":
+        content[at] ^= 1 << data.draw(st.integers(0, 7))
+        victim.write_bytes(content)
+    else:
+        victim.write_bytes(content[: at if kind == "cut" else 0])
+    found = latest_checkpoint(str(output))
+    # A flip in the marker's white space or step leaves the digests whole: then, and only then, step 2 may load.
+    assert found is not None
+    assert found.step == 1 or name == "complete.json"
+    assert torch.equal(found.weights["w"], torch.full((3,), float(found.step)))
+    assert newest_cursor(str(output)).step == found.step
+
+
+def writer_for(output: Path, **settings: Any) -> CheckpointWriter:
+    return CheckpointWriter(CheckpointConfig(**settings), take_lease(str(output)))
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(writing, "LAST_PAUSE_SECONDS", 0.0)
+
+
+def test_writer_keeps_the_newest_and_the_best_and_the_whole_journal(tmp_path: Path) -> None:
+    writer = writer_for(tmp_path, keep=2, keep_best=1)
+    for step, metric in ((1, 0.5), (2, 0.1), (3, 0.3), (4, 0.2), (5, None)):
+        writer.save(make(step, metric), json.dumps({"step": step}) + "\n")
+    writer.finish()
+    assert not writer.failure
+    assert complete_steps(str(tmp_path)) == [2, 4, 5]
+    assert [json.loads(line)["step"] for line in read_journal(str(tmp_path), 3).splitlines()] == [1, 2, 3]
+    assert not list(folder(tmp_path, 1).iterdir())
+
+
+def test_a_failed_write_is_made_good_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = writer_for(tmp_path)
+    real, broken = module.write_bytes, True
+
+    def fail_sometimes(uri: str, content: bytes) -> None:
+        if broken:
+            raise StorageError(uri, os.strerror(errno.ENOSPC), "free some room")
+        real(uri, content)
+
+    monkeypatch.setattr(module, "write_bytes", fail_sometimes)
+    writer.save(make(1), '{"step": 1}\n')
+    while "not saved" not in caplog.text:
+        writer.save(make(1), '{"step": 1}\n')
+    broken = False
+    writer.save(make(2), '{"step": 2}\n')
+    writer.finish()
+    assert not writer.failure
+    assert complete_steps(str(tmp_path))[-1] == 2
+    assert read_journal(str(tmp_path), 2) == '{"step": 1}\n{"step": 2}\n'
+    assert "trying again" in caplog.text
+
+
+def test_tells_when_nothing_can_be_saved_for_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    def fail(uri: str, content: bytes) -> None:
+        raise StorageError(uri, "connection refused", "check the endpoint")
+
+    writer = writer_for(tmp_path, max_unsaved_minutes=0.05)
+    monkeypatch.setattr(module, "write_bytes", fail)
+    writer.save(make(1), "")
+    writer.finish()  # goes on trying until the time is over
+    assert "max_unsaved_minutes=0.05" in writer.failure
+    assert "connection refused" in writer.failure
+
+
+@pytest.fixture
+def storage_goes_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Writing blocks, without an error, until the event is set."""
+    real, goes_on = module.write_bytes, threading.Event()
+
+    def write(uri: str, content: bytes) -> None:
+        goes_on.wait(60)
+        real(uri, content)
+
+    monkeypatch.setattr(module, "write_bytes", write)
+    yield goes_on
+    goes_on.set()
+
+
+def test_nobody_waits_long_for_a_slow_write_and_the_newest_snapshot_comes_next(
+    tmp_path: Path, storage_goes_on: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "SECONDS_BEFORE_TRAINING_GOES_ON", 0.1)
+    writer = writer_for(tmp_path, keep=5)
+    for step in (1, 2, 3):
+        writer.save(make(step), json.dumps({"step": step}) + "\n")  # would wait for ever
+    storage_goes_on.set()
+    while complete_steps(str(tmp_path)) != [1, 3]:
+        writer.look()
+        time.sleep(0.01)
+    writer.finish()
+    assert not writer.failure
+    assert [json.loads(line)["step"] for line in read_journal(str(tmp_path), 3).splitlines()] == [1, 2, 3]
+
+
+def test_a_write_that_never_ends_counts_as_unsaved(tmp_path: Path, storage_goes_on: threading.Event) -> None:
+    writer = writer_for(tmp_path, max_unsaved_minutes=0.05)
+    writer.save(make(1), "")
+    writer.look()
+    assert not writer.failure
+    writer.finish()  # would wait for ever
+    assert "max_unsaved_minutes=0.05" in writer.failure
+    assert "a write does not end" in writer.failure
+
+
+def test_a_lost_lease_stops_the_writer_before_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later start comes while the files are being written."""
+    writer = writer_for(tmp_path)
+    real = module.write_bytes
+
+    def interrupted(uri: str, content: bytes) -> None:
+        real(uri, content)
+        if uri.endswith("state.json"):
+            take_lease(str(tmp_path))
+
+    monkeypatch.setattr(module, "write_bytes", interrupted)
+    writer.save(make(1), "")
+    writer.finish()
+    assert "attempt 1 stops and leaves the output to it" in writer.failure
+    assert complete_steps(str(tmp_path)) == []
+    writer.save(make(2), "")
+    writer.finish()
+    assert not folder(tmp_path, 2).exists()
+
+
+def test_a_cut_off_writer_cannot_spoil_a_later_attempts_checkpoint(tmp_path: Path) -> None:
+    """Its files have other names, and the marker that is there stays."""
+    write_checkpoint(str(tmp_path), make(2), attempt=2)
+    stale = make(2)
+    stale.weights["w"].fill_(-1.0)
+    write_checkpoint(str(tmp_path), stale, attempt=1)
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert torch.equal(found.weights["w"], torch.full((3,), 2.0))
+    collect_checkpoints(str(tmp_path), attempt=2, keep=2, keep_best=0)
+    assert not list(folder(tmp_path, 2).glob("attempt-0001-*"))
+    assert latest_checkpoint(str(tmp_path)) is not None
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_marker_that_comes_late_gives_way(tmp_path: Path, keep: int) -> None:
+    """Of a writer that was cut off while it wrote the marker, whose files the next attempt deleted meanwhile."""
+    write_checkpoint(str(tmp_path), make(2), attempt=1)
+    late = (folder(tmp_path, 2) / "complete.json").read_bytes()
+    discard_after(str(tmp_path), 0)
+    (folder(tmp_path, 2) / "complete.json").write_bytes(late)
+    (folder(tmp_path, 9)).mkdir()
+    (folder(tmp_path, 9) / "complete.json").write_bytes(late)  # where nobody writes again
+    for step in (1, 2):
+        write_checkpoint(str(tmp_path), make(step), attempt=2)
+        collect_checkpoints(str(tmp_path), attempt=2, keep=keep, keep_best=0)
+    assert complete_steps(str(tmp_path)) == [1, 2][-keep:]
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert found.step == 2
+
+
+def test_a_marker_that_gives_way_too_late_is_another_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While attempt 2 replaces a torn marker it is cut off, and attempt 3 saves the same step."""
+    write_checkpoint(str(tmp_path), make(1), attempt=1)
+    next(folder(tmp_path, 1).glob("*model*")).unlink()
+    real = storage.replace_if_unchanged
+
+    def delayed(uri: str, before: bytes, data: bytes) -> bool:
+        monkeypatch.setattr(storage, "replace_if_unchanged", real)
+        discard_after(str(tmp_path), 0)
+        write_checkpoint(str(tmp_path), make(1), attempt=3)
+        collect_checkpoints(str(tmp_path), attempt=3, keep=1, keep_best=0)
+        return real(uri, before, data)
+
+    monkeypatch.setattr(storage, "replace_if_unchanged", delayed)
+    write_checkpoint(str(tmp_path), make(1), attempt=2)
+    assert latest_checkpoint(str(tmp_path)) is not None
+    marker = json.loads((folder(tmp_path, 1) / "complete.json").read_text())
+    assert all(name.startswith("attempt-0003-") for name in marker["sha256"])
+
+
+def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later start comes, and writes, while the marker's request is under way."""
+    writer = writer_for(tmp_path)
+    real = module.write_unless
+
+    def delayed(uri: str, content: bytes, stays: Callable[[bytes], bool]) -> None:
+        take_lease(str(tmp_path))
+        write_under_way.write_bytes(b"half of it")
+        real(uri, content, stays)
+
+    write_under_way = folder(tmp_path, 5) / "attempt-0002-model-0.safetensors"
+    write_under_way.parent.mkdir(parents=True)
+    monkeypatch.setattr(module, "write_unless", delayed)
+    writer.save(make(1), "")
+    writer.finish()
+    assert "attempt 1 stops and leaves the output to it" in writer.failure
+    assert write_under_way.exists()
+    collect_checkpoints(str(tmp_path), attempt=1, keep=1, keep_best=0)  # had it not noticed yet
+    assert write_under_way.exists()
+    collect_checkpoints(str(tmp_path), attempt=2, keep=1, keep_best=0)
+    assert not write_under_way.exists()
+
+
+def test_storage_that_lets_nobody_delete_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(uri: str) -> None:
+        raise StorageError(uri, "access denied", "give the right to delete")
+
+    monkeypatch.setattr(module, "delete", forbidden)
+    writer = writer_for(tmp_path)
+    for step in (1, 2, 3, 4):
+        writer.save(make(step), "")
+    writer.finish()
+    assert not writer.failure
+    assert 4 in complete_steps(str(tmp_path))
+    assert "superfluous checkpoints not deleted" in caplog.text
+    assert "checkpoint not saved" not in caplog.text
+    next(folder(tmp_path, 4).glob("*model*")).write_bytes(b"torn")
+    discard_after(str(tmp_path), newest_cursor(str(tmp_path)).step)  # as a new start does
+    again = writer_for(tmp_path)
+    again.save(make(4), "")
+    again.finish()
+    assert not again.failure
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert found.step == 4
+
+
+def test_orphans_and_torn_checkpoints_are_collected(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        write_checkpoint(str(tmp_path), make(step))
+    (folder(tmp_path, 2) / "complete.json").unlink()  # an orphan: killed before its marker
+    torn = next(folder(tmp_path, 4).glob("*model*"))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    cursor = newest_cursor(str(tmp_path))
+    assert cursor.step == 3
+    discard_after(str(tmp_path), cursor.step)
+    collect_checkpoints(str(tmp_path), attempt=2, keep=5, keep_best=0)
+    left = {path.parent.name for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
+    assert left == {"step-00000001", "step-00000003"}
+
+
+def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
+    """A run died between a journal segment and its checkpoint; the next attempt wrote the steps again."""
+    write_journal(str(tmp_path), 4, 1, '{"step": 3, "by": 1}\n{"step": 4, "by": 1}\n')
+    write_journal(str(tmp_path), 6, 1, '{"step": 5, "by": 1}\n{"step": 6, "by": 1}\n')
+    write_journal(str(tmp_path), 5, 2, '{"step": 4, "by": 2}\n{"step": 5, "by": 2}\n')
+    lines = [json.loads(line) for line in read_journal(str(tmp_path), 6).splitlines()]
+    assert [(line["step"], line["by"]) for line in lines] == [(3, 1), (4, 2), (5, 2), (6, 1)]

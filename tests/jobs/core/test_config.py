@@ -1,0 +1,136 @@
+"""The configuration tree: recipes, overrides, and errors that name key, value, rule and remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from jobs.core.config import config_yaml, describe_keys, load_config
+from jobs.core.errors import UserError
+from jobs.demo import DemoConfig
+from jobs.evaluate import EvaluateConfig
+from jobs.finetune import FinetuneConfig
+from jobs.prepare import PrepareConfig
+from jobs.pretrain import PretrainConfig
+from jobs.sync import SyncConfig
+from jobs.tag import TagConfig
+
+PROGRAMS = {
+    "demo": DemoConfig,
+    "evaluate": EvaluateConfig,
+    "finetune": FinetuneConfig,
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "sync": SyncConfig,
+    "tag": TagConfig,
+}
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A slice."""
+
+    rate: float = 0.5
+    """A rate."""
+    kind: Literal["calm", "wild"] = "calm"
+    """A choice."""
+
+    def __post_init__(self) -> None:
+        if self.rate < 0:
+            raise ValueError(f"rate={self.rate}: must not be negative; use 0.5")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A tree."""
+
+    name: str
+    """A text."""
+    sizes: tuple[int, ...] = (1, 2)
+    """Several numbers."""
+    note: str | None = None
+    """Perhaps a text."""
+    inner: Inner = field(default_factory=Inner)
+
+
+def load(*arguments: str) -> Outer:
+    return load_config(Outer, "nothing", arguments)
+
+
+def test_overrides_go_over_recipe_over_defaults(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: from recipe\ninner:\n  rate: 8e-4\n  kind: wild\n")
+    config = load(str(recipe), "inner.rate=0.25", "sizes=[3,4,5]")
+    assert config == Outer("from recipe", (3, 4, 5), None, Inner(0.25, "wild"))
+
+
+def test_a_recipe_may_build_on_a_key_that_comes_later(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("note: ${name}-run\n")
+    assert load(str(recipe), "name=x").note == load("note=${name}-run", "name=x").note == "x-run"
+
+
+@pytest.mark.parametrize("text", ["no", "0123", "1e3", "null-ish", "a: b"])
+def test_text_stays_as_written(tmp_path: Path, text: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: '{text}'\n")
+    assert load(f"name={text}").name == load(str(recipe)).name == text
+
+
+def test_a_recipe_cannot_read_the_environment(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: ${oc.env:HOME}\n")
+    with pytest.raises(UserError, match=r"oc\.env"):
+        load(str(recipe))
+
+
+def test_resolved_tree_reads_back_equal(tmp_path: Path) -> None:
+    config = load("name=x", "inner.kind=wild", "sizes=[7]", "note=yes")
+    (tmp_path / "again.yaml").write_text(config_yaml(config))
+    assert load(str(tmp_path / "again.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["name=x", "inner.rat=1"], ["inner.rat=1", "no such key", "perhaps inner.rate is meant"]),
+        (["name=x", "rate=1"], ["rate=1", "perhaps inner.rate is meant"]),
+        (["name=x", "zebra=1"], ["zebra=1: no such key; --help"]),
+        (["name=x", "inner.rate=-1"], ["inner.rate=-1", "must not be negative", "use 0.5"]),
+        (["name=x", "inner.rate=fast"], ["inner.rate=fast: must be float"]),
+        (["name=x", "inner.kind=odd"], ["inner.kind=odd", "calm", "wild"]),
+        ([], ["name", "required", "name=..."]),
+        (["no_such_recipe", "name=x"], ["no_such_recipe", "known"]),
+        (["name=x", "stray"], ["stray", "key=value"]),
+    ],
+)
+def test_mistakes_name_key_value_rule_remedy(arguments: list[str], told: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load(*arguments)
+    assert all(part in str(caught.value) for part in told), str(caught.value)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_key_of_every_program_is_documented(program: str) -> None:
+    undocumented = [key.key for key in describe_keys(PROGRAMS[program]) if not key.text]
+    assert not undocumented
+
+
+def test_a_mistake_exits_with_2_and_no_traceback() -> None:
+    command = [sys.executable, "-m", "jobs.pretrain", "demo", "data=/nowhere", "output=/tmp/x", "mask_ratio=1.5"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert answer.returncode == 2
+    assert "mask_ratio=1.5" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_help_tells_the_defaults_that_a_program_gives_its_slices() -> None:
+    defaults = {key.key: key.default for key in describe_keys(TagConfig)}
+    assert defaults["decode.deadline_seconds"] == "30.0"  # of decoding elsewhere: 5.0
+    assert defaults["whole_video.crops"] == "3"
+    assert defaults["source"] == "(required)"

@@ -1,0 +1,239 @@
+"""Runs in MLflow: found again, complete, without repeated steps, and never in the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.entities import Run as MlflowRun
+
+from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
+from jobs.runs.fencing import LeaseLostError
+from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
+from jobs.runs.tracking import (
+    CHANGED_FILES_TAG,
+    COMMIT_TAG,
+    REVISION_VARIABLE,
+    TrackingConfig,
+    data_entity,
+    recorded,
+    source_tags,
+    start_run,
+)
+from jobs.sync import SyncConfig
+from jobs.sync import run as sync
+from tests.support.run_output import journal_lines, write_output
+
+pytestmark = pytest.mark.ray
+
+NOBODY = "http://someone:a-password@127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+def started(store: str, key: str) -> Run:
+    return Run(store, "tests", key, {"program": "pretrain"})
+
+
+def recorded_run(store: str, key: str) -> MlflowRun:
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("tests") or client.get_experiment_by_name("hiera-video")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.run_key = '{key}'")
+    return run
+
+
+def steps(store: str, run_id: str | None, metric: str = "loss") -> list[int]:
+    assert run_id is not None
+    return sorted(entry.step for entry in MlflowClient(tracking_uri=store).get_metric_history(run_id, metric))
+
+
+def test_a_run_killed_with_unsent_steps_has_each_step_once_in_the_end(store: str) -> None:
+    lines = journal_lines(40)
+    first = started(store, "killed")
+    first.log_steps(lines[:10])
+    assert first.drain()
+    second = started(store, "killed")  # steps 11 to 20 died with their process; 5 to 10 are repeated
+    second.log_steps([line | {"unix_seconds": time.time() + 9} for line in [*lines[4:10], *lines[20:]]])
+    second.fill_gaps(lines)
+    assert second.finish()
+    assert first.run_id == second.run_id
+    assert steps(store, second.run_id) == list(range(1, 41))
+    assert steps(store, second.run_id, "held_out_knn_top1") == [10, 20, 30, 40]
+
+
+def test_a_start_that_takes_over_repeats_no_step_and_the_other_says_nothing_more(store: str) -> None:
+    lines = journal_lines(12)
+    first = started(store, "taken")
+    first.wait_for_id(10)
+    second = started(store, "taken")
+    second.log_steps(lines[:2])
+    wait_until(lambda: steps(store, second.wait_for_id(10)) == [1, 2])
+    first.log_steps(lines[2:6])  # until it noticed
+    wait_until(lambda: len(steps(store, second.run_id)) == 6)
+    second.look_again()
+    second.log_steps([line | {"unix_seconds": time.time() + 9} for line in lines[2:]])
+    assert second.finish()
+    with pytest.raises(LeaseLostError), recorded(first):
+        raise LeaseLostError("a later start has taken over")
+    first.log_steps(journal_lines(20)[12:])
+    first._thread.join(10)
+    assert not first._thread.is_alive()
+    assert recorded_run(store, "taken").info.status == "FINISHED"
+    assert steps(store, second.run_id) == list(range(1, 13))
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    ends_at = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.1)
+
+
+def test_a_run_carries_revision_recipe_and_data(store: str, tmp_path: Path) -> None:
+    config = TrackingConfig(store, experiment="tests")
+    params = {"model": "m", "optimizer": {"learning_rate": 8e-4}, "tracking": {"uri": NOBODY}}
+    run = start_run(config, program="pretrain", run_key="facts", output=str(tmp_path), params=params)
+    run.log_dataset(data_entity("s3://bucket/set", 3, "0123456789abcdef" * 4), "training")
+    assert run.finish()
+    found = recorded_run(store, "facts")
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {
+        "model": "m",
+        "optimizer.learning_rate": "0.0008",
+        "tracking.uri": "http://127.0.0.1:9",
+    }
+    assert len(found.data.tags["mlflow.source.git.commit"]) == 40
+    (given,) = found.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("set version 3", ("0123456789abcdef" * 4)[:36])
+    assert "s3://bucket/set" in given.dataset.source
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+
+
+@pytest.mark.parametrize(("error", "status"), [(StopRequestedError, "KILLED"), (OSError, "FAILED")])
+def test_how_a_run_ended_is_told(store: str, error: type[Exception], status: str) -> None:
+    run = started(store, status)
+    with pytest.raises(error), recorded(run):
+        raise error("so it ended")
+    assert recorded_run(store, status).info.status == status
+
+
+def test_nobody_there_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(NOBODY, "tests", "nobody", {})
+    lines = journal_lines(1000)
+    began = time.thread_time()
+    for line in lines:
+        run.log_steps([line])
+    seconds_a_step = (time.thread_time() - began) / len(lines)
+    assert seconds_a_step < 0.001  # 1 % of a step of 100 ms
+    began = time.perf_counter()
+    assert not run.finish(wait_seconds=1.5)
+    assert time.perf_counter() - began < 10
+    told = [record.getMessage() for record in caplog.records]
+    assert any("does not answer" in text for text in told)
+    assert any("jobs.sync" in text for text in told)
+    assert not any("a-password" in text for text in told)
+
+
+def test_what_cannot_be_uploaded_holds_nothing_up(store: str, tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"a picture")
+    run = started(store, "artifact")
+    run.log_artifact(tmp_path / "picture.png")
+    (tmp_path / "picture.png").unlink()  # taken when it was logged
+    run.log_artifact(Path(__file__), folder="no/../such")
+    run.log_metrics({"final": 1.0, "wild": float("nan")})
+    assert run.finish()
+    found = recorded_run(store, "artifact")
+    assert found.data.metrics == {"final": 1.0}
+    names = [file.path for file in MlflowClient(tracking_uri=store).list_artifacts(found.info.run_id)]
+    assert names == ["picture.png"]
+
+
+def test_sync_sends_a_whole_run_and_nothing_twice(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    lines = journal_lines(30)
+    key = write_output(tmp_path / "run", store, lines)
+    for _ in range(2):
+        report: dict[str, Any] = dict(sync(SyncConfig(output=str(tmp_path / "run"))))
+        assert report["steps"] == 30
+        found = recorded_run(store, key)
+        assert found.info.run_id == report["run_id"]
+        assert steps(store, report["run_id"]) == list(range(1, 31))
+        assert steps(store, report["run_id"], "final_loss") == [0]
+    assert found.info.status == "FINISHED"
+    assert (found.data.tags["program"], found.data.tags["data_digest"]) == ("pretrain", "0123456789abcdef")
+    assert found.data.params["data"] == "/data/set"
+    assert found.data.tags[COMMIT_TAG] == "0" * 40  # the run's own, not that of the checkout which sends
+    assert found.inputs.dataset_inputs[0].dataset.name == "set version 3"
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_sync_leaves_how_an_unfinished_run_ended(status: str, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    key = write_output(tmp_path / "run", store, journal_lines(3))
+    for written_at_the_end in ("report.json", "metrics.jsonl"):
+        (tmp_path / "run" / written_at_the_end).unlink()
+    assert Run(store, "hiera-video", key, {}).finish(status)
+    sync(SyncConfig(output=str(tmp_path / "run")))
+    assert recorded_run(store, key).info.status == status
+
+
+def test_the_figures_of_a_large_cluster_go_in_several_requests(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server refuses larger ones; a store that is opened directly takes them."""
+    real, sizes = MlflowClient.log_batch, list[int]()
+
+    def log_batch(client: MlflowClient, run_id: str, metrics: Sequence[Metric] = (), **others: Any) -> Any:
+        sizes.append(len(metrics))
+        return real(client, run_id, metrics=metrics, **others)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    run = started(store, "large")
+    run.log_metrics({f"once/{number}": 1.0 for number in range(METRICS_PER_REQUEST + 1)})
+    run.log_sample({f"system/host{number}/cpu_percent": 2.0 for number in range(METRICS_PER_REQUEST + 1)}, step=1)
+    assert run.finish()
+    assert len(recorded_run(store, "large").data.metrics) == 2 * (METRICS_PER_REQUEST + 1)
+    assert max(sizes) == METRICS_PER_REQUEST
+
+
+def test_samples_for_a_dead_server_fill_no_memory() -> None:
+    run = Run(NOBODY, "tests", "samples", {})
+    for step in range(SAMPLES_KEPT + 10):
+        run.log_sample({"cpu_percent": 1.0}, step=step)
+    assert [len(run._samples), len(run._outbox)] == [SAMPLES_KEPT, 0]
+    assert run._samples[0][0].step == 10
+    run.drain(0)
+
+
+def test_sync_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.sync.ANSWER_SECONDS", 0.5)
+    with pytest.raises(UserError, match="give the output of a run"):
+        sync(SyncConfig(output=str(tmp_path / "nothing")))
+    write_output(tmp_path / "run", NOBODY, journal_lines(3))
+    with pytest.raises(WorkStoppedError, match="no answer within"):
+        sync(SyncConfig(output=str(tmp_path / "run")))
+    monkeypatch.setattr("jobs.sync.tracking_uri", lambda *_: None)  # as for an output on S3
+    with pytest.raises(UserError, match=r"tracking\.uri: is required here"):
+        sync(SyncConfig(output=str(tmp_path / "run")))
+
+
+def test_where_there_is_no_checkout_the_environment_tells_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert source_tags()[CHANGED_FILES_TAG].isdigit()
+    monkeypatch.setenv(REVISION_VARIABLE, "f" * 40)
+    assert source_tags()[COMMIT_TAG] != "f" * 40
+    monkeypatch.setattr("jobs.runs.tracking._git", lambda *_: None)
+    assert source_tags() == {COMMIT_TAG: "f" * 40}
+    monkeypatch.delenv(REVISION_VARIABLE)
+    assert source_tags() == {}
+
+
+def test_a_wrong_place_is_told_at_once() -> None:
+    for uri, told in (("mlruns", "must begin with one of"), ("sqlite:///mlflow.db", "relative SQLite path")):
+        with pytest.raises(ValueError, match=told):
+            TrackingConfig(uri)

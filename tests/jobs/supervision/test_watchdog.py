@@ -1,0 +1,171 @@
+"""The driver's watch: what blocks or fails must not end it, and what cannot go on is said. No Ray."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RpcError
+
+from jobs.runs.fencing import Lease, LeaseLostError, take_lease
+from jobs.supervision import watchdog as module
+from jobs.supervision.coordinator import Doing, Ending, RunBoard, SignOfLife
+from jobs.supervision.watchdog import RunWatch
+
+
+class FakeRay:
+    """Calls the board at once; ``failure`` is raised where an answer is fetched."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.board = RunBoard()
+        methods = ("begin", "take", "request", "wish", "result")
+        self.handle = SimpleNamespace(**{name: SimpleNamespace(remote=getattr(self.board, name)) for name in methods})
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "0" * 56)
+
+    def remote(self, **_options: Any) -> Callable[[type], Any]:
+        actor = SimpleNamespace(remote=lambda: self.handle)
+        return lambda _class: SimpleNamespace(options=lambda **_options: actor)
+
+    def get(self, answer: Any) -> Any:
+        if self.failure:
+            raise self.failure
+        return answer
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake = FakeRay()
+    monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LEASE_CHECKS", 0.01)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_SIZE_CHECKS", 0.0)
+    return fake
+
+
+class Killed(list[int]):
+    """The ranks that the watch ended."""
+
+    def take(self, signs: Any) -> dict[int, str]:
+        self.extend(sign.rank for sign in signs)
+        return dict.fromkeys(self, "")
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Killed:
+    ended = Killed()
+    monkeypatch.setattr(module, "take_all_stacks", ended.take)
+    return ended
+
+
+@contextmanager
+def watch_over(lease: Lease, *, hang_minutes: float = 60, saving_minutes: float = 60) -> Iterator[RunWatch]:
+    room: Any = SimpleNamespace(has=lambda _workers: True, may_grow=lambda _workers: False)
+    limits = {"hang_minutes": hang_minutes, "saving_minutes": saving_minutes}
+    watch = RunWatch("test", 10, room=room, on_steps=lambda _lines: None, **limits)
+    former = signal.getsignal(signal.SIGTERM)
+    with watch.watching():
+        watch.begin(lease, 1, 0)
+        yield watch
+    assert signal.getsignal(signal.SIGTERM) is former
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+
+
+def sign(doing: Doing) -> SignOfLife:
+    return SignOfLife(0, "host", "node", 1, "", step=4, doing=doing)
+
+
+@pytest.fixture
+def lease(tmp_path: Path) -> Lease:
+    return take_lease(str(tmp_path))
+
+
+def test_saving_has_its_own_limit_and_is_watched_too(ray: FakeRay, killed: Killed, lease: Lease) -> None:
+    began = time.monotonic()
+    with watch_over(lease, hang_minutes=1e-4, saving_minutes=0.005):
+        ray.board.beat(lease.attempt, sign(Doing.SAVING))
+        wait_until(lambda: killed)
+        assert time.monotonic() - began >= 60 * 0.005
+    assert killed[0] == 0
+
+
+def test_a_rank_that_never_gave_a_sign_is_named(
+    ray: FakeRay, killed: Killed, lease: Lease, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with watch_over(lease, hang_minutes=0.002) as watch:
+        wait_until(lambda: "no worker has given a sign of life" in capsys.readouterr().err)
+        watch.begin(lease, 2, 0)
+        ray.board.beat(lease.attempt, sign(Doing.BACKWARD))
+        wait_until(lambda: killed)
+        wait_until(lambda: "slow: rank 1: never gave a sign of life;" in capsys.readouterr().err)
+
+
+def test_what_an_older_group_posts_does_not_count() -> None:
+    board = RunBoard()
+    board.begin(2, 4)
+    board.post(2, "", 5, {"step": 5})
+    board.post(1, "a warning", 9, {"step": 9})
+    assert board.take() == (["a warning"], [{"step": 5}], 5, {})
+
+
+def test_storage_that_blocks_does_not_end_the_watch(
+    ray: FakeRay, killed: Killed, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "lost_to", lambda _lease: time.sleep(30))
+    with watch_over(lease, hang_minutes=0.002, saving_minutes=0.002):
+        ray.board.beat(lease.attempt, sign(Doing.SAVING))
+        wait_until(lambda: killed)
+
+
+def test_a_silent_cluster_and_a_torn_record_are_told_once_and_the_watch_goes_on(
+    ray: FakeRay, lease: Lease, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with watch_over(lease) as watch:
+        ray.failure = RpcError("the head node does not answer")
+        (tmp_path / "attempts" / "00000002.json").write_text("{")
+        wait_until(lambda: watch._told)
+        time.sleep(0.1)
+        ray.failure = None
+        watch._stop_requested.set()
+        wait_until(lambda: ray.board.wish() is Ending.REQUESTED)
+        ray.board.post(lease.attempt, "", 7)
+        wait_until(lambda: watch._steps == 7)
+    assert capsys.readouterr().err.count("goes on after") == 1
+
+
+def test_a_dead_board_ends_the_workers_and_is_said(ray: FakeRay, killed: Killed, lease: Lease) -> None:
+    with watch_over(lease) as watch:
+        ray.board.beat(lease.attempt, sign(Doing.FORWARD))
+        wait_until(lambda: watch._signs)
+        ray.failure = ActorDiedError()
+        wait_until(lambda: killed)
+    assert killed == [0]
+    assert "the actor between driver and workers died" in str(watch.lost)
+
+
+def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, lease: Lease) -> None:
+    """Between two groups the next attempt is taken, and waiting for room may last."""
+    with watch_over(lease) as watch:
+        watch.pause()
+        following = lease.renewed()
+        time.sleep(0.2)
+        assert not watch.lost
+        watch.begin(following, 1, 0)
+        take_lease(lease.output)
+        wait_until(lambda: watch.lost)
+    assert isinstance(watch.lost, LeaseLostError)
+    assert "a later start has taken over" in str(watch.lost)

@@ -1,0 +1,168 @@
+"""Training end to end with real workers: the order of samples, resume, another number of workers, fine-tuning."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hiera_video.weights.checkpoint_files import load_model, read_metadata
+from jobs import finetune, pretrain
+from jobs.checkpoints.store import complete_steps
+from jobs.core.config import load_config
+from jobs.core.errors import TrainingStoppedError, UserError
+from jobs.runs.tracking import TrackingConfig, tracking_client
+from pipeline.shards.reader import open_prepared
+from tests.support.golden_losses import GLOBAL_BATCH, GOLDEN, STEPS, TINY, pretrain_config, write_tiny_set
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_set(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain.run(pretrain_config(prepared, output))
+    return output
+
+
+def journal(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output: Path) -> list[float]:
+    return [line["loss"] for line in journal(output)]
+
+
+def cut_off_at(output: Path, step: int, copy: Path) -> Path:
+    """The state of a run that died after the checkpoint of ``step`` was complete."""
+    shutil.copytree(output, copy)
+    for later in (found for found in complete_steps(str(copy)) if found > step):
+        shutil.rmtree(copy / "checkpoints" / f"step-{later:08d}")
+    for done in ("metrics.jsonl", "model.safetensors"):
+        (copy / done).unlink()
+    return copy
+
+
+def test_every_view_once_per_epoch_and_no_tail_dropped(pretrained: Path, prepared: str) -> None:
+    lines = journal(pretrained)
+    samples = [sample for line in lines for sample in line["sample_ids"]]
+    per_epoch = open_prepared(prepared).num_clips("train") * 2  # view.repeats
+    assert [line["position"] for line in lines] == [GLOBAL_BATCH * (step + 1) for step in range(STEPS)]
+    for first in range(0, len(samples), per_epoch):
+        epoch = samples[first : first + per_epoch]
+        assert len(set(epoch)) == len(epoch)
+
+
+def test_the_losses_are_the_golden_ones(pretrained: Path) -> None:
+    assert losses(pretrained) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+def test_outputs_of_a_run(pretrained: Path) -> None:
+    assert read_metadata(pretrained / "model.safetensors")["program"] == "pretrain"
+    assert load_model(pretrained / "model.safetensors").config.input_size == (8, 64, 64)
+    for name in ("curves.png", "reconstructions.png", "config.yaml", "run.json"):
+        assert (pretrained / name).stat().st_size > 0
+    client = tracking_client(TrackingConfig(), str(pretrained))
+    run_id = read_metadata(pretrained / "model.safetensors")["run_id"]
+    history = client.get_metric_history(run_id, "loss")
+    assert sorted((entry.step, entry.value) for entry in history) == list(enumerate(losses(pretrained), start=1))
+    assert {file.path for file in client.list_artifacts(run_id)} >= {"curves.png", "reconstructions.png"}
+    assert client.get_run(run_id).data.tags["data_digest"]
+
+
+def test_a_resumed_run_is_bit_equal(pretrained: Path, prepared: str, tmp_path: Path) -> None:
+    resumed = cut_off_at(pretrained, 2, tmp_path / "resumed")
+    pretrain.run(pretrain_config(prepared, resumed))
+    assert losses(resumed) == losses(pretrained)
+    assert [line["sample_ids"] for line in journal(resumed)] == [line["sample_ids"] for line in journal(pretrained)]
+    ours, theirs = (load_model(run / "model.safetensors").state_dict() for run in (resumed, pretrained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_one_worker_draws_what_two_draw(pretrained: Path, prepared: str, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    pretrain.run(pretrain_config(prepared, alone, "workers=1", "zero_stage=0"))
+    assert [line["sample_ids"] for line in journal(alone)] == [line["sample_ids"] for line in journal(pretrained)]
+    assert losses(alone) == pytest.approx(losses(pretrained), rel=1e-5)
+
+
+@pytest.mark.faults  # not a fault, but three more runs than fit into `make test`
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_zero_stage_takes_the_same_steps(stage: int, pretrained: Path, prepared: str, tmp_path: Path) -> None:
+    """On two workers, as `pretrained` with stage 1."""
+    output = tmp_path / f"stage-{stage}"
+    pretrain.run(pretrain_config(prepared, output, f"zero_stage={stage}"))
+    assert [line["sample_ids"] for line in journal(output)] == [line["sample_ids"] for line in journal(pretrained)]
+    assert losses(output) == pytest.approx(losses(pretrained), rel=1e-5)
+
+
+def test_the_same_output_with_another_rate_is_refused(pretrained: Path, prepared: str) -> None:
+    with pytest.raises(UserError, match=r"learning_rate: 0\.0128 there, 0\.5 now"):
+        pretrain.run(pretrain_config(prepared, pretrained, "optimizer.learning_rate=0.5"))
+
+
+def test_finetuning_starts_from_the_encoder_and_a_wild_loss_stops(
+    pretrained: Path, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # places may be relative to a folder that the workers do not share
+    places = [f"data={os.path.relpath(prepared)}", f"init={os.path.relpath(pretrained)}"]
+    common = ["demo", *places, "model=hiera_test_8x64", *TINY]
+    good = load_config(finetune.FinetuneConfig, "finetune", [*common, "output=good"])
+    report = finetune.run(good)
+    metadata = read_metadata(tmp_path / "good" / "model.safetensors")
+    assert metadata["pretrain_run_id"] == read_metadata(pretrained / "model.safetensors")["run_id"]
+    assert len(json.loads(metadata["classes"])) == report["classes"] == 8
+
+    wild = ["optimizer.learning_rate=1e30", "optimizer.clip_gradient_norm=0", "schedule.warmup_epochs=0"]
+    bad = load_config(finetune.FinetuneConfig, "finetune", [*common, f"output={tmp_path / 'bad'}", *wild])
+    with pytest.raises(TrainingStoppedError, match=r"not finite; samples of this batch: -?\d+#0, "):
+        finetune.run(bad)
+
+
+def test_mistakes_are_told_before_any_worker_starts(prepared: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"workers=3: must divide global_batch / micro_batch = 2; use one of 1, 2"):
+        pretrain_config(prepared, tmp_path, "workers=3")
+    with pytest.raises(UserError, match="no such preset"):
+        pretrain_config(prepared, tmp_path, "model=mae_hiera_bsae_16x224")
+    with pytest.raises(UserError, match=r"view.size=32"):
+        pretrain_config(prepared, tmp_path, "view.size=32")
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("form", ["plain", "torch"])
+@pytest.mark.parametrize("name", ["weights.pth", "model.safetensors"])
+def test_a_pickle_planted_as_weights_is_refused_and_runs_nothing(
+    prepared: str, tmp_path: Path, name: str, form: str
+) -> None:
+    weights, mark = tmp_path / name, tmp_path / "mark"
+    content = {"model_state": {"w": torch.zeros(1)}, "planted": Planted(mark)}
+    if form == "plain":
+        weights.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, weights)
+    with pytest.raises(UserError, match=name):
+        pretrain.run(pretrain_config(prepared, tmp_path / "run", f"init={weights}"))
+    assert not mark.exists()
+    with weights.open("rb") as file:  # the planted pickle does work
+        torch.load(file, weights_only=False) if form == "torch" else pickle.load(file)  # noqa: S301 our own
+    assert mark.exists()

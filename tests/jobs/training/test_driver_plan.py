@@ -1,0 +1,64 @@
+"""From epochs to steps, before any worker starts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hiera_video.optimization import learning_rate_at
+from jobs.core.config import load_config
+from jobs.core.errors import UserError
+from jobs.pretrain import PretrainConfig, PretrainPhase
+from jobs.training.driver import plan_job
+from jobs.training.loop import TrainingJob
+
+
+def prepared(clips: int) -> Any:
+    return SimpleNamespace(num_clips=lambda split, labelled_only: clips, version=1)
+
+
+def plan(clips: int, *keys: str) -> TrainingJob:
+    config = load_config(PretrainConfig, "pretrain", ["data=d", "output=o", *keys])
+    return plan_job(config, PretrainPhase(config), "pretrain", "key", prepared(clips))
+
+
+def test_epochs_are_effective_repeats_count() -> None:
+    """Tab. 11a on Kinetics-400: 800 epochs of 240,000 clips at a batch of 512, whatever the repeats of a clip."""
+    for repeats in (1, 4):
+        job = plan(240_000, "epochs=800", "global_batch=512", "schedule.warmup_epochs=120", f"view.repeats={repeats}")
+        assert job.total_steps == 375_000
+        assert job.warmup_steps == 56_250
+    rates = [learning_rate_at(s, total_steps=375_000, warmup_steps=56_250, peak=8e-4) for s in (0, 56_249, 375_000)]
+    assert rates == pytest.approx([8e-4 / 56_250, 8e-4, 0.0])
+
+
+def test_a_set_without_clips_is_refused() -> None:
+    with pytest.raises(UserError, match="holds no training clips"):
+        plan(0, "steps=3")
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("workers=[1,3]", r"workers=\[1, 3\]: every number of them must divide global_batch / micro_batch = 64"),
+        ("workers=[2,1]", r"must be a number from 1 on, or \[fewest, most\]"),
+        ("workers=two", "must be a number from 1 on"),
+        ("hang_minutes=0", "hang_minutes=0.0: must be positive"),
+        ("checkpoint.keep_best=-1", "checkpoint.keep_best=-1: must be at least 0"),
+    ],
+)
+def test_wrong_values_are_told(key: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        plan(10, "steps=3", key)
+
+
+def test_compiling_and_zero_3_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="compile=true: cannot follow weights that come and go"):
+        plan(10, "steps=3", "compile=true", "zero_stage=3")
+
+
+def test_every_permitted_number_of_workers() -> None:
+    assert list(plan(10, "steps=3", "workers=[1,2]").config.worker_range) == [1, 2]
+    assert list(plan(10, "steps=3", "workers=4").config.worker_range) == [4]

@@ -1,0 +1,90 @@
+"""`--dry-run`: the figures by hand, nothing written, no Ray."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hiera_video.analysis.activation_memory import activation_bytes
+from hiera_video.analysis.flops import complexity
+from hiera_video.models.presets import model_config
+from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
+from jobs.core.config import load_config
+from jobs.pretrain import PretrainConfig, PretrainPhase
+from jobs.training.dry_run import GIB, checkpoint_bytes, dry_run_figures, worker_memory
+from tests.support.small_set import small_prepared_set
+
+KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "view.repeats=2",
+        "global_batch=8", "micro_batch=2", "workers=2", "epochs=20", "schedule.warmup_epochs=4"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_prepared_set(tmp_path_factory.mktemp("dry")).uri
+
+
+def config(data: str, output: Path, *more: str) -> PretrainConfig:
+    return load_config(PretrainConfig, "pretrain", [f"data={data}", f"output={output}", *KEYS, *more])
+
+
+def test_length_and_speed(data: str, tmp_path: Path) -> None:
+    plan = config(data, tmp_path / "out", "plan.hours=0.5")
+    figures = dry_run_figures(plan, PretrainPhase(plan))
+    assert (figures["clips"], figures["steps"], figures["warm-up steps"], figures["views"]) == (10, 25, 5, 200)
+    assert figures["effective epochs (views / clips)"] == 20
+    assert figures["passes over the data, each of view.repeats views a clip"] == 10
+    assert figures["views a second needed to end in 0.5 hours"] == pytest.approx(200 / 1800)
+    assert figures["GiB of host memory for checkpoints, first worker"] == 2 * figures["GiB a checkpoint"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_measured_step_tells_how_long_it_takes(data: str, tmp_path: Path) -> None:
+    measured = config(data, tmp_path, "plan.step_seconds=2")
+    assert dry_run_figures(measured, PretrainPhase(measured))["hours at that speed"] == pytest.approx(25 * 2 / 3600)
+    write_checkpoint(str(tmp_path), Checkpoint(5, 40, {}, {}))
+    write_journal(
+        str(tmp_path), 5, 0, "".join(f'{{"step": {step}, "clips_per_second": 4.0}}\n' for step in range(1, 6))
+    )
+    begun = config(data, tmp_path)
+    figures = dry_run_figures(begun, PretrainPhase(begun))
+    assert (figures["steps done already"], figures["seconds a step, measured"]) == (5, 2.0)
+    assert figures["hours at that speed"] == pytest.approx(20 * 2 / 3600)
+
+
+def test_memory_by_stage() -> None:
+    plan = load_config(PretrainConfig, "pretrain", ["k400_large", "data=d", "output=o", "workers=8"])
+    parameters = complexity("mae_hiera_large_16x224").parameters
+    told = worker_memory(plan, parameters, activation_bytes(model_config("mae_hiera_large_16x224")))
+    parts = {
+        stage: {name: float(size) for name, size in re.findall(r"(\w+) (\d+\.\d+)", text)}
+        for stage, text in told.items()
+    }
+    weights = 4 * parameters / GIB
+    assert parts[0]["optimizer"] == pytest.approx(2 * weights, abs=0.01)
+    assert parts[1]["optimizer"] == pytest.approx(3 * weights / 8, abs=0.01)
+    assert parts[2]["gradients"] == pytest.approx(weights / 8, abs=0.01)
+    assert parts[3]["weights"] == pytest.approx(weights / 8, abs=0.01)
+    totals = [float(text.split()[0]) for text in told.values()]
+    assert totals == sorted(totals, reverse=True)
+    assert checkpoint_bytes(plan, parameters) == 12 * parameters
+
+
+@pytest.mark.ray  # not for Ray, which must not start, but for the seconds that a process takes
+@pytest.mark.parametrize(
+    ("program", "keys"),
+    [
+        ("finetune", ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "steps=3", "global_batch=8"]),
+        ("tag", ["init=nowhere", "source=.", "data="]),
+    ],
+)
+def test_every_program_has_one_and_it_writes_nothing(program: str, keys: list[str], data: str, tmp_path: Path) -> None:
+    given = [f"data={data}", *keys] if "data=" not in keys else keys[:-1]
+    command = [sys.executable, "-m", f"jobs.{program}", "--dry-run", f"output={tmp_path / 'out'}", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "nothing is written" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,173 @@
+"""Groups of workers that follow each other, from the driver's side: how a run ends between them. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import TrainingFailedError
+
+from jobs.checkpoints.store import Checkpoint, Cursor, discard_after, write_checkpoint
+from jobs.core.config import load_config
+from jobs.core.errors import StopRequestedError, TrainingStoppedError
+from jobs.pretrain import PretrainConfig, PretrainPhase
+from jobs.runs.fencing import Lease, LeaseLostError, take_lease
+from jobs.training import elastic as worker_groups
+from jobs.training.loop import TrainingJob
+from pipeline.storage import retry as patience
+from pipeline.storage.files import StorageError
+
+Group = Callable[[], None]
+BIG = ["micro_batch=64", "global_batch=512", "workers=8", "decode_actors=16", "view.repeats=1"]
+
+
+class FakeWatch:
+    """Has no board; the test says when somebody asks to stop."""
+
+    lost: TrainingStoppedError | None = None
+
+    def __init__(self, *_args: Any, **_keys: Any) -> None:
+        self.stop_requested = False
+        self.said: list[str] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        yield
+
+    def begin(self, _lease: Lease, _workers: int, _step: int) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+class Run:
+    """A training run whose groups of workers are functions of the test."""
+
+    def __init__(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.watch = FakeWatch()
+        self.groups: list[Group] = []
+        self.output = str(output)
+        room = SimpleNamespace(asked_for=self.watch.watching, wait=self.wait, gpus=False)
+        monkeypatch.setattr(worker_groups, "RunWatch", lambda *_, **__: self.watch)
+        monkeypatch.setattr(worker_groups, "RoomForWorkers", lambda *_: room)
+        monkeypatch.setattr(worker_groups, "_run_group", lambda *_: self.groups.pop(0)())
+
+    def wait(self, _seconds: float, *, given_up: Callable[[], bool], **_keys: Any) -> int:
+        return 0 if given_up() else 1
+
+    def save(self, step: int) -> None:
+        write_checkpoint(self.output, Checkpoint(step, 8 * step, {}, {}))
+
+    def ask_to_stop(self) -> None:
+        self.watch.stop_requested = True
+
+    def job(self) -> TrainingJob:
+        keys = [
+            "data=d",
+            f"output={self.output}",
+            "steps=4",
+            "model=mae_hiera_test_8x64",
+            "max_failures=1",
+            "mask_ratio=0.75",
+        ]
+        config = load_config(PretrainConfig, "pretrain", [*keys, "view.num_frames=8", "view.size=64"])
+        return TrainingJob(config, PretrainPhase(config), 4, 0, "pretrain", "key", 1, 1)
+
+    def train(self, *groups: Group) -> Lease:
+        self.groups = list(groups)
+        return worker_groups.train(self.job(), take_lease(self.output), SimpleNamespace(run_id=None, look_again=bool))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(tmp_path / "run", monkeypatch)
+
+
+def in_turn(*steps: Group) -> Group:
+    def group() -> None:
+        for step in steps:
+            step()
+
+    return group
+
+
+def lose_the_controller() -> None:
+    raise ActorDiedError
+
+
+def die() -> None:
+    raise TrainingFailedError("workers died")
+
+
+def test_asked_to_stop_and_then_dead_is_still_a_stop_on_request(run: Run) -> None:
+    with pytest.raises(StopRequestedError, match="saved at step 2 of 4; the same command goes on"):
+        run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
+
+
+def test_asked_to_stop_while_waiting_for_room(run: Run) -> None:
+    with pytest.raises(StopRequestedError, match="saved at step 3 of 4"):
+        run.train(in_turn(partial(run.save, 3), run.ask_to_stop))
+
+
+def test_asked_to_stop_before_anything_is_saved_is_no_success(run: Run) -> None:
+    with pytest.raises(TrainingStoppedError, match="before the first checkpoint"):
+        run.train(in_turn(run.ask_to_stop, die))
+
+
+def test_a_lost_lease_counts_for_more_than_a_stop(run: Run) -> None:
+    run.watch.lost = LeaseLostError("a later start has taken over")
+    with pytest.raises(LeaseLostError, match="taken over"):
+        run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
+
+
+def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> Group:
+    """Storage that fails so often from now on."""
+    real, left = worker_groups.newest_cursor, [times]
+
+    def newest_cursor(output: str) -> Cursor:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise StorageError(output, "answered 503", "try again")
+        return real(output)
+
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.0)
+    return lambda: monkeypatch.setattr(worker_groups, "newest_cursor", newest_cursor)
+
+
+def test_a_controller_that_dies_is_a_failure_like_a_workers(run: Run) -> None:
+    """Ray hands its death on as it comes, not as an error of training."""
+    assert run.train(in_turn(partial(run.save, 2), lose_the_controller), partial(run.save, 4)).attempt == 3
+    discard_after(run.output, 0)
+    with pytest.raises(TrainingStoppedError, match=r"workers died .*failure 2"):
+        run.train(lose_the_controller, lose_the_controller)
+
+
+def test_storage_that_fails_between_groups_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.train(in_turn(partial(run.save, 2), failing(2, monkeypatch), die), partial(run.save, 4)).attempt == 3
+
+
+def test_storage_lost_between_groups_is_no_mistake_of_the_user(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingStoppedError, match=r"answered 503.*the checkpoints are kept"):
+        run.train(in_turn(partial(run.save, 2), failing(100, monkeypatch), die))
+
+
+@pytest.mark.parametrize(("keys", "workers", "gib"), [([], 1, 2.0), (BIG, 8, 4 * 24 * 64 * 16 * 224**2 * 3 / 2**30)])
+def test_reading_ahead_has_room_for_every_decoder_and_worker(keys: list[str], workers: int, gib: float) -> None:
+    config = load_config(PretrainConfig, "pretrain", ["data=d", "output=o", "steps=1", *keys])
+    assert worker_groups.read_ahead_bytes(config, workers) / 2**30 == pytest.approx(gib)
+
+
+def test_an_object_store_too_small_to_read_ahead_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_groups.ray, "cluster_resources", lambda: {"object_store_memory": 3 * 2**30})
+    assert worker_groups._read_ahead(run.job(), run.watch, 1) == 2 * 2**30  # type: ignore[arg-type]
+    assert "half of the cluster's object store is 1.5" in run.watch.said[0]

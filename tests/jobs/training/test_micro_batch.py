@@ -1,0 +1,59 @@
+"""Micro-batches on their way to the device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.training.micro_batch import Batch, batch_from_columns, one_ahead
+
+CPU = torch.device("cpu")
+
+
+def columns(position: int) -> dict[str, object]:
+    video = np.full((2, 1, 4, 4, 3), position, np.uint8)
+    video.flags.writeable = False
+    return {
+        "video": video,
+        "label": np.zeros(2, np.int64),
+        "epoch": np.zeros(2, np.int64),
+        "position": np.array([position, position + 1]),
+        "sample_id": ["1#0", "2#0"],
+        "failure": ["", "timeout"],
+        "replaced_by": ["", "1#0"],
+    }
+
+
+def batches(count: int, fetched: list[int]) -> Iterator[Batch]:
+    for number in range(count):
+        fetched.append(number)
+        yield batch_from_columns(columns(2 * number), seed=0, step=number, index=0, device=CPU)
+
+
+def test_the_same_batches_in_order_and_one_ahead() -> None:
+    fetched: list[int] = []
+    ahead = one_ahead(batches(4, fetched), CPU)
+    first = next(ahead)
+    arrived = threading.Event()
+    for _ in range(100):
+        if len(fetched) == 2:
+            break
+        arrived.wait(0.02)
+    assert fetched == [0, 1]  # the second is fetched while the first is in use, the third is not
+    assert [first.position, *(batch.position for batch in ahead)] == [0, 2, 4, 6]
+    assert [failure.sample_id for failure in first.failures] == ["2#0"]
+
+
+def test_an_error_of_the_stream_arrives_where_its_batch_was_due() -> None:
+    def broken() -> Iterator[Batch]:
+        yield from batches(1, [])
+        raise RuntimeError("position 7 where 2 was due")
+
+    ahead = one_ahead(broken(), CPU)
+    assert next(ahead).position == 0
+    with pytest.raises(RuntimeError, match="where 2 was due"):
+        next(ahead)
