@@ -1,4 +1,4 @@
-"""`python -m tests.support.checkpoint_loop OUTPUT`: checkpoints without end, resuming from the newest, as a run does."""
+"""`python -m tests.support.checkpoint_loop OUTPUT`: checkpoints without end, resuming from the newest, as a run would."""
 
 from __future__ import annotations
 
