@@ -1,4 +1,4 @@
-"""The programs that people run."""
+"""The commands that people run."""
 
 import logging
 

@@ -21,16 +21,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from jobs.core.cli import run_program
+from jobs.core.cli import run_command
 from jobs.core.errors import UserError
 from jobs.reports.compare_html import curves_picture, loss_curve, page
 from jobs.runs.mlflow_sender import FAILURES
-from jobs.runs.tracking import OUTPUT_TAG, PROGRAM_TAG, TrackingPlace
+from jobs.runs.tracking import OUTPUT_TAG, COMMAND_TAG, TrackingPlace
 from pipeline.storage.files import join, write_bytes
 
 PAGE = 500
 ANSWER_LENGTH = 300
-PROGRAM_ORDER = ("prepare", "pretrain", "finetune", "evaluate", "tag")
+COMMAND_ORDER = ("prepare", "pretrain", "finetune", "evaluate", "tag")
 # The nearest link wins: a tagging run knows its pretraining run too, but came from the fine-tuning run.
 PARENT_TAGS = ("finetune_run_id", "pretrain_run_id")
 # A direction only where more or less of it is plainly better; a step or a learning rate has no best.
@@ -38,7 +38,7 @@ HIGHER_IS_BETTER = ("top1", "top5", "accuracy", "average_precision", "per_second
 LOWER_IS_BETTER = ("loss", "error", "seconds", "failed", "not_scored", "peak_memory")
 # Held-out figures before the training loss: mixed and smoothed labels make that one's level meaningless.
 RANKED_BY = (
-    "top1", "evaluate top1", "held_out_top1", "held_out_knn_top1", "held_out_loss", "loss", "clips_per_second",
+    "top1", "evaluate top1", "validation_top1", "validation_knn_top1", "validation_loss", "loss", "clips_per_second",
     "windows_per_second",
 )  # fmt: skip
 # A loss says nothing between runs that differ in what it measures: target, share of what is masked, mixed labels.
@@ -54,16 +54,16 @@ class CompareConfig:
     experiment: str = "hiera-video"
     """MLflow experiment."""
     runs: tuple[str, ...] = ()
-    """Run ids (or their first characters) or run names. Default: the newest runs of each program."""
+    """Run ids (or their first characters) or run names. Default: the newest runs of each command."""
     query: str = ""
-    """MLflow search filter, for example `metrics.top1 > 0.5 and tags.program = 'finetune'`."""
+    """MLflow search filter, for example `metrics.top1 > 0.5 and tags.command = 'finetune'`."""
     best_by: str = ""
-    """Metric that decides the best run of a program. Default: top1, else held-out top1, nearest-neighbour top1 or
+    """Metric that decides the best run of a command. Default: top1, else held-out top1, nearest-neighbour top1 or
     loss, else training loss, else clips or windows a second; a loss only between runs of one model and loss."""
     output: str | None = None
     """Where `compare.html` (tables and loss curves, without network access) and `curves.png` go. Default: nowhere."""
     columns: int = 6
-    """Most runs of one program that are shown, the newest first."""
+    """Most runs of one command that are shown, the newest first."""
     tracking: TrackingPlace = field(default_factory=TrackingPlace)
     """Where MLflow is."""
 
@@ -73,38 +73,38 @@ class CompareConfig:
 
 
 def run(config: CompareConfig) -> dict[str, Any]:
-    """Print the comparison; the report counts runs and names the best of each program."""
+    """Print the comparison; the report counts runs and names the best of each command."""
     found = with_evaluations(find_runs(config))
     check_best_by(found, config.best_by)
-    programs = by_program(found)
+    commands = by_command(found)
     place = config.tracking.client().tracking_uri
     report: dict[str, Any] = {"tracking.uri": place, "experiment": config.experiment, "runs": len(found)}
     shown: list[RenderableType] = []
-    for program, runs in programs.items():
-        shown.append(program_table(program, runs[: config.columns], len(runs), config.best_by))
+    for command, runs in commands.items():
+        shown.append(command_table(command, runs[: config.columns], len(runs), config.best_by))
         best = best_run(runs, config.best_by)
         if best is not None:
-            report[f"best {program}"] = f"{short_id(best.run)} ({best.metric} {best.value:.4g})"
+            report[f"best {command}"] = f"{short_id(best.run)} ({best.metric} {best.value:.4g})"
     shown.append(link_tree(found))
     Console().print(*shown, sep="\n")
-    return report | (write_page(config, programs, shown) if config.output else {})
+    return report | (write_page(config, commands, shown) if config.output else {})
 
 
 def write_page(
-    config: CompareConfig, programs: Mapping[str, Sequence[Run]], shown: Sequence[RenderableType]
+    config: CompareConfig, commands: Mapping[str, Sequence[Run]], shown: Sequence[RenderableType]
 ) -> dict[str, str]:
     """Write the page and the picture under ``output``; returns their places."""
     assert config.output is not None
     client = config.tracking.client()
     curves = {
-        program: [
+        command: [
             curve
             for run in runs[: config.columns]
             if (curve := loss_curve(client, run, f"{short_id(run)} {run.info.run_name or ''}"))
         ]
-        for program, runs in programs.items()
+        for command, runs in commands.items()
     }
-    drawn = {program: some for program, some in curves.items() if some}
+    drawn = {command: some for command, some in curves.items() if some}
     picture = curves_picture(drawn) if drawn else None
     files = {"compare.html": page(f"{config.experiment}: runs compared", shown, picture)}
     if picture is not None:
@@ -132,12 +132,12 @@ def find_runs(config: CompareConfig) -> list[Run]:
     return chosen
 
 
-def by_program(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs grouped by program, in the order in which the programs follow each other."""
+def by_command(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs grouped by command, in the order in which the commands follow each other."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[program_of(run)].append(run)
-    order = {program: place for place, program in enumerate(PROGRAM_ORDER)}
+        groups[command_of(run)].append(run)
+    order = {command: place for place, command in enumerate(COMMAND_ORDER)}
     return dict(sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
@@ -166,7 +166,7 @@ def best_index(metric: str, values: Sequence[float | None]) -> int | None:
 def with_evaluations(runs: Sequence[Run]) -> list[Run]:
     """The runs, fine-tuning runs with the metrics of their newest evaluation as `evaluate top1` and so on."""
     for evaluation in sorted(runs, key=lambda run: int(run.info.start_time)):
-        if program_of(evaluation) == "evaluate":
+        if command_of(evaluation) == "evaluate":
             source = evaluation.data.tags.get("finetune_run_id")
             for tuned in (run for run in runs if run.info.run_id == source):
                 tuned.data.metrics.update({f"evaluate {key}": value for key, value in evaluation.data.metrics.items()})
@@ -175,7 +175,7 @@ def with_evaluations(runs: Sequence[Run]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Best:
-    """The best run of a program and the metric that says so."""
+    """The best run of a command and the metric that says so."""
 
     run: Run
     metric: str
@@ -212,13 +212,13 @@ def is_comparable(metric: str, runs: Sequence[Run]) -> bool:
     return not differ
 
 
-def program_table(program: str, runs: Sequence[Run], total: int, best_by: str) -> Table:
-    """One program's runs as columns; rows: facts, differing parameters, metrics (best in green)."""
+def command_table(command: str, runs: Sequence[Run], total: int, best_by: str) -> Table:
+    """One command's runs as columns; rows: facts, differing parameters, metrics (best in green)."""
     best = best_run(runs, best_by)
     among = f"the newest {len(runs)} of {total} runs" if total > len(runs) else f"{total} run{'s'[: total != 1]}"
     rated = sum(best.metric in run.data.metrics for run in runs) if best else 0
     marked = f"; ★ best by {best.metric}{f', which {rated} of them have' if rated < len(runs) else ''}" if best else ""
-    table = Table(title=f"{program}: {among}{marked}", title_justify="left", title_style="bold")
+    table = Table(title=f"{command}: {among}{marked}", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
     for run in runs:
         star = "★ " if best is not None and best.run is run else ""
@@ -244,9 +244,9 @@ def link_tree(runs: Sequence[Run]) -> Tree:
     return tree
 
 
-def program_of(run: Run) -> str:
-    """The program that made a run."""
-    return str(run.data.tags.get(PROGRAM_TAG, "other"))
+def command_of(run: Run) -> str:
+    """The command that made a run."""
+    return str(run.data.tags.get(COMMAND_TAG, "other"))
 
 
 def short_id(run: Run) -> str:
@@ -259,7 +259,7 @@ def _grow(branch: Tree, runs: Sequence[Run], children: Mapping[str | None, list[
         digest = run.data.tags.get("data_digest")
         data = f" data {digest[:8]}" if digest else ""
         place = escape(run.data.tags.get(OUTPUT_TAG, ""))
-        leaf = branch.add(f"[bold]{program_of(run)}[/] {short_id(run)}{data} [dim]{place}[/]")
+        leaf = branch.add(f"[bold]{command_of(run)}[/] {short_id(run)}{data} [dim]{place}[/]")
         _grow(leaf, children.get(run.info.run_id, []), children)
 
 
@@ -312,7 +312,7 @@ def _matching(client: MlflowClient, experiment_id: str, query: str) -> list[Run]
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise UserError(
                 f"query={query!r}: MLflow does not understand it: {_answer(error)}; write for example "
-                "\"metrics.top1 > 0.5 and tags.program = 'finetune'\""
+                "\"metrics.top1 > 0.5 and tags.command = 'finetune'\""
             ) from error
         raise UserError(
             f"tracking.uri={client.tracking_uri}: does not answer: {_answer(error)}; check the server"
@@ -355,7 +355,7 @@ def _duration(run: Run) -> str:
 
 def main() -> None:
     """Entry point."""
-    run_program("compare", CompareConfig, run, description="Lay the runs of an MLflow experiment side by side.")
+    run_command("compare", CompareConfig, run, description="Lay the runs of an MLflow experiment side by side.")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from jobs import compare, evaluate, finetune, prepare, pretrain, tag
-from jobs.core.cli import console, finish, replace, run_program, tell
+from jobs.core.cli import console, echo, finish, replace, run_command
 from jobs.core.config import config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.core.process_memory import watch_memory
@@ -22,7 +22,7 @@ from pipeline.storage.files import absolute, exists, join
 from pipeline.tagging.source import list_source
 
 DESCRIPTION = (
-    "Run every program once, on videos that the demo renders itself or on a folder of your own: "
+    "Run every command once, on videos that the demo renders itself or on a folder of your own: "
     "prepare, pretrain, finetune, evaluate, tag, compare."
 )
 CLASS_HINT = "annotations.csv"
@@ -55,7 +55,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """One program with its recipe and the keys that the demo sets."""
+    """One command with its recipe and the keys that the demo sets."""
 
     name: str
     config_class: type
@@ -94,7 +94,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
 
 def _refuse_no_videos(source: str) -> None:
-    """Before a finished demo makes room for another."""
+    """Before a finished demo makes capacity for another."""
     if len(list_source(source).videos) == 0:
         raise UserError(f"source={source}: holds no video; give a folder or prefix of videos")
 
@@ -112,12 +112,12 @@ def _missing_labels(stage: Stage, config: DemoConfig) -> str | None:
 
 
 def _start_afresh_if_changed(config: DemoConfig) -> None:
-    """Stages resume; with other videos or dials than last time the demo's own folders make room."""
+    """Stages resume; with other videos or dials than last time the demo's own folders make capacity."""
     output = Path(absolute(config.output))
     dials = config_yaml(replace(config, source=absolute(config.source) if config.source else None))
     record = output / "demo.yaml"
     if record.exists() and record.read_text() != dials:
-        tell(f"other videos or dials than last time: {output} starts afresh")
+        echo(f"other videos or dials than last time: {output} starts afresh")
         for stage in STAGES:
             shutil.rmtree(output / stage, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _stages(config: DemoConfig, source: str) -> list[Stage]:
 
 
 def _run_stage(stage: Stage) -> dict[str, Any]:
-    """Run one stage as its own program would, and say with which command."""
+    """Run one stage as a command of its own, and print that command."""
     console.rule(stage.name)
     console.print(
         f"python -m jobs.{stage.name} {' '.join(stage.arguments)}", style="dim", soft_wrap=True, highlight=False
@@ -196,7 +196,7 @@ WORTH_READING = {
 
 def main() -> None:
     """Entry point of ``python -m jobs.demo``."""
-    run_program("demo", DemoConfig, run, description=DESCRIPTION)
+    run_command("demo", DemoConfig, run, description=DESCRIPTION)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ray.data import Dataset
 from rich.progress import track
 
-from jobs.core.cli import console, replace, run_program, tell
+from jobs.core.cli import console, echo, replace, run_command
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.ray_cluster import connect
@@ -97,7 +97,7 @@ def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]
     """`run`, once the weights are here."""
     prepared = open_prepared(config.data)
     weights = named_by_the_set(found, prepared)
-    tell_other_sampling(config, weights)
+    warn_other_sampling(config, weights)
     logits_of_labels = match_classes(weights, prepared, config.label_separator)
     output = absolute(config.output)
     if prepared.num_clips(config.split) == 0:
@@ -115,11 +115,11 @@ def evaluate(config: EvaluateConfig, found: ClassifierWeights) -> dict[str, Any]
     claim = claim_output(output, replace(config, **sources), free_keys=free, pins=pins | tags)
     refuse_what_changed(output, claim.pins, pins)
     if exists(join(output, FIGURES)):
-        tell(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
+        echo(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
         return dict(json.loads(read_bytes(join(output, FIGURES))))
     tracking = start_run(
         config.tracking,
-        program="evaluate",
+        command="evaluate",
         run_key=claim.run_key,
         output=output,
         params=config_dict(config),
@@ -191,7 +191,7 @@ def named_by_the_set(weights: ClassifierWeights, prepared: PreparedSet) -> Class
             f"init={weights.uri}: has {len(weights.classes)} classes without names, data={prepared.uri} has "
             f"{len(prepared.classes)}; give the weights' own list by classes="
         )
-    tell(
+    echo(
         f"init={weights.uri} does not say what its classes are; the {len(prepared.classes)} names "
         f"of data={prepared.uri} are taken for them, in its order. Where that is another order, scores are at chance: "
         "then give classes=",
@@ -200,7 +200,7 @@ def named_by_the_set(weights: ClassifierWeights, prepared: PreparedSet) -> Class
     return replace(weights, classes=prepared.classes)
 
 
-def tell_other_sampling(config: EvaluateConfig, weights: ClassifierWeights) -> None:
+def warn_other_sampling(config: EvaluateConfig, weights: ClassifierWeights) -> None:
     """Say where frames are chosen in another way than in training: scores are lower than they need be."""
     given = {"sampling": config.sampling, "frame_stride": config.frame_stride}
     other = {key: value for key, value in weights.sampling.items() if given[key] != value}
@@ -208,7 +208,7 @@ def tell_other_sampling(config: EvaluateConfig, weights: ClassifierWeights) -> N
         return  # which has no stride
     if other:
         due = " ".join(f"{key}={value}" for key, value in other.items())
-        tell(f"init={weights.uri} was trained with {due}; give {due} to score it so", warning=True)
+        echo(f"init={weights.uri} was trained with {due}; give {due} to score it so", warning=True)
 
 
 def not_in_the_set(prepared: PreparedSet, split: str) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def not_in_the_set(prepared: PreparedSet, split: str) -> dict[str, Any]:
     except StorageError as error:
         if not error.missing:
             raise
-        tell(f"what prepare rejected is not counted: {error}", warning=True)
+        echo(f"what prepare rejected is not counted: {error}", warning=True)
         return {}
     return {
         "videos_not_in_the_set": sum(of_split.values()),
@@ -295,7 +295,7 @@ def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWe
 
 def main() -> None:
     """Entry point."""
-    run_program("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")
+    run_command("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.presets import build_model
 from hiera_video.weights.checkpoint_files import load_model, read_metadata, save_model
 from jobs.checkpoints.store import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
-from jobs.core.cli import run_program
+from jobs.core.cli import run_command
 from jobs.core.errors import UserError
 from jobs.core.init_source import BEST_WEIGHTS, ENCODER, RUN_LINK, WEIGHTS, is_registered, local_weights
 from jobs.runs.tracking import TrackingConfig, TrackingPlace
@@ -172,7 +172,7 @@ def _from_checkpoint(init: str, output: str, checkpoint: Checkpoint | None) -> E
     model.load_state_dict(dict(checkpoint.weights))
     claim = json.loads(read_bytes(join(output, "run.json")))
     facts = {
-        "program": str(claim["pins"].get("program", "")),
+        "command": str(claim["pins"].get("command", "")),
         "run_key": str(claim["run_key"]),
         "run_id": str(checkpoint.extra.get("mlflow_run_id") or ""),
         "step": str(checkpoint.step),
@@ -205,7 +205,7 @@ def _architecture(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> A
 
 def main() -> None:
     """Entry point of ``python -m jobs.export``."""
-    run_program("export", ExportConfig, run, description=DESCRIPTION, keep_report=False)
+    run_command("export", ExportConfig, run, description=DESCRIPTION, keep_report=False)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.presets import create_model, set_activation_checkpointing
 from hiera_video.models.random_draws import sample_uniforms
 from hiera_video.weights.checkpoint_files import load_into_classifier, read_weights
-from jobs.core.cli import replace, run_program, tell
+from jobs.core.cli import echo, replace, run_command
 from jobs.core.errors import UserError
 from jobs.core.init_source import (
     ENCODER,
@@ -43,14 +43,14 @@ from jobs.training.driver import (
     initial_links,
     loss_curves,
     run_training,
-    with_absolute_places,
+    with_absolute_paths,
     with_initial_file,
 )
 from jobs.training.dry_run import dry_run_figures
 from jobs.training.loop import TrainStep
 from jobs.training.mfu import BACKWARD_AND_FORWARD
-from jobs.training.micro_batch import Batch
-from jobs.training.validation import HeldOutConfig
+from jobs.training.micro_batch import MicroBatch
+from jobs.training.validation import ValidationConfig
 from jobs.weights.model_config import architecture
 from jobs.weights.registry import initial_file
 from pipeline.manifest.formats import read_class_list
@@ -78,7 +78,7 @@ class FinetuneConfig(TrainConfig):
     """Label smoothing (paper Tab. 11b: 0.1)."""
     augment: ClassifierAugmentConfig = field(default_factory=ClassifierAugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
-    held_out: HeldOutConfig = field(default_factory=lambda: HeldOutConfig(knn_clips=0, best_by="top1"))
+    validation: ValidationConfig = field(default_factory=lambda: ValidationConfig(knn_clips=0, best_by="top1"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +129,7 @@ class Classification(TrainStep):
         model.encoder.train(mode and self._config.learn == "all")
         return self
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch) -> Tensor:
         """Cross entropy with soft targets, the mean over the labelled views: scalar."""
         model: Hiera = self.model  # type: ignore[assignment]
         pixels = self._augmented(batch)
@@ -142,7 +142,7 @@ class Classification(TrainStep):
             logits = model(mix_pixels(pixels, mix), draws=draws)
         return soft_cross_entropy(logits, mix_targets(targets, mix))
 
-    def _augmented(self, batch: Batch) -> Tensor:
+    def _augmented(self, batch: MicroBatch) -> Tensor:
         """Normalised pixels ``[B, 3, T, H, W]``, changed by each sample's own draws."""
         frames, config = batch.frames, self._config.augment
         if self._policy is not None:
@@ -152,10 +152,10 @@ class Classification(TrainStep):
         pixels = augment(normalize_video(frames), config, flips)
         return random_erase(pixels, config.random_erasing, batch.sample_seeds("erasing"))
 
-    def _autocast(self, batch: Batch) -> torch.autocast:
+    def _autocast(self, batch: MicroBatch) -> torch.autocast:
         return torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
-    def measure(self, batch: Batch) -> Mapping[str, float]:
+    def measure(self, batch: MicroBatch) -> Mapping[str, float]:
         """Cross entropy and whether the highest logit is the label's."""
         with self._autocast(batch):
             logits = self.model(normalize_video(batch.frames)).float()
@@ -167,7 +167,7 @@ class Classification(TrainStep):
         forward = complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
         return BACKWARD_AND_FORWARD * forward if self._config.learn == "all" else forward
 
-    def embed(self, batch: Batch) -> Tensor | None:
+    def embed(self, batch: MicroBatch) -> Tensor | None:
         """The features before the head, ``[B, C]``."""
         model: Hiera = self.model  # type: ignore[assignment]
         with self._autocast(batch):
@@ -199,17 +199,17 @@ class FinetunePhase:
 
 def run(config: FinetuneConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and curves; returns the report."""
-    config = with_absolute_places(config)
+    config = with_absolute_paths(config)
     prepared = claimed_set(config)
     if not prepared.classes:
         raise UserError(
             f"data={config.data}: has no classes; prepare it with `annotations` or from a folder of classes"
         )
-    empty = tell_empty_classes(prepared)
+    empty = warn_empty_classes(prepared)
     located = with_initial_file(config)
     links, phase = initial_links(config.output, located.init), _phase(located)
     if phase.new_head and config.init:
-        tell_new_head(config.init, phase.num_classes)
+        echo_new_head(config.init, phase.num_classes)
     sampling = {"sampling": config.view.sampling, "frame_stride": config.view.frame_stride}
     report = run_training(
         "finetune",
@@ -223,12 +223,12 @@ def run(config: FinetuneConfig) -> Mapping[str, Any]:
     return {**report, "classes": len(prepared.classes), "classes_without_clips": len(empty)}
 
 
-def tell_empty_classes(prepared: PreparedSet) -> list[str]:
+def warn_empty_classes(prepared: PreparedSet) -> list[str]:
     """Classes without a training clip: they keep their logits, and are counted in the report."""
     empty = prepared.classes_without_clips("train")
     if empty:
         shown = f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"
-        tell(
+        echo(
             f"{len(empty)} of {len(prepared.classes)} classes of {prepared.uri} have no training "
             f"clip ({shown}); they will hardly be predicted",
             warning=True,
@@ -264,14 +264,14 @@ def classes_of(init: str | None) -> tuple[str, ...] | None:
     return read_class_list(listed) if listed else None
 
 
-def tell_new_head(init: str, num_classes: int) -> None:
+def echo_new_head(init: str, num_classes: int) -> None:
     """Say that the head does not come from ``init``."""
-    tell(f"init={init}: has no head for these {num_classes} classes in this order; the head starts new")
+    echo(f"init={init}: has no head for these {num_classes} classes in this order; the head starts new")
 
 
 def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:
     """What a run would take."""
-    config = with_absolute_places(config)
+    config = with_absolute_paths(config)
     if config.init is None or pins_of(config.output):  # a run that goes on has its own copy
         return dry_run_figures(config, _phase(with_initial_file(config)))
     with initial_file(config.init, config.tracking, config.output) as file:
@@ -280,7 +280,7 @@ def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:
 
 def main() -> None:
     """Entry point of ``python -m jobs.finetune``."""
-    run_program("finetune", FinetuneConfig, run, description=DESCRIPTION, dry_run=dry_run)
+    run_command("finetune", FinetuneConfig, run, description=DESCRIPTION, dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jobs.core.cli import run_program
+from jobs.core.cli import run_command
 from jobs.core.errors import UserError
 from pipeline.decode.config import DecodeError, FrameView
 from pipeline.decode.decoder import IsolatedDecoder
@@ -31,7 +31,7 @@ UNLABELLED = "(unlabelled)"
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Configuration of the program."""
+    """Configuration of the command."""
 
     data: str
     """A prepared set: the output of `prepare`."""
@@ -227,7 +227,7 @@ def contact_sheet(cells: Iterator[Cell], columns: int = 8) -> bytes:
 
 def main() -> None:
     """Entry point of ``python -m jobs.inspect``."""
-    run_program("inspect", InspectConfig, run, description=__doc__ or "")
+    run_command("inspect", InspectConfig, run, description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.core.cli import console, run_program
+from jobs.core.cli import console, run_command
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.ray_cluster import connect
@@ -29,7 +29,7 @@ from pipeline.transcode.config import TranscodeConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(ManifestConfig):
-    """Configuration of the program."""
+    """Configuration of the command."""
 
     source: str
     """Folder, s3:// prefix, or manifest file (CSV, Parquet) of the videos."""
@@ -77,7 +77,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     if config.workers != 0:
         connect()
     tracking = start_run(
-        config.tracking, program="prepare", run_key=claim.run_key, output=config.output, params=config_dict(config)
+        config.tracking, command="prepare", run_key=claim.run_key, output=config.output, params=config_dict(config)
     )
     with recorded(tracking), keeping_finished_work("finished videos are kept, the same command goes on"):
         outcome = _finished(planned, config)
@@ -161,7 +161,7 @@ def _progress_bar() -> Iterator[Any]:
 
 def main() -> None:
     """Entry point of ``python -m jobs.prepare``."""
-    run_program("prepare", PrepareConfig, run, description=__doc__ or "", dry_run=dry_run)
+    run_command("prepare", PrepareConfig, run, description=__doc__ or "", dry_run=dry_run)
 
 
 if __name__ == "__main__":

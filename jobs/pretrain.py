@@ -17,7 +17,7 @@ from hiera_video.models.masked_autoencoder import MaskedAutoencoder
 from hiera_video.models.presets import build_model, set_activation_checkpointing
 from hiera_video.models.random_draws import random_keep_mask, sample_uniforms
 from hiera_video.weights.checkpoint_files import load_weights
-from jobs.core.cli import run_program
+from jobs.core.cli import run_command
 from jobs.core.init_source import is_registered, local_weights
 from jobs.reports.training_plots import reconstruction_picture
 from jobs.runs.tracking import unrecorded
@@ -27,12 +27,12 @@ from jobs.training.driver import (
     loss_curves,
     run_training,
     sample_views,
-    with_absolute_places,
+    with_absolute_paths,
 )
 from jobs.training.dry_run import dry_run_figures
 from jobs.training.loop import TrainStep
 from jobs.training.mfu import BACKWARD_AND_FORWARD
-from jobs.training.micro_batch import Batch
+from jobs.training.micro_batch import MicroBatch
 from jobs.weights.model_config import architecture
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
@@ -62,8 +62,8 @@ class PretrainConfig(TrainConfig):
                 f"init={self.init}: the registry holds classifiers, pretraining goes on from an autoencoder; give the "
                 "output of a pretraining run"
             )
-        if self.held_out.best_by == "top1":
-            raise ValueError("held_out.best_by=top1: is a classifier's figure; use loss or knn_top1")
+        if self.validation.best_by == "top1":
+            raise ValueError("validation.best_by=top1: is a classifier's figure; use loss or knn_top1")
         if self.picture_clips < 0:
             raise ValueError(f"picture_clips={self.picture_clips}: must not be negative; use 0 for no picture")
 
@@ -89,7 +89,7 @@ class MaskedAutoencoding(TrainStep):
         self._augment, self._mask_ratio, self._precision = config.augment, config.mask_ratio, config.precision
         set_activation_checkpointing(self.model, config.activation_checkpointing)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch) -> Tensor:
         """Mean squared error over the hidden tokens: scalar."""
         model: MaskedAutoencoder = self.model  # type: ignore[assignment]
         samples, device = len(batch.sample_ids), batch.frames.device
@@ -102,7 +102,7 @@ class MaskedAutoencoding(TrainStep):
         with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return model(pixels, mask_ratio=self._mask_ratio, keep_mask=keep_mask, draws=draws).loss  # type: ignore[no-any-return]
 
-    def measure(self, batch: Batch) -> Mapping[str, float]:
+    def measure(self, batch: MicroBatch) -> Mapping[str, float]:
         """The reconstruction loss under the view's own fixed mask."""
         model: MaskedAutoencoder = self.model  # type: ignore[assignment]
         samples, device = len(batch.sample_ids), batch.frames.device
@@ -118,7 +118,7 @@ class MaskedAutoencoding(TrainStep):
         """See `TrainStep`."""
         return BACKWARD_AND_FORWARD * complexity_of(self.model.config).multiply_adds  # type: ignore[arg-type]
 
-    def embed(self, batch: Batch) -> Tensor | None:
+    def embed(self, batch: MicroBatch) -> Tensor | None:
         """The mean token of the encoder's last stage over the whole view, ``[B, C]``."""
         model: MaskedAutoencoder = self.model  # type: ignore[assignment]
         with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
@@ -153,7 +153,7 @@ class PretrainPhase:
 
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and pictures; returns the report."""
-    config = with_absolute_places(config)
+    config = with_absolute_paths(config)
 
     def pictures(model: nn.Module, folder: Path) -> list[Path]:
         drawn = [loss_curves(config.output, folder)]
@@ -169,7 +169,7 @@ def run(config: PretrainConfig) -> Mapping[str, Any]:
 
 def main() -> None:
     """Entry point of ``python -m jobs.pretrain``."""
-    run_program(
+    run_command(
         "pretrain",
         PretrainConfig,
         run,

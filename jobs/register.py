@@ -25,7 +25,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 import hiera_video
 import pipeline
 from hiera_video.weights.checkpoint_files import save_model
-from jobs.core.cli import run_program
+from jobs.core.cli import run_command
 from jobs.core.errors import UserError
 from jobs.core.init_source import SAMPLING, WEIGHT_FILES, WEIGHTS, is_registered
 from jobs.runs.mlflow_sender import FAILURES
@@ -109,7 +109,7 @@ def run(config: RegisterConfig) -> dict[str, Any]:
     if uri is None:
         raise UserError(URI_REQUIRED)
     tracking = start_run(
-        config.tracking, program="register", run_key=uuid.uuid4().hex, output=place, tags=weights.links,
+        config.tracking, command="register", run_key=uuid.uuid4().hex, output=place, tags=weights.links,
         params={"init": weights.uri, "name": config.name, "alias": config.alias},
     )  # fmt: skip
     with recorded(tracking):
@@ -182,7 +182,7 @@ def _run_output(init: str) -> str:
 
 def main() -> None:
     """Entry point."""
-    run_program("register", RegisterConfig, run, description=DESCRIPTION, keep_report=False)
+    run_command("register", RegisterConfig, run, description=DESCRIPTION, keep_report=False)
 
 
 if __name__ == "__main__":

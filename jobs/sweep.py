@@ -1,4 +1,4 @@
-"""One program with every combination of listed values: child runs of one MLflow parent, resumable as a whole.
+"""One command with every combination of listed values: child runs of one MLflow parent, resumable as a whole.
 
 Usage: ``python -m jobs.sweep JOB [RECIPE] key=[a,b,c] ... output=PLACE [parallel=2]``
 """
@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.compare import best_index
-from jobs.core.cli import console, run_program
+from jobs.core.cli import console, run_command
 from jobs.core.config import config_dict, flatten
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.core.ray_cluster import LOCAL_CPUS, connect
@@ -40,7 +40,7 @@ from pipeline.datasets.train import stream_cpus
 from pipeline.storage.files import absolute, exists, join, read_bytes, write_bytes
 
 DESCRIPTION = (
-    "Run a program with every combination of listed values. The same command again runs what is not finished: a child "
+    "Run a command with every combination of listed values. The same command again runs what is not finished: a child "
     "that was killed goes on, one that is done is left alone."
 )
 MLFLOW_WAIT_SECONDS = 60.0  # a child without its parent stays so
@@ -73,7 +73,7 @@ class Outcome:
 class Children:
     """The processes of a sweep; asked to stop together."""
 
-    program: str
+    command: str
     environment: Mapping[str, str]
     stopping: threading.Event = field(default_factory=threading.Event)
     _running: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Children:
             if self.stopping.is_set():
                 return None
             process = subprocess.Popen(
-                [sys.executable, "-m", f"jobs.{self.program}", *arguments],
+                [sys.executable, "-m", f"jobs.{self.command}", *arguments],
                 env=dict(self.environment),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -129,7 +129,7 @@ def run(config: SweepConfig) -> dict[str, Any]:
     uri = tracking_uri(first.tracking, output)
     tracking = start_run(
         first.tracking,
-        program="sweep",
+        command="sweep",
         run_key=claim.run_key,
         output=output,
         params={"job": config.job, "recipe": config.recipe, **config.keys},
@@ -181,10 +181,10 @@ def summary_table(config: SweepConfig, children: Sequence[Child], rows: Sequence
 def dry_run(config: SweepConfig) -> dict[str, Any]:
     """The children and their commands."""
     children = plan_children(config)
-    command = f"python -m jobs.{config.job}"
+    prefix = f"python -m jobs.{config.job}"
     return {
         "side by side": config.parallel or _room_for(children[0].config),
-        **{child.name: f"{command} {' '.join(child.arguments)}" for child in children},
+        **{child.name: f"{prefix} {' '.join(child.arguments)}" for child in children},
     }
 
 
@@ -251,7 +251,7 @@ def _resources() -> Mapping[str, float]:
 
 def main() -> None:
     """Entry point."""
-    run_program(
+    run_command(
         "sweep",
         SweepConfig,
         run,

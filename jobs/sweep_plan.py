@@ -22,7 +22,7 @@ from jobs.pretrain import PretrainConfig
 from jobs.tag import TagConfig
 from pipeline.storage.files import absolute, join
 
-PROGRAMS: Mapping[str, type] = {
+COMMANDS: Mapping[str, type] = {
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -35,14 +35,14 @@ LONGEST_NAME = 80
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """One program, several times."""
+    """One command, several times."""
 
     job: str
-    """The program, first on the command line: prepare, pretrain, finetune, evaluate or tag."""
+    """The command, first on the command line: prepare, pretrain, finetune, evaluate or tag."""
     recipe: str | None = None
     """Its recipe, second on the command line."""
     keys: dict[str, Any] = field(default_factory=dict)
-    """All other keys: the program's own. `key=[a,b,c]` tries each value, several such keys every combination; a key
+    """All other keys: the command's own. `key=[a,b,c]` tries each value, several such keys every combination; a key
     that takes a list itself tries the lists in a list: `view.crop_scale=[[0.5,1],[0.8,1]]`."""
     output: str
     """Folder of the sweep: a folder per child, and `children.csv` with what came of them."""
@@ -50,15 +50,15 @@ class SweepConfig:
     """Children side by side. Default: as many as this machine, or the cluster, has CPUs and GPUs for; at least one."""
 
     def __post_init__(self) -> None:
-        if self.job not in PROGRAMS:
-            raise ValueError(f"job={self.job}: must be one of {', '.join(PROGRAMS)}; give it as the first argument")
+        if self.job not in COMMANDS:
+            raise ValueError(f"job={self.job}: must be one of {', '.join(COMMANDS)}; give it as the first argument")
         if self.parallel is not None and self.parallel < 1:
             raise ValueError(f"parallel={self.parallel}: must be at least 1; leave it out for as many as fit")
 
 
 @dataclass(frozen=True)
 class Child:
-    """One run of the program."""
+    """One run of the command."""
 
     name: str
     """Its folder under the sweep's output."""
@@ -74,14 +74,14 @@ def read_arguments(words: Sequence[str]) -> SweepConfig:
     """``JOB [RECIPE] key=value ...`` as a configuration.
 
     Raises:
-        UserError: no program, an unknown one, or a word after the recipe that is no ``key=value``.
+        UserError: no command, an unknown one, or a word after the recipe that is no ``key=value``.
     """
     named = list(itertools.takewhile(lambda word: "=" not in word, words))
     pairs = [word.partition("=")[::2] for word in words[len(named) :]]
     if not 1 <= len(named) <= 2 or not all("=" in word for word in words[len(named) :]):
         raise UserError(
             f"{' '.join(words) or 'nothing'}: is no sweep; write `python -m jobs.sweep JOB [RECIPE] key=[a,b] ...`, "
-            f"JOB being one of {', '.join(PROGRAMS)}"
+            f"JOB being one of {', '.join(COMMANDS)}"
         )
     recipe = [f"recipe={named[1]}"] if len(named) == 2 else []
     own = [f"{key}={value}" for key, value in pairs if key in OWN_KEYS]
@@ -90,10 +90,10 @@ def read_arguments(words: Sequence[str]) -> SweepConfig:
 
 
 def plan_children(config: SweepConfig) -> list[Child]:
-    """Every combination of the listed values, the last key varying fastest; each checked as its program would.
+    """Every combination of the listed values, the last key varying fastest; each checked as its command would.
 
     Raises:
-        UserError: nothing is listed, a list holds nothing or the same twice, or the program refuses a combination.
+        UserError: nothing is listed, a list holds nothing or the same twice, or the command refuses a combination.
     """
     listed = {key: values for key, raw in config.keys.items() if (values := _listed(config.job, key, raw)) is not None}
     for key, values in listed.items():
@@ -117,7 +117,7 @@ def _listed(job: str, key: str, raw: str) -> list[str] | None:
         raise UserError(f"{key}={raw}: is not valid YAML; quote the values") from error
     if not isinstance(node, yaml.SequenceNode):
         return None
-    takes_a_list = typing.get_origin(field_type(PROGRAMS[job], key)) in (tuple, list)
+    takes_a_list = typing.get_origin(field_type(COMMANDS[job], key)) in (tuple, list)
     if takes_a_list and not all(isinstance(item, yaml.SequenceNode) for item in node.value):
         return None
     return list(_texts(raw, node))
@@ -135,7 +135,7 @@ def _child(config: SweepConfig, values: Mapping[str, str]) -> Child:
     keys = [f"{key}={raw}" for key, raw in {**config.keys, **values}.items()]
     arguments = (*([config.recipe] if config.recipe else []), *keys, place)
     try:
-        return Child(name, values, arguments, load_config(PROGRAMS[config.job], config.job, arguments))
+        return Child(name, values, arguments, load_config(COMMANDS[config.job], config.job, arguments))
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 

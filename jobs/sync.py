@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from jobs.checkpoints.store import complete_steps, read_journal
-from jobs.core.cli import replace, run_program
+from jobs.core.cli import replace, run_command
 from jobs.core.errors import UserError, WorkStoppedError
 from jobs.runs.mlflow_sender import Run
 from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
@@ -46,9 +46,9 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
     claim, report = _claim(config.output), _json(join(config.output, "report.json"))
     lines = [json.loads(line) for line in _journal(config.output).splitlines()]
     tracking = _where_it_would_have_been(config)
-    program = report.get("program") or claim["pins"].get("program", "training")
+    command = report.get("command") or claim["pins"].get("command", "training")
     # The revision of the run's first start is among its tags (`claim_output`); this checkout made nothing of it.
-    tracked = start_run(tracking, program=program, run_key=claim["run_key"], output=config.output,
+    tracked = start_run(tracking, command=command, run_key=claim["run_key"], output=config.output,
                         params=_params(config.output, claim), tags=claim["pins"].get("tags"), resumes=False,
                         source={})  # fmt: skip
     if tracking_uri(tracking, config.output) is None:
@@ -78,16 +78,16 @@ def _send(
     tags = claim["pins"].get("tags", {})
     if tags.get("data_digest"):
         dataset = data_entity(tags["data"], int(tags["data_version"]), tags["data_digest"])
-        tracked.log_dataset(dataset, claim["pins"].get("program", "training"))
+        tracked.log_dataset(dataset, claim["pins"].get("command", "training"))
     tracked.fill_gaps(lines)
     figures = {key: value for key, value in report.items() if type(value) in (int, float)}
     tracked.log_missing_metrics({"final_loss": report["final_loss"]} if lines and report else figures)
     for picture in list_files(output, suffixes=PICTURES, recursive=False)["uri"].to_pylist():
         tracked.log_stored_artifact(picture)
     for line in lines:
-        if "picture" in line.get("held_out", {}):
+        if "picture" in line.get("validation", {}):
             tracked.log_stored_artifact(
-                join(output, "pictures", line["held_out"]["picture"].rpartition("/")[2]), "pictures"
+                join(output, "pictures", line["validation"]["picture"].rpartition("/")[2]), "pictures"
             )
 
 
@@ -128,7 +128,7 @@ def _json(place: str) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of ``python -m jobs.sync``."""
-    run_program("sync", SyncConfig, run, description=DESCRIPTION, keep_report=False)
+    run_command("sync", SyncConfig, run, description=DESCRIPTION, keep_report=False)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from typing import Any
 import pyarrow as pa
 from rich.progress import MofNCompleteColumn, Progress
 
-from jobs.core.cli import console, replace, run_program, tell
+from jobs.core.cli import console, echo, replace, run_command
 from jobs.core.config import config_dict
 from jobs.core.errors import StopRequestedError, UserError
 from jobs.core.signals import keeping_finished_work, stopping_on_sigterm
 from jobs.reports.tag_html import VIDEO_COLUMNS, page
 from jobs.reports.tag_thumbnails import choose_videos, gallery
 from jobs.runs.claim import Claim, claim_output, release_output
-from jobs.runs.exclusive_lock import SoleWriter, last_sealed, sole_writer
+from jobs.runs.exclusive_lock import ExclusiveLock, exclusive_lock, last_sealed
 from jobs.runs.tracking import recorded, start_run
 from jobs.scoring.classifier import find_classifier, shared
 from jobs.tagging.config import FREE_TAG_KEYS, ScoringPlan, TagConfig, plan_scoring
@@ -49,11 +49,11 @@ KEPT = "finished chunks are kept, the same command goes on"
 
 @dataclass(frozen=True)
 class TagJob:
-    """One run of the program, once it has the output for itself."""
+    """One run of the command, once it has the output for itself."""
 
     plan: ScoringPlan
     output: str
-    writer: SoleWriter
+    writer: ExclusiveLock
     run_key: str
     facts: Mapping[str, Any]
     """What every commit also tells."""
@@ -79,11 +79,11 @@ def tag(plan: ScoringPlan) -> dict[str, Any]:
     links = {"weights_digest": plan.weights.digest, **plan.weights.links}
     claim = claim_output(output, config, free_keys=FREE_TAG_KEYS, pins={"tags": links})
     plan = replace(plan, weights=shared(plan.weights, output))
-    with sole_writer(output) as writer:
+    with exclusive_lock(output) as writer:
         publish_what_was_decided(output)
-        listing = list_videos(config.source, output, claim, writer.attempt)
+        listing = list_videos(config.source, output, claim, writer.generation)
         tracking = start_run(
-            config.tracking, program="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
+            config.tracking, command="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
         )
         facts = {"source": absolute(config.source), "run_id": tracking.wait_for_id(MLFLOW_WAIT_SECONDS)}
         job = TagJob(plan, output, writer, claim.run_key, facts)
@@ -124,7 +124,7 @@ def publish_what_was_decided(output: str) -> None:
         publish(output, decided)
 
 
-def list_videos(source: str, output: str, claim: Claim, attempt: int) -> SourceListing:
+def list_videos(source: str, output: str, claim: Claim, generation: int) -> SourceListing:
     """The videos of the source, which may all be gone by now.
 
     Raises:
@@ -139,15 +139,15 @@ def list_videos(source: str, output: str, claim: Claim, attempt: int) -> SourceL
             raise UserError(f"source={source}: holds no video; give a folder or prefix of videos, or a manifest")
     finally:
         if listing is None:
-            release_output(output, claim, attempt)
+            release_output(output, claim, generation)
     return listing
 
 
 def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVersion]:
     """The version that a crash left unfinished, then all that is new, changed or gone, in versions of bounded size."""
-    unfinished = unfinished_version(job.output, job.writer.attempt)
+    unfinished = unfinished_version(job.output, job.writer.generation)
     if unfinished is not None:
-        tell(f"going on with version {unfinished.version} of {job.output}")
+        echo(f"going on with version {unfinished.version} of {job.output}")
         yield unfinished
     known = KnownVideos(job.output)
     gone = tombstones(listing, known)
@@ -159,7 +159,7 @@ def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVers
     if len(gone):
         yield plan_version(job, gone)
     elif nothing_new:
-        tell(f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}")
+        echo(f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}")
 
 
 def plan_version(job: TagJob, probed: pa.Table) -> PlannedVersion:
@@ -170,8 +170,8 @@ def plan_version(job: TagJob, probed: pa.Table) -> PlannedVersion:
     committed = last_commit(job.output)
     version = committed["version"] + 1 if committed else 0
     if not write_plan(job.output, version, units, job.plan.settings()):
-        tell(f"version {version} was planned already, by a job that was cut off: going on with that plan")
-    return PlannedVersion(job.output, version, job.writer.attempt)
+        echo(f"version {version} was planned already, by a job that was cut off: going on with that plan")
+    return PlannedVersion(job.output, version, job.writer.generation)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def tag_version(job: TagJob, planned: PlannedVersion) -> VersionFigures:
 
     Raises:
         StopRequestedError: SIGTERM.
-        WorkStoppedError: too many videos failed, or another program took the output over.
+        WorkStoppedError: too many videos failed, or another job took the output over.
     """
     started = time.monotonic()
     missing = planned.missing_chunks()
@@ -303,7 +303,7 @@ def write_page(job: TagJob, report: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Entry point."""
-    run_program("tag", TagConfig, run, description="Tag videos: labels and scores for every window of time.")
+    run_command("tag", TagConfig, run, description="Tag videos: labels and scores for every window of time.")
 
 
 if __name__ == "__main__":

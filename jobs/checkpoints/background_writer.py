@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from jobs.checkpoints.store import Checkpoint, collect_checkpoints, write_checkpoint, write_journal
-from jobs.runs.fencing import Lease, LeaseLostError
+from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.coordinator import elapsed_minutes
 from pipeline.storage.files import StorageError
 
@@ -45,14 +45,14 @@ class CheckpointConfig:
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one run in the background, one at a time, as long as the lease is held.
+    """Writes checkpoints of one run in the background, one at a time, as long as the token is held.
 
     Only `finish` waits for storage that does not answer: with `save` all ranks would, in their next collective
     operation, until that times out.
     """
 
-    def __init__(self, config: CheckpointConfig, lease: Lease) -> None:
-        self._config, self._lease = config, lease
+    def __init__(self, config: CheckpointConfig, token: FencingToken) -> None:
+        self._config, self._token = config, token
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._pending: Future[None] | None = None
         self._writing: Checkpoint | None = None
@@ -61,7 +61,7 @@ class CheckpointWriter:
         self._saved_at = self._began_at = self._last_due = time.monotonic()
         self._reason = NO_ANSWER
         self.failure = ""
-        """Why training must stop: nothing could be saved for `max_unsaved_minutes`, or the lease is lost."""
+        """Why training must stop: nothing could be saved for `max_unsaved_minutes`, or the token is lost."""
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step`` optimizer steps."""
@@ -112,7 +112,7 @@ class CheckpointWriter:
             self._saved_at, self._reason = time.monotonic(), NO_ANSWER
             self._unsent = None if self._unsent is self._writing else self._unsent
             self._writing = None  # as large as weights and optimizer state together
-        except LeaseLostError as lost:
+        except SupersededError as lost:
             self.failure = str(lost)
         except StorageError as error:
             logger.warning("checkpoint not saved, the next one tries again: %s", error)
@@ -143,21 +143,21 @@ class CheckpointWriter:
         return self._write_once(checkpoint)
 
     def _write_once(self, checkpoint: Checkpoint) -> None:
-        output = self._lease.output
-        self._lease.check()
+        output = self._token.output
+        self._token.check()
         for step, lines in sorted(self._unsent_journal.items()):
-            write_journal(output, step, self._lease.attempt, lines)
+            write_journal(output, step, self._token.generation, lines)
             del self._unsent_journal[step]
-        write_checkpoint(output, checkpoint, self._lease.attempt, before_marker=self._lease.check)
+        write_checkpoint(output, checkpoint, self._token.generation, before_marker=self._token.check)
         self._collect()
 
     def _collect(self) -> None:
         """Delete what is superfluous; storage that does not let it makes no checkpoint worse."""
         try:
-            self._lease.check()  # the marker may have taken long
+            self._token.check()  # the marker may have taken long
             collect_checkpoints(
-                self._lease.output,
-                attempt=self._lease.attempt,
+                self._token.output,
+                generation=self._token.generation,
                 keep=self._config.keep,
                 keep_best=self._config.keep_best,
             )

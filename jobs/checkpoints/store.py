@@ -1,12 +1,12 @@
 """Checkpoints in one form, free of world size, ZeRO stage and pickle: safetensors, JSON, and a marker with digests.
 
-    checkpoints/step-00000010/attempt-0003-model-0.safetensors      weights by name, in files of at most a GiB or so
-                              attempt-0003-optimizer-0.safetensors  optimizer state by parameter name
-                              attempt-0003-state.json               step, position, timed-out samples, ...
+    checkpoints/step-00000010/generation-0003-model-0.safetensors      weights by name, in files of at most a GiB or so
+                              generation-0003-optimizer-0.safetensors  optimizer state by parameter name
+                              generation-0003-state.json               step, position, timed-out samples, ...
                               complete.json                         names and digests of these; the last, by one PUT
-    journal/step-00000010-attempt-0003.jsonl                        the metric lines since the checkpoint before
+    journal/step-00000010-generation-0003.jsonl                        the metric lines since the checkpoint before
 
-A checkpoint without its marker, or whose files do not match it, is never loaded. Files carry the attempt that wrote
+A checkpoint without its marker, or whose files do not match it, is never loaded. Files carry the generation that wrote
 them and the first sound marker stays, so that a writer that was cut off can spoil nothing (see `jobs.runs.fencing`).
 """
 
@@ -63,12 +63,12 @@ class Cursor:
 
 
 def write_checkpoint(
-    output: str, checkpoint: Checkpoint, attempt: int = 0, *, before_marker: Callable[[], None] = lambda: None
+    output: str, checkpoint: Checkpoint, generation: int = 0, *, before_marker: Callable[[], None] = lambda: None
 ) -> None:
     """Write one checkpoint: files first, then the marker that makes it complete.
 
     Args:
-        attempt: number of the writer's lease.
+        generation: number of the writer's token.
         before_marker: called when all but the marker is written; what it raises leaves the checkpoint incomplete.
 
     Raises:
@@ -76,14 +76,14 @@ def write_checkpoint(
     """
     digests = {}
     for kind, data in _files(checkpoint):
-        name = f"attempt-{attempt:04d}-{kind}"
+        name = f"generation-{generation:04d}-{kind}"
         write_bytes(join(_folder(output, checkpoint.step), name), data)
         digests[name] = hashlib.sha256(data).hexdigest()
     before_marker()
     marker = {"step": checkpoint.step, "metric": checkpoint.metric, "sha256": digests}
 
     def stays(_marker: bytes) -> bool:
-        """An earlier attempt's marker for the same step stays, and what this one wrote is collected."""
+        """An earlier generation's marker for the same step stays, and what this one wrote is collected."""
         if _left_out_if_torn(output, checkpoint.step, _verify):
             return True
         before_marker()  # it came late, from a writer that was cut off, and its files were deleted meanwhile
@@ -176,14 +176,14 @@ def _state(files: Mapping[str, bytes]) -> Cursor:
     return Cursor(state["step"], state["position"], state["extra"])
 
 
-def collect_checkpoints(output: str, *, attempt: int, keep: int, keep_best: int) -> None:
+def collect_checkpoints(output: str, *, generation: int, keep: int, keep_best: int) -> None:
     """Delete what nobody will go on from: superfluous, torn and orphaned checkpoints, and files of earlier attempts.
 
-    Only the holder of the lease may call it, while it writes nothing else there. One that has just lost it leaves
-    alone where a later attempt has written.
+    Only the holder of the token may call it, while it writes nothing else there. One that has just lost it leaves
+    alone where a later generation has written.
 
     Args:
-        attempt: number of the caller's lease.
+        generation: number of the caller's token.
         keep: how many of the newest stay.
         keep_best: how many of those with the lowest metric stay besides.
     """
@@ -191,7 +191,7 @@ def collect_checkpoints(output: str, *, attempt: int, keep: int, keep_best: int)
     markers = _complete(output, listed)
     kept = {*sorted(markers)[-keep:], *(step for _, step in _measured(markers)[:keep_best])}
     for step, names in listed.items():
-        if max(map(_attempt, names)) > attempt:
+        if max(map(_attempt, names)) > generation:
             continue
         wanted = {MARKER, *markers[step]["sha256"]} if step in kept else set()
         for name in sorted(names - wanted, key=lambda name: name != MARKER):  # half deleted must not look complete
@@ -199,8 +199,8 @@ def collect_checkpoints(output: str, *, attempt: int, keep: int, keep_best: int)
 
 
 def _attempt(name: str) -> int:
-    """Which attempt wrote a file of a checkpoint; 0 for the marker."""
-    match = re.match(r"attempt-(\d+)-", name)
+    """Which generation wrote a file of a checkpoint; 0 for the marker."""
+    match = re.match(r"generation-(\d+)-", name)
     return int(match[1]) if match else 0
 
 
@@ -218,15 +218,15 @@ def discard_after(output: str, step: int) -> None:
                 logger.warning("the torn checkpoint of step %d is not deleted: %s", later, error)
 
 
-def write_journal(output: str, step: int, attempt: int, lines: str) -> None:
+def write_journal(output: str, step: int, generation: int, lines: str) -> None:
     """Keep the metric lines up to a step, one JSON object a line."""
-    write_bytes(join(output, "journal", f"step-{step:08d}-attempt-{attempt:04d}.jsonl"), lines.encode())
+    write_bytes(join(output, "journal", f"step-{step:08d}-generation-{generation:04d}.jsonl"), lines.encode())
 
 
 def read_journal(output: str, until_step: int) -> str:
     """The metric lines of all steps up to a checkpoint, joined from their segments, each step once.
 
-    Steps after a checkpoint that was never finished were written twice; the later attempt, then segment, counts.
+    Steps after a checkpoint that was never finished were written twice; the later generation, then segment, counts.
     """
     lines: dict[int, str] = {}
     for _, _, uri in sorted(_journal_segments(output)):
@@ -237,7 +237,7 @@ def read_journal(output: str, until_step: int) -> str:
 
 def _journal_segments(output: str) -> Iterator[tuple[int, int, str]]:
     for uri in _listed(join(output, "journal")):
-        match = re.search(r"/step-(\d+)-attempt-(\d+)\.jsonl$", uri)
+        match = re.search(r"/step-(\d+)-generation-(\d+)\.jsonl$", uri)
         if match:
             yield int(match[2]), int(match[1]), uri
 

@@ -1,6 +1,6 @@
-"""What all programs share: arguments, help, exit codes, `report.json`.
+"""What all commands share: arguments, help, exit codes, `report.json`.
 
-A program is ``main()``: load the configuration, build, run, report. Exit codes: 0 done, 2 the user's mistake,
+A command is ``main()``: load the configuration, build, run, report. Exit codes: 0 done, 2 the user's mistake,
 1 anything else, 3 stopped on request with the work saved.
 """
 
@@ -34,14 +34,14 @@ VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "
 console = Console(stderr=True)
 
 
-def tell(message: str, *, warning: bool = False) -> None:
+def echo(message: str, *, warning: bool = False) -> None:
     """A line for the person at the terminal; unwrapped, because logs and a sweep take it line by line."""
     console.print(f"{'[yellow]warning[/]: ' if warning else ''}{escape(message)}", highlight=False, soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Program(Generic[ConfigT]):
-    """A program as `run_program` starts it."""
+class Command(Generic[ConfigT]):
+    """A command as `run_command` starts it."""
 
     name: str
     config_class: type[ConfigT]
@@ -53,7 +53,7 @@ class Program(Generic[ConfigT]):
     usage: str
 
 
-def run_program(
+def run_command(
     name: str,
     config_class: type[ConfigT],
     run: Callable[[ConfigT], Report],
@@ -68,16 +68,16 @@ def run_program(
 
     Args:
         dry_run: what ``--dry-run`` prints instead of running.
-        keep_report: also write the report to ``report.json`` under the program's output.
+        keep_report: also write the report to ``report.json`` under the command's output.
         load: reads the arguments, where they are not a recipe and keys.
         usage: what the arguments are.
     """
     load = load or partial(load_config, config_class, name)
-    program = Program(name, config_class, run, description, dry_run, keep_report, load, usage)
+    command = Command(name, config_class, run, description, dry_run, keep_report, load, usage)
     clean_tracebacks()
     try:
         with stopping_on_sigterm("nothing that was finished is lost; the same command goes on"):
-            _run(program, sys.argv[1:])
+            _run(command, sys.argv[1:])
         code = 0
     except (UserError, StorageError) as error:
         console.print(f"[bold red]{name}[/]: {_plain(error)}", highlight=False, soft_wrap=True)
@@ -94,29 +94,29 @@ def run_program(
     sys.exit(code)
 
 
-def _run(program: Program[ConfigT], arguments: Sequence[str]) -> None:
+def _run(command: Command[ConfigT], arguments: Sequence[str]) -> None:
     flags = {argument for argument in arguments if argument.startswith("--")}
     unknown = flags - {"--help", "--print-config", "--dry-run"}
     if unknown:
         raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
     if "--help" in flags:
-        print_help(program.name, program.config_class, program.description, program.usage)
+        print_help(command.name, command.config_class, command.description, command.usage)
         return
-    config = program.load([word for word in arguments if word not in flags])
+    config = command.load([word for word in arguments if word not in flags])
     refuse_vanishing_output(getattr(config, "output", None))
     if "--print-config" in flags:
         print(config_yaml(config), end="")
     elif "--dry-run" in flags:
         print(config_yaml(config))
-        print_report(f"{program.name}, dry run: nothing is written", (program.dry_run or what_is_there)(config))
-    elif program.keep_report:
-        finish(program.name, config, program.run(config))
+        print_report(f"{command.name}, dry run: nothing is written", (command.dry_run or what_is_there)(config))
+    elif command.keep_report:
+        finish(command.name, config, command.run(config))
     else:
-        print_report(program.name, program.run(config))
+        print_report(command.name, command.run(config))
 
 
 def what_is_there(config: Any) -> Report:
-    """Which of the places that a program would read and write exist: ``--dry-run``, unless it has one of its own.
+    """Which of the places that a command would read and write exist: ``--dry-run``, unless it has one of its own.
 
     Raises:
         StorageError: a place cannot be reached.
@@ -142,11 +142,11 @@ def _state(place: str) -> str:
 
 
 def finish(name: str, config: Any, report: Report) -> None:
-    """Print the figures and keep them as ``report.json`` under the program's output."""
+    """Print the figures and keep them as ``report.json`` under the command's output."""
     print_report(name, report)
     output = getattr(config, "output", None)
     if output:
-        content = public({"program": name, **report, "versions": versions()})
+        content = public({"command": name, **report, "versions": versions()})
         write_bytes(join(output, "report.json"), json.dumps(content, indent=2, default=str).encode())
 
 

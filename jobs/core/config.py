@@ -1,6 +1,6 @@
 """One configuration tree: frozen dataclasses, a YAML recipe over them, `key=value` over both.
 
-Every slice is declared beside what it configures; a program's configuration composes slices. Checks live in
+Every slice is declared beside what it configures; a command's configuration composes slices. Checks live in
 ``__post_init__`` as ``ValueError("key=value: rule; remedy")``; the loader adds the dotted path in front.
 """
 
@@ -40,16 +40,16 @@ ConfigT = TypeVar("ConfigT")
 OmegaConf.clear_resolver("oc.env")
 
 
-def load_config(config_class: type[ConfigT], program: str, arguments: Sequence[str]) -> ConfigT:
+def load_config(config_class: type[ConfigT], command: str, arguments: Sequence[str]) -> ConfigT:
     """Dataclass defaults ← recipe (optional first argument) ← ``key=value`` arguments.
 
     Raises:
         UserError: unknown recipe, unknown key, wrong type, a value outside its rule, a missing key.
     """
-    recipe, overrides = _split_arguments(program, arguments)
+    recipe, overrides = _split_arguments(command, arguments)
     tree = OmegaConf.structured(config_class)
     _thaw(tree)
-    for key, raw in [*_recipe_leaves(program, recipe), *overrides]:
+    for key, raw in [*_recipe_leaves(command, recipe), *overrides]:
         _set(tree, config_class, key, raw)
     return typing.cast(ConfigT, _instantiate(tree, ""))
 
@@ -118,7 +118,7 @@ def field_docs(config_class: type) -> dict[str, str]:
     return docs
 
 
-def _split_arguments(program: str, arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+def _split_arguments(command: str, arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
     recipe = None
     rest = list(arguments)
     if rest and "=" not in rest[0]:
@@ -126,33 +126,33 @@ def _split_arguments(program: str, arguments: Sequence[str]) -> tuple[str | None
     for argument in rest:
         if "=" not in argument:
             raise UserError(
-                f"{argument!r}: arguments after the recipe are key=value; write `{program} [RECIPE] key=value ...`"
+                f"{argument!r}: arguments after the recipe are key=value; write `{command} [RECIPE] key=value ...`"
             )
     return recipe, [(key, raw) for key, _, raw in (argument.partition("=") for argument in rest)]
 
 
-def recipe_names(program: str) -> list[str]:
-    """The recipes that ship with a program."""
-    return sorted(path.stem for path in (RECIPES / program).glob("*.yaml"))
+def recipe_names(command: str) -> list[str]:
+    """The recipes that ship with a command."""
+    return sorted(path.stem for path in (RECIPES / command).glob("*.yaml"))
 
 
-def _recipe_leaves(program: str, recipe: str | None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def _recipe_leaves(command: str, recipe: str | None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """The leaves of a recipe, those of the recipe that it names as its ``base`` first."""
     if recipe is None:
         return
     if recipe in above:
         raise UserError(f"base={recipe}: recipes build on each other in a circle ({' on '.join([*above, recipe])})")
-    content = _read_recipe(program, recipe)
-    yield from _recipe_leaves(program, content.pop(BASE, None), (*above, recipe))
+    content = _read_recipe(command, recipe)
+    yield from _recipe_leaves(command, content.pop(BASE, None), (*above, recipe))
     yield from _leaves(content, "")
 
 
-def _read_recipe(program: str, recipe: str) -> dict[str, Any]:
-    named = RECIPES / program / f"{recipe}.yaml"
+def _read_recipe(command: str, recipe: str) -> dict[str, Any]:
+    named = RECIPES / command / f"{recipe}.yaml"
     looks_like_a_place = "/" in recipe or recipe.endswith((".yaml", ".yml"))
     if not named.exists() and not looks_like_a_place:
-        known = ", ".join(recipe_names(program)) or "none"
-        raise UserError(f"recipe={recipe}: no such recipe of {program}; known: {known}; or give a path of a YAML file")
+        known = ", ".join(recipe_names(command)) or "none"
+        raise UserError(f"recipe={recipe}: no such recipe of {command}; known: {known}; or give a path of a YAML file")
     try:
         text = read_bytes(str(named) if named.exists() else recipe).decode()
         # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.

@@ -1,4 +1,4 @@
-"""The errors that end a program with a message instead of a traceback."""
+"""The errors that end a command with a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pipeline.storage.files import StorageError
 
 
 class UserError(Exception):
-    """A mistake that the person who started the program can mend: exit code 2, one message.
+    """A mistake that the person who started the command can mend: exit code 2, one message.
 
     The message names the dotted key, the value, the rule and the remedy.
     """
 
 
 class StopRequestedError(Exception):
-    """The program was asked to stop (SIGTERM, pre-emption) and has saved its work: exit code 3."""
+    """The command was asked to stop (SIGTERM, pre-emption) and has saved its work: exit code 3."""
 
 
 class WorkStoppedError(Exception):
-    """The program cannot go on, through no fault of its arguments; finished work is kept: exit code 1."""
+    """The command cannot go on, through no fault of its arguments; finished work is kept: exit code 1."""
 
 
 class TrainingStoppedError(WorkStoppedError):

@@ -52,7 +52,7 @@ def local_weights(init: str) -> Iterator[Path]:
 
 
 def initial_metadata(init: str | None) -> dict[str, str]:
-    """What the weights file says of itself (`run_id`, `program`, `classes`); empty for files of other origin.
+    """What the weights file says of itself (`run_id`, `command`, `classes`); empty for files of other origin.
 
     Raises:
         UserError: nothing is there, or the file is damaged.
@@ -78,8 +78,8 @@ def link_to_initial_run(init: str | None) -> dict[str, str]:
 def links_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """`link_to_initial_run` from what the weights say of themselves."""
     links = {"pretrain_run_id": metadata.get("pretrain_run_id")}
-    if "program" not in metadata:  # a registered copy, which hands on the run that it was made of
+    if "command" not in metadata:  # a registered copy, which hands on the run that it was made of
         links["finetune_run_id"] = metadata.get("finetune_run_id")
     elif metadata.get("run_id"):
-        links[metadata["program"] + RUN_LINK] = metadata["run_id"]
+        links[metadata["command"] + RUN_LINK] = metadata["run_id"]
     return {key: run_id for key, run_id in links.items() if run_id}

@@ -1,4 +1,4 @@
-"""Memory of this program and every process that it started, Ray's included."""
+"""Memory of this command and every process that it started, Ray's included."""
 
 from __future__ import annotations
 

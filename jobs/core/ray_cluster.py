@@ -28,7 +28,7 @@ JOB_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_BACKEND_LOG_LEVEL":
 def connect() -> None:
     """Join the cluster of ``RAY_ADDRESS`` (set inside a submitted job), else start a local Ray.
 
-    Workers' output stays in Ray's log files: programs print what matters themselves, and failures reach the driver.
+    Workers' output stays in Ray's log files: commands print what matters themselves, and failures reach the driver.
 
     Raises:
         UserError: ``RAY_ADDRESS`` names a cluster that does not answer.
@@ -46,7 +46,7 @@ def connect() -> None:
 
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
-    """`ray.init` puts a handler that exits in the place of the program's own; this puts that one back.
+    """`ray.init` puts a handler that exits in the place of the command's own; this puts that one back.
 
     Raises:
         StopRequestedError: SIGTERM arrived meanwhile.

@@ -1,4 +1,4 @@
-"""No secret leaves the process: what is printed, logged, recorded or handed to other programs goes through here."""
+"""No secret leaves the process: what is printed, logged, recorded or handed to other commands goes through here."""
 
 from __future__ import annotations
 

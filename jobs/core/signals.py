@@ -1,4 +1,4 @@
-"""Programs whose finished work is on storage already: what ends them on the way, said in a line and an exit code."""
+"""Commands whose finished work is on storage already: what ends them on the way, said in a line and an exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.storage.files import StorageError
 
 @contextmanager
 def keeping_finished_work(what_is_kept: str) -> Iterator[None]:
-    """Within, SIGTERM ends the program with 3; storage or a cluster that fails on the way is nobody's mistake: 1.
+    """Within, SIGTERM ends the command with 3; storage or a cluster that fails on the way is nobody's mistake: 1.
 
     Args:
         what_is_kept: said in either case, and what to do.

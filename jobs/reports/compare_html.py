@@ -54,16 +54,16 @@ def loss_curve(client: MlflowClient, run: Run, name: str) -> Curve | None:
     return Curve(name, *(_thinned(values) for values in points))
 
 
-def curves_picture(programs: Mapping[str, Sequence[Curve]]) -> bytes:
-    """A PNG: a row for each program, a panel each for steps, views and hours."""
-    figure = Figure(figsize=(15, 4.2 * len(programs)), layout="constrained")
+def curves_picture(commands: Mapping[str, Sequence[Curve]]) -> bytes:
+    """A PNG: a row for each command, a panel each for steps, views and hours."""
+    figure = Figure(figsize=(15, 4.2 * len(commands)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(programs), len(PANELS), squeeze=False)
-    for (program, curves), row in zip(programs.items(), panels, strict=True):
+    panels = figure.subplots(len(commands), len(PANELS), squeeze=False)
+    for (command, curves), row in zip(commands.items(), panels, strict=True):
         for axes, unit in zip(row, PANELS, strict=True):
             for curve in curves:
                 axes.plot(getattr(curve, unit), curve.loss, linewidth=1.2, label=curve.name)
-            axes.set(xlabel=unit, ylabel="loss", title=f"{program}: loss against {unit}")
+            axes.set(xlabel=unit, ylabel="loss", title=f"{command}: loss against {unit}")
             axes.grid(alpha=0.3)
         row[0].legend(fontsize=8)
     buffer = io.BytesIO()

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.core.config import config_dict, flatten
 from jobs.core.errors import UserError
-from jobs.runs.fencing import attempt_numbers
+from jobs.runs.fencing import generation_numbers
 from jobs.runs.tracking import source_tags
 from pipeline.storage.files import StorageError, delete, exists, join, read_bytes, write_if_absent
 
@@ -34,7 +34,7 @@ def claim_output(
 ) -> Claim:
     """Make ``output`` this run's own, or go on with the run that it belongs to.
 
-    The claim is one conditional write of ``run.json``: of two programs started at once, one creates it and the
+    The claim is one conditional write of ``run.json``: of two commands started at once, one creates it and the
     other finds it.
 
     Args:
@@ -94,15 +94,15 @@ def _earlier(output: str, settings: Mapping[str, Any]) -> Claim:
     return Claim(earlier["run_key"], resumed=True, pins=earlier["pins"])
 
 
-def release_output(output: str, claim: Claim, attempt: int = 0) -> None:
+def release_output(output: str, claim: Claim, generation: int = 0) -> None:
     """Give a fresh claim back, when a mistake was found before anything was made.
 
     Not where another start of the same command has begun meanwhile: the claim is that one's by then.
 
     Args:
-        attempt: the caller's own, where it holds one.
+        generation: the caller's own, where it holds one.
     """
-    if not claim.resumed and max(attempt_numbers(output), default=0) <= attempt:
+    if not claim.resumed and max(generation_numbers(output), default=0) <= generation:
         delete(join(output, "run.json"))
 
 

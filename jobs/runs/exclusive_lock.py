@@ -1,11 +1,11 @@
-"""One program at a time on one output: the first keeps it as long as it lives, a second one says so and stops.
+"""One command at a time on one output: the first keeps it as long as it lives, a second one says so and stops.
 
-    attempts/00000003.json     who began attempt 3 (`jobs.runs.fencing`), or what attempt 3 sealed; never changed
-    attempts/00000003.alive    a number that its holder raises every few seconds; "ended" at its end
+    generations/00000003.json     who bega generation 3 (`jobs.runs.fencing`), or what it sealed; never changed
+    generations/00000003.alive    a number that its holder raises every few seconds; "ended" at its end
 
 Who dies without a word is followed at once where the system can tell (same machine), else after some silence. A holder
-that was only cut off, and comes back, has lost: files carry the attempt of their writer, so it touches none of the
-later one's, and whatever decides (`SoleWriter.seal`) is itself the next attempt, which exists already.
+that was only cut off, and comes back, has lost: files carry the generation of their writer, so it touches none of the
+later one's, and whatever decides (`ExclusiveLock.seal`) is itself the next generation, which exists already.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from jobs.core.errors import UserError
-from jobs.runs.fencing import Lease, records, take_attempt, who
+from jobs.runs.fencing import FencingToken, claim_generation, records, who
 from pipeline.storage.files import StorageError, join, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ ENDED = "ended"
 HOLDER, PROCESS, SEALED = "holder", "process", "sealed"
 
 
-class SoleWriter:
-    """The right to write to an output, kept up by a thread; made by `sole_writer`."""
+class ExclusiveLock:
+    """The right to write to an output, kept up by a thread; made by `exclusive_lock`."""
 
-    def __init__(self, lease: Lease) -> None:
-        self.attempt = lease.attempt
+    def __init__(self, token: FencingToken) -> None:
+        self.generation = token.generation
         """Names this writer's files."""
-        self._lease = lease
+        self._token = token
         self._checked_at = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="sign-of-life")
@@ -49,48 +49,48 @@ class SoleWriter:
         """Make sure, every few seconds, that nobody has taken over.
 
         Raises:
-            LeaseLostError: somebody has.
+            SupersededError: somebody has.
         """
         if time.monotonic() - self._checked_at > BEAT_SECONDS:
-            self._lease.check()
+            self._token.check()
             self._checked_at = time.monotonic()
 
     def seal(self, content: Mapping[str, Any]) -> None:
         """Decide something: it holds from here on, whoever comes next (`last_sealed`).
 
         Raises:
-            LeaseLostError: somebody has taken over, and nothing is decided.
+            SupersededError: somebody has taken over, and nothing is decided.
         """
-        self._lease = self._lease.renewed({**_identity(self.attempt), SEALED: dict(content)})
+        self._token = self._token.next_generation({**_identity(self.generation), SEALED: dict(content)})
 
     def end(self) -> None:
         """Leave the output to others."""
         self._ended.set()
         self._thread.join()
-        _tell(self._lease.output, self.attempt, ENDED)
+        _tell(self._token.output, self.generation, ENDED)
 
     def _beat(self) -> None:
         beat = 0
         while not self._ended.is_set():
             beat += 1
-            _tell(self._lease.output, self.attempt, str(beat))
+            _tell(self._token.output, self.generation, str(beat))
             self._ended.wait(BEAT_SECONDS)
 
 
 @contextmanager
-def sole_writer(output: str) -> Iterator[SoleWriter]:
+def exclusive_lock(output: str) -> Iterator[ExclusiveLock]:
     """Hold the output while the context lasts.
 
     Raises:
-        UserError: another program holds it.
+        UserError: another job holds it.
     """
     newest = next(records(output), None)
     if newest is not None and _is_alive(output, newest):
         raise UserError(_held(output, newest))
-    attempt = newest["attempt"] + 1 if newest else 1
-    if not take_attempt(output, attempt, _identity(attempt)):
+    generation = newest["generation"] + 1 if newest else 1
+    if not claim_generation(output, generation, _identity(generation)):
         raise UserError(_held(output, next(records(output))))
-    writer = SoleWriter(Lease(output, attempt))
+    writer = ExclusiveLock(FencingToken(output, generation))
     try:
         yield writer
     finally:
@@ -104,24 +104,24 @@ def last_sealed(output: str) -> dict[str, Any] | None:
 
 def _held(output: str, record: Mapping[str, Any]) -> str:
     return (
-        f"output={output}: another program is at work on it ({who(record)}); wait for its end or stop it, then start "
+        f"output={output}: another job is at work on it ({who(record)}); wait for its end or stop it, then start "
         "this command again; or choose another output"
     )
 
 
 def _is_alive(output: str, record: Mapping[str, Any]) -> bool:
     """Whether the writer of a record still works: its sign of life changes while we look."""
-    first = sign = _sign_of_life(output, record)
+    first = sign = _heartbeat(output, record)
     begun = time.monotonic()
     while sign == first:
         if sign == ENDED or _is_dead(record[PROCESS]) or time.monotonic() - begun > SILENT_SECONDS:
             return False
         time.sleep(BEAT_SECONDS / 5)
-        sign = _sign_of_life(output, record)
+        sign = _heartbeat(output, record)
     return sign != ENDED
 
 
-def _sign_of_life(output: str, record: Mapping[str, Any]) -> str:
+def _heartbeat(output: str, record: Mapping[str, Any]) -> str:
     try:
         return read_bytes(_alive_file(output, record[HOLDER])).decode()
     except StorageError as error:
@@ -130,16 +130,16 @@ def _sign_of_life(output: str, record: Mapping[str, Any]) -> str:
         return ""
 
 
-def _tell(output: str, attempt: int, sign: str) -> None:
+def _tell(output: str, generation: int, sign: str) -> None:
     """A sign that cannot be written is told by the next one."""
     try:
-        write_bytes(_alive_file(output, attempt), sign.encode())
+        write_bytes(_alive_file(output, generation), sign.encode())
     except StorageError as error:
         logger.warning("sign of life: %s", error)
 
 
-def _alive_file(output: str, attempt: int) -> str:
-    return join(output, "attempts", f"{attempt:08d}.alive")
+def _alive_file(output: str, generation: int) -> str:
+    return join(output, "generations", f"{generation:08d}.alive")
 
 
 def _identity(holder: int) -> dict[str, Any]:

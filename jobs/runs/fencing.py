@@ -1,11 +1,11 @@
-"""One writer for one output: every start of the workers takes the next attempt number, and the highest one counts.
+"""One writer for one output: every start of the workers takes the next generation number, and the highest one counts.
 
-    attempts/00000003.json    who started attempt 3, where and when; created by one conditional write
+    generations/00000003.json    who started generation 3, where and when; created by one conditional write
 
 The newest start takes over, on purpose: a person or a scheduler that starts the command again means it, and nobody can
 tell a host that was cut off from one that is merely silent. Whoever holds a lower number finds that out before it makes
 a checkpoint complete, deletes or ends a run: it says who took over and stops. (`jobs.runs.exclusive_lock` is for
-programs of which the first shall keep the output.)
+commands of which the first shall keep the output.)
 """
 
 from __future__ import annotations
@@ -23,87 +23,93 @@ from jobs.core.errors import TrainingStoppedError
 from pipeline.storage.files import StorageError, exists, join, list_files, read_bytes, write_if_absent
 
 
-class LeaseLostError(TrainingStoppedError):
-    """A later attempt owns the output."""
+class SupersededError(TrainingStoppedError):
+    """A later generation owns the output."""
 
 
 @dataclass(frozen=True)
-class Lease:
-    """The right to write to ``output``, as long as no higher attempt is there; picklable."""
+class FencingToken:
+    """The right to write to ``output``, as long as no higher generation is there; picklable."""
 
     output: str
-    attempt: int
+    generation: int
 
-    def lost_to(self) -> str:
-        """Who took over, as a message; empty while the lease is held.
+    def superseded_by(self) -> str:
+        """Who took over, as a message; empty while the token is held.
 
         Raises:
             StorageError: the output cannot be reached, so nobody knows.
         """
-        successor = _place(self.output, self.attempt + 1)
+        successor = _place(self.output, self.generation + 1)
         if not exists(successor):
             return ""
         return (
-            f"output={self.output}: a later start has taken over ({who(json.loads(read_bytes(successor)))}); attempt "
-            f"{self.attempt} stops and leaves the output to it; if that was not meant, stop the other one and start "
-            "this command again"
+            f"output={self.output}: a later start has taken over ({who(json.loads(read_bytes(successor)))}); "
+            f"generation {self.generation} stops and leaves the output to it; if that was not meant, stop the "
+            "other one and start this command again"
         )
 
     def check(self) -> None:
-        """Make sure that the lease is held.
+        """Make sure that the token is held.
 
         Raises:
-            LeaseLostError: a later attempt took over.
+            SupersededError: a later generation took over.
             StorageError: the output cannot be reached.
         """
-        lost = self.lost_to()
+        lost = self.superseded_by()
         if lost:
-            raise LeaseLostError(lost)
+            raise SupersededError(lost)
 
-    def renewed(self, note: Mapping[str, Any] | None = None) -> Lease:
-        """The next attempt of the same program, which shuts out workers of this one that may still run somewhere.
+    def next_generation(self, note: Mapping[str, Any] | None = None) -> FencingToken:
+        """The next generation of the same command, which shuts out workers of this one that may still run somewhere.
 
         Args:
-            note: what the record of the attempt shall tell besides.
+            note: what the record of the generation shall tell besides.
 
         Raises:
-            LeaseLostError: another program was faster.
+            SupersededError: another job was faster.
         """
-        if not take_attempt(self.output, self.attempt + 1, note):
-            raise LeaseLostError(self.lost_to())
-        return Lease(self.output, self.attempt + 1)
+        if not claim_generation(self.output, self.generation + 1, note):
+            raise SupersededError(self.superseded_by())
+        return FencingToken(self.output, self.generation + 1)
 
 
-def take_lease(output: str) -> Lease:
+def acquire_token(output: str) -> FencingToken:
     """Take the output over from whoever has it."""
-    attempt = max(attempt_numbers(output), default=0) + 1
-    while not take_attempt(output, attempt):
-        attempt += 1
-    return Lease(output, attempt)
+    generation = max(generation_numbers(output), default=0) + 1
+    while not claim_generation(output, generation):
+        generation += 1
+    return FencingToken(output, generation)
 
 
-def take_attempt(output: str, attempt: int, note: Mapping[str, Any] | None = None) -> bool:
-    """Write the record of an attempt unless it is there; of racing programs exactly one gets True."""
+def claim_generation(output: str, generation: int, note: Mapping[str, Any] | None = None) -> bool:
+    """Write the record of a generation unless it is there; of racing commands exactly one gets True."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    facts = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "started": started, **(note or {})}
-    return write_if_absent(_place(output, attempt), json.dumps(facts).encode())
+    facts = {
+        "generation": generation,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": started,
+        **(note or {}),
+    }
+    return write_if_absent(_place(output, generation), json.dumps(facts).encode())
 
 
 def records(output: str) -> Iterator[dict[str, Any]]:
-    """The records of all attempts, the newest first."""
-    for attempt in sorted(attempt_numbers(output), reverse=True):
-        yield json.loads(read_bytes(_place(output, attempt)))
+    """The records of all generations, the newest first."""
+    for generation in sorted(generation_numbers(output), reverse=True):
+        yield json.loads(read_bytes(_place(output, generation)))
 
 
 def who(record: Mapping[str, Any]) -> str:
-    """Who made an attempt, in words."""
-    return f"attempt {record['attempt']}, process {record['pid']} on {record['host']}, {record['started']}"
+    """Who made a generation, in words."""
+    return f"generation {record['generation']}, process {record['pid']} on {record['host']}, {record['started']}"
 
 
-def attempt_numbers(output: str) -> list[int]:
-    """The attempts that have a record, in no particular order."""
+def generation_numbers(output: str) -> list[int]:
+    """The generations that have a record, in no particular order."""
     try:
-        uris = list_files(join(output, "attempts"), suffixes=[".json"])["uri"].to_pylist()
+        uris = list_files(join(output, "generations"), suffixes=[".json"])["uri"].to_pylist()
     except StorageError as error:
         if not error.missing:
             raise
@@ -112,5 +118,5 @@ def attempt_numbers(output: str) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
-def _place(output: str, attempt: int) -> str:
-    return join(output, "attempts", f"{attempt:08d}.json")
+def _place(output: str, generation: int) -> str:
+    return join(output, "generations", f"{generation:08d}.json")

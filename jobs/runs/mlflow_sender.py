@@ -159,13 +159,13 @@ class Run:
         self._post_artifact(lambda: read_bytes(uri), uri.rpartition("/")[2], folder)
 
     def _post_artifact(self, read: Callable[[], bytes], name: str, folder: str | None) -> None:
-        attempts = iter(range(1, ARTIFACT_ATTEMPTS))
+        generations = iter(range(1, ARTIFACT_ATTEMPTS))
 
         def send(client: MlflowClient, run_id: str) -> None:
             try:
                 _upload(client, run_id, read(), name, folder)
             except FAILURES as error:
-                if next(attempts, None) is not None:
+                if next(generations, None) is not None:
                     raise
                 self._tell(f"did not take {name}, which stays under the run's output: {error}")
 
@@ -188,13 +188,13 @@ class Run:
         return self._sent_all
 
     def leave(self) -> None:
-        """Send nothing more, not even what waits: the run is another program's now."""
+        """Send nothing more, not even what waits: the run is another job's now."""
         self._left.set()
         self._closing.set()
         self._wake.set()
 
     def look_again(self) -> None:
-        """Ask once more which steps the run has, before the next ones go: another program may have sent some."""
+        """Ask once more which steps the run has, before the next ones go: another job may have sent some."""
         self._known_steps = None
 
     def _post(self, message: Message) -> None:
@@ -276,7 +276,7 @@ class Run:
                     self._tell(f"refused an entry, which is left out: {error}")
                     return error
                 if not self._told:
-                    self._tell(f"does not answer yet; nothing waits for it, the attempts go on: {error}")
+                    self._tell(f"does not answer yet; nothing waits for it, the generations go on: {error}")
                 self._told = True
             if self._closing.is_set():
                 if time.monotonic() + 0.5 > self._closing_at:
@@ -293,9 +293,9 @@ class Run:
 
 def series_entries(journal_line: Mapping[str, Any]) -> list[Metric]:
     """The metrics of one journal line, at its own step and time: sent twice they are kept once."""
-    held_out = journal_line.get("held_out", {})
+    validation = journal_line.get("validation", {})
     figures = {key: journal_line[key] for key in SERIES if journal_line.get(key) is not None}
-    figures |= {f"held_out_{key}": value for key, value in held_out.items() if isinstance(value, float)}
+    figures |= {f"validation_{key}": value for key, value in validation.items() if isinstance(value, float)}
     return metric_entries(figures, journal_line["step"], journal_line["unix_seconds"])
 
 
@@ -330,7 +330,7 @@ def _upload(client: MlflowClient, run_id: str, content: bytes, name: str, folder
 def _create_experiment(client: MlflowClient, experiment: str) -> str:
     try:
         return str(client.create_experiment(experiment, artifact_location=_artifacts_beside(client.tracking_uri)))
-    except MlflowException:  # another program was faster
+    except MlflowException:  # another job was faster
         found = client.get_experiment_by_name(experiment)
         if found is None:
             raise

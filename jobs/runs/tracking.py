@@ -22,14 +22,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from jobs.core.cli import ConfigT, replace
 from jobs.core.errors import StopRequestedError, UserError
 from jobs.core.redaction import without_secrets
-from jobs.runs.fencing import LeaseLostError
+from jobs.runs.fencing import SupersededError
 from jobs.runs.mlflow_sender import FAILURES, tracking_client_for
 from jobs.runs.mlflow_sender import Run as Run
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import absolute, is_local
 
 OUTPUT_TAG = "output"
-PROGRAM_TAG = "program"
+COMMAND_TAG = "command"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 DIGEST_LENGTH = 36  # MLflow's limit
 COMMIT_TAG = "mlflow.source.git.commit"
@@ -69,7 +69,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class TrackingPlace:
-    """Where runs are recorded, for programs that record none."""
+    """Where runs are recorded, for commands that record none."""
 
     uri: str | None = None
     """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI."""
@@ -119,7 +119,7 @@ def tracking_client(config: TrackingConfig, output: str | None) -> MlflowClient:
 def start_run(
     config: TrackingConfig,
     *,
-    program: str,
+    command: str,
     run_key: str,
     output: str,
     params: Mapping[str, Any] | None = None,
@@ -131,7 +131,7 @@ def start_run(
     """Open the MLflow run of ``run_key``: created the first time, found again after a restart.
 
     Args:
-        program: name of the program; part of the run's name and a tag of its own.
+        command: name of the command; part of the run's name and a tag of its own.
         run_key: the run's own key from `jobs.runs.claim.claim_output`.
         output: the run's output; recorded absolutely.
         params: resolved configuration, recorded as dotted parameters.
@@ -142,9 +142,9 @@ def start_run(
     """
     place = absolute(output)
     basics = {
-        PROGRAM_TAG: program,
+        COMMAND_TAG: command,
         OUTPUT_TAG: place,
-        "mlflow.runName": f"{program} {place.rstrip('/').split('/')[-1]}",
+        "mlflow.runName": f"{command} {place.rstrip('/').split('/')[-1]}",
         **(source_tags() if source is None else source),
         **({MLFLOW_PARENT_RUN_ID: config.parent_run_id} if config.parent_run_id else {}),
     }
@@ -155,7 +155,7 @@ def start_run(
         run.log_params(params)
     if prepared:
         run.set_tags(data_tags(prepared))
-        run.log_dataset(data_entity(prepared.uri, prepared.version, prepared.digest), program)
+        run.log_dataset(data_entity(prepared.uri, prepared.version, prepared.digest), command)
     return run
 
 
@@ -182,7 +182,7 @@ def recorded(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except LeaseLostError:
+    except SupersededError:
         run.leave()
         raise
     except StopRequestedError:

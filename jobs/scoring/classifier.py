@@ -1,4 +1,4 @@
-"""A trained classifier as the scoring programs use it: found in storage, described without loading, run in actors."""
+"""A trained classifier as the scoring commands use it: found in storage, described without loading, run in actors."""
 
 from __future__ import annotations
 

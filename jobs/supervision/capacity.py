@@ -1,4 +1,4 @@
-"""How many training workers the cluster has room for, beside the CPUs that reading and decoding take."""
+"""How many training workers the cluster has capacity for, beside the CPUs that reading and decoding take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_AFTER_FAILURE = 600.0
 
 
-class RoomForWorkers:
+class WorkerCapacity:
     """The permitted numbers of workers against what the cluster has free.
 
     Args:
@@ -52,18 +52,18 @@ class RoomForWorkers:
         self,
         seconds: float,
         *,
-        tell: Callable[[str], None] = lambda _: None,
+        echo: Callable[[str], None] = lambda _: None,
         given_up: Callable[[], bool] = lambda: False,
     ) -> int:
-        """The largest number of workers that has room, when the last group's resources are free again.
+        """The largest number of workers that has capacity, when the last group's resources are free again.
 
         Args:
             seconds: longest wait.
-            tell: takes a line for the person who waits.
+            echo: takes a line for the person who waits.
             given_up: whether nobody waits any more; then the answer is 0.
 
         Raises:
-            TrainingStoppedError: there was no room for the fewest in all that time.
+            TrainingStoppedError: there was no capacity for the fewest in all that time.
         """
         begun, told = time.monotonic(), False
         while not given_up():
@@ -74,11 +74,11 @@ class RoomForWorkers:
                 return min(fitting, self._most)
             if waited > seconds:
                 raise TrainingStoppedError(
-                    f"workers={self._permitted[0]}: the cluster had no room for so many for {waited / 60:.0f} minutes "
+                    f"workers={self._permitted[0]}: the cluster lacked capacity for {waited / 60:.0f} minutes "
                     f"(free: {_cpus(ray.available_resources()):g} CPUs); start the same command again later"
                 )
             if waited > SECONDS_TO_SETTLE and not told:
-                tell(f"waiting for room for {self._permitted[0]} workers")
+                echo(f"waiting for capacity for {self._permitted[0]} workers")
                 told = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
         return 0
@@ -99,7 +99,7 @@ class RoomForWorkers:
         return most_that_fit(exactly, ray.cluster_resources(), self._cpus_beside, gpus=self.gpus) > 0
 
     def may_grow(self, workers: int) -> bool:
-        """Whether more workers than now have room beside those that run and their stream.
+        """Whether more workers than now have capacity beside those that run and their stream.
 
         CPUs that are free at the moment are not enough of an answer: the stream lets its own go as soon as it has
         read to the end, long before the last step. So what the hosts have is counted, less what others were using
@@ -130,7 +130,7 @@ def _hosts() -> frozenset[str]:
 
 
 def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:
-    """The largest permitted number of workers, one GPU or one CPU each, that resources have room for; 0 for none."""
+    """The largest permitted number of workers, one GPU or one CPU each, that fits into the resources; 0 for none."""
     cpus = _cpus(free) - cpus_beside
     if cpus < 0:
         return 0
@@ -138,11 +138,11 @@ def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: floa
     return max((number for number in permitted if number <= workers), default=0)
 
 
-def refuse_to_wait_for_ever(permitted: range, decode_actors: int) -> None:
+def check_capacity(permitted: range, decode_actors: int) -> None:
     """Ray would wait without a word for CPUs and GPUs that are not there.
 
     Raises:
-        UserError: the whole cluster has no room for the fewest workers.
+        UserError: the whole cluster has no capacity for the fewest workers.
     """
     offered, gpus = ray.cluster_resources(), has_gpus()
     needed = {"CPU": stream_cpus(decode_actors) + (0 if gpus else permitted[0]), "GPU": permitted[0] if gpus else 0}

@@ -22,7 +22,7 @@ from jobs.supervision.stack_dump import stacks_on_signal
 SECONDS_BETWEEN_BEATS = 1.0
 
 
-class Ending(IntEnum):
+class StopReason(IntEnum):
     """Why the loop ends before the last step; the highest that any rank knows of counts for all."""
 
     NONE = 0
@@ -33,7 +33,7 @@ class Ending(IntEnum):
     NOT_FINITE = 5
 
 
-class Doing(IntEnum):
+class Activity(IntEnum):
     """What a rank is at, in the order of a step."""
 
     STARTING = 0
@@ -46,7 +46,7 @@ class Doing(IntEnum):
 
 
 @dataclass(frozen=True)
-class SignOfLife:
+class Heartbeat:
     """Where a rank runs and what it was at when it last gave a sign."""
 
     rank: int
@@ -59,104 +59,104 @@ class SignOfLife:
     """Optimizer steps done."""
     micro_batch: int = 0
     """Micro-batches of the running step that were begun."""
-    doing: Doing = Doing.STARTING
+    activity: Activity = Activity.STARTING
 
     @property
     def place(self) -> tuple[int, int, int]:
         """How far it has come; ranks that wait for each other differ by a little."""
-        return self.step, self.micro_batch, int(self.doing)
+        return self.step, self.micro_batch, int(self.activity)
 
     def __str__(self) -> str:
-        doing = self.doing.name.lower().replace("_", " ")
-        return f"rank {self.rank} on {self.host} (process {self.pid}): {doing} in step {self.step + 1}"
+        activity = self.activity.name.lower().replace("_", " ")
+        return f"rank {self.rank} on {self.host} (process {self.pid}): {activity} in step {self.step + 1}"
 
 
-def first_sign(rank: int = 0) -> SignOfLife:
+def first_heartbeat(rank: int = 0) -> Heartbeat:
     """The sign of this process, which from now on writes its stacks when it gets the signal."""
     node_id = ray.get_runtime_context().get_node_id()
-    return SignOfLife(rank, socket.gethostname(), node_id, os.getpid(), stacks_on_signal())
+    return Heartbeat(rank, socket.gethostname(), node_id, os.getpid(), stacks_on_signal())
 
 
-class RunBoard:
+class Coordinator:
     """Holds what the driver asked the workers for, and what they posted since it looked."""
 
     def __init__(self) -> None:
-        self._attempt = 0
-        self._wish = Ending.NONE
+        self._generation = 0
+        self._stop_request = StopReason.NONE
         self._lines: list[str] = []
         self._figures: list[dict[str, Any]] = []
         self._steps = 0
         self._result: dict[str, Any] | None = None
-        self._signs: dict[int, SignOfLife] = {}
+        self._signs: dict[int, Heartbeat] = {}
 
-    def begin(self, attempt: int, step: int) -> None:
+    def begin(self, generation: int, step: int) -> None:
         """A new group of workers starts from a step; what an older one still posts is not counted."""
-        self._attempt, self._steps, self._result, self._signs = attempt, step, None, {}
-        if self._wish is Ending.RESIZED:
-            self._wish = Ending.NONE
+        self._generation, self._steps, self._result, self._signs = generation, step, None, {}
+        if self._stop_request is StopReason.RESIZED:
+            self._stop_request = StopReason.NONE
 
-    def request(self, wish: Ending) -> None:
+    def request(self, stop_request: StopReason) -> None:
         """Ask the workers to end at their next step; a stop is not taken back by a resize."""
-        self._wish = max(self._wish, wish)
+        self._stop_request = max(self._stop_request, stop_request)
 
-    def wish(self) -> Ending:
+    def stop_request(self) -> StopReason:
         """What the driver wishes."""
-        return self._wish
+        return self._stop_request
 
-    def post(self, attempt: int, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
+    def post(self, generation: int, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
         """Add a line for the person at the driver (empty: none), how many steps are done, a step's journal line."""
         if line:
             self._lines.append(line)
-        if attempt != self._attempt:
+        if generation != self._generation:
             return
         self._steps = steps
         if figures:
             self._figures.append(figures)
 
-    def beat(self, attempt: int, sign: SignOfLife) -> None:
+    def beat(self, generation: int, sign: Heartbeat) -> None:
         """A sign of life of one rank."""
-        if attempt == self._attempt:
+        if generation == self._generation:
             self._signs[sign.rank] = sign
 
-    def end(self, attempt: int, result: dict[str, Any]) -> None:
+    def end(self, generation: int, result: dict[str, Any]) -> None:
         """How the group ended."""
-        if attempt == self._attempt:
+        if generation == self._generation:
             self._result = result
 
     def result(self) -> dict[str, Any] | None:
         """How the group ended; None while it runs, or when it died."""
         return self._result
 
-    def take(self) -> tuple[list[str], list[dict[str, Any]], int, dict[int, SignOfLife]]:
+    def take(self) -> tuple[list[str], list[dict[str, Any]], int, dict[int, Heartbeat]]:
         """Lines and journal lines since the last call, the steps done, and the ranks' last signs of life."""
         lines, self._lines = self._lines, []
         figures, self._figures = self._figures, []
         return lines, figures, self._steps, dict(self._signs)
 
 
-class WorkerBoard(logging.Handler):
-    """The board as one rank sees it; as a logging handler it carries warnings to the driver."""
+class CoordinatorClient(logging.Handler):
+    """The coordinator as one rank sees it; as a logging handler it carries warnings to the driver."""
 
-    def __init__(self, board: Any, rank: int, attempt: int) -> None:
+    def __init__(self, coordinator: Any, rank: int, generation: int) -> None:
         super().__init__(logging.WARNING)
-        self._board, self._attempt = board, attempt
-        self._answer = board.wish.remote()
-        self._sign = first_sign(rank)
+        self._coordinator, self._generation = coordinator, generation
+        self._answer = coordinator.stop_request.remote()
+        self._sign = first_heartbeat(rank)
         self._beating = threading.Thread(target=self._beat, name="signs-of-life", daemon=True)
         self._ended = threading.Event()
         self._beating.start()
 
-    def mark(self, step: int, micro_batch: int, doing: Doing) -> None:
+    def mark(self, step: int, micro_batch: int, activity: Activity) -> None:
         """Note what this rank is at; the next sign of life carries it."""
-        self._sign = replace(self._sign, step=step, micro_batch=micro_batch, doing=doing)
+        self._sign = replace(self._sign, step=step, micro_batch=micro_batch, activity=activity)
 
     def post(self, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
         """Post a line (empty: none), the steps done, and the journal line of a step."""
-        self._board.post.remote(self._attempt, line, steps, figures)
+        self._coordinator.post.remote(self._generation, line, steps, figures)
 
     def end(self, result: Any) -> None:
         """Tell the driver how the group ended."""
-        ray.get(self._board.end.remote(self._attempt, asdict(result)))
+        ray.get(self._coordinator.end.remote(self._generation, asdict(result)))
 
     def close(self) -> None:
         """No more signs of life."""
@@ -167,18 +167,18 @@ class WorkerBoard(logging.Handler):
         """Post a log record."""
         self.post(f"{record.levelname.lower()}: {record.getMessage()}", self._sign.step)
 
-    def wish(self) -> Ending:
+    def stop_request(self) -> StopReason:
         """The newest answer that has arrived."""
         ready, _ = ray.wait([self._answer], timeout=0)
         if not ready:
-            return Ending.NONE
-        wish: Ending = ray.get(self._answer)
-        self._answer = self._board.wish.remote()
-        return wish
+            return StopReason.NONE
+        stop_request: StopReason = ray.get(self._answer)
+        self._answer = self._coordinator.stop_request.remote()
+        return stop_request
 
     def _beat(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_BEATS):
-            self._board.beat.remote(self._attempt, self._sign)
+            self._coordinator.beat.remote(self._generation, self._sign)
 
 
 def elapsed_minutes(since: float) -> float:

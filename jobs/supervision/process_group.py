@@ -15,7 +15,7 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend  # `TorchConfig.backend_cls` gives it; there is no public name
 
-from jobs.supervision.coordinator import first_sign
+from jobs.supervision.coordinator import first_heartbeat
 
 
 @dataclass
@@ -26,10 +26,10 @@ class HostsByTheirAddress(TorchConfig):  # type: ignore[misc]
     workers of other hosts are refused.
     """
 
-    board: Any = None
-    """Handle of the `jobs.supervision.coordinator.RunBoard` that the ranks give signs of life to."""
-    attempt: int = 0
-    """Of the group, as the board knows it."""
+    coordinator: Any = None
+    """Handle of the `jobs.supervision.coordinator.Coordinator` that the ranks give signs of life to."""
+    generation: int = 0
+    """Of the group, as the coordinator knows it."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -39,8 +39,8 @@ class HostsByTheirAddress(TorchConfig):  # type: ignore[misc]
 
 class _InterfaceBackend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: HostsByTheirAddress) -> None:
-        for rank, sign in enumerate(worker_group.execute(first_sign)):
-            backend_config.board.beat.remote(backend_config.attempt, replace(sign, rank=rank))
+        for rank, sign in enumerate(worker_group.execute(first_heartbeat)):
+            backend_config.coordinator.beat.remote(backend_config.generation, replace(sign, rank=rank))
         if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
             worker_group.execute(name_interface)
         super().on_start(worker_group, backend_config)

@@ -1,4 +1,4 @@
-"""The driver's watch over its workers: lines and progress printed, SIGTERM handed on, hangs and lost leases found."""
+"""The driver's watch over its workers: lines and progress printed, SIGTERM handed on, hangs and lost tokens found."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.core.cli import console
 from jobs.core.errors import TrainingStoppedError
-from jobs.runs.fencing import Lease, LeaseLostError
-from jobs.supervision.capacity import RoomForWorkers
-from jobs.supervision.coordinator import Doing, Ending, RunBoard, SignOfLife, elapsed_minutes
+from jobs.runs.fencing import FencingToken, SupersededError
+from jobs.supervision.capacity import WorkerCapacity
+from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopReason, elapsed_minutes
 from jobs.supervision.stack_dump import stack_of, take_stacks_and_kill, waits_for_others
 from pipeline.storage.files import StorageError, join, write_bytes
 
@@ -31,13 +31,13 @@ MINUTES_WITHOUT_ROOM = 0.5
 SECONDS_FOR_A_HOST = 30.0
 
 
-class RunWatch:
+class Watchdog:
     """One run as its driver sees it, over all groups of workers that it takes.
 
     Args:
         hang_minutes: without a step for so long the workers are ended (the group then dies, and can be replaced).
         saving_minutes: the same while a rank waits for its checkpoint to be written, where that is more.
-        room: tells whether the cluster has room for more workers, or no longer for these.
+        capacity: tells whether the cluster has capacity for more workers, or no longer for these.
         on_steps: takes the journal lines of steps as they are done.
     """
 
@@ -48,37 +48,37 @@ class RunWatch:
         *,
         hang_minutes: float,
         saving_minutes: float,
-        room: RoomForWorkers,
+        capacity: WorkerCapacity,
         on_steps: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board = ray.remote(num_cpus=0)(RunBoard).options(scheduling_strategy=here).remote()
+        self.coordinator = ray.remote(num_cpus=0)(Coordinator).options(scheduling_strategy=here).remote()
         self.lost: TrainingStoppedError | None = None
-        """Why no further group may follow, once that is so: who took the output over, or that the board died."""
+        """Why no further group may follow, once that is so: who took the output over, or that the coordinator died."""
         self._hang_minutes, self._saving_minutes = hang_minutes, max(hang_minutes, saving_minutes)
-        self.room, self._on_steps = room, on_steps
+        self.capacity, self._on_steps = capacity, on_steps
         self._progress = _progress()
         self._task = self._progress.add_task(name, total=total_steps)
         self._stop_requested, self._ended = threading.Event(), threading.Event()
         self._telling = threading.Lock()
-        self._lease: Lease | None = None
+        self._token: FencingToken | None = None
         self._workers = self._first_step = self._steps = 0
         self._too_small = self._told = self._acknowledged = False
-        self._signs: Mapping[int, SignOfLife] = {}
+        self._signs: Mapping[int, Heartbeat] = {}
         self._moved_at = self._size_checked_at = time.monotonic()
 
-    def begin(self, lease: Lease, workers: int, step: int) -> None:
+    def begin(self, token: FencingToken, workers: int, step: int) -> None:
         """A group of workers starts from a step."""
-        ray.get(self.board.begin.remote(lease.attempt, step))
-        self._lease, self._workers, self._too_small = lease, workers, False
+        ray.get(self.coordinator.begin.remote(token.generation, step))
+        self._token, self._workers, self._too_small = token, workers, False
         self._first_step = self._steps = step
         self._moved_at = self._size_checked_at = time.monotonic()
         self._progress.update(self._task, completed=step)
-        self.say(f"attempt {lease.attempt}: {workers} worker{'s' * (workers > 1)} from step {step} on")
+        self.say(f"generation {token.generation}: {workers} worker{'s' * (workers > 1)} from step {step} on")
 
     def pause(self) -> None:
-        """The group of workers has ended; until the next one begins there is no lease to lose and nobody to hang."""
-        self._lease = None
+        """The group of workers has ended; until the next one begins there is no token to lose and nobody to hang."""
+        self._token = None
 
     @property
     def stop_requested(self) -> bool:
@@ -91,11 +91,11 @@ class RunWatch:
 
     def result(self) -> dict[str, Any] | None:
         """How the group ended; None when it died."""
-        result: dict[str, Any] | None = ray.get(self.board.result.remote())
+        result: dict[str, Any] | None = ray.get(self.coordinator.result.remote())
         return result
 
     @contextmanager
-    def watching(self) -> Iterator[RunWatch]:
+    def watching(self) -> Iterator[Watchdog]:
         """Watch while the context lasts, in a thread, because a signal handler must not call into Ray."""
 
         def remember(_signal: int, _frame: FrameType | None) -> None:
@@ -105,7 +105,7 @@ class RunWatch:
         watcher = threading.Thread(target=self._watch, name="run-watch", daemon=True)
         with self._progress:
             watcher.start()
-            threading.Thread(target=self._watch_lease, name="lease-watch", daemon=True).start()
+            threading.Thread(target=self._watch_token, name="token-watch", daemon=True).start()
             try:
                 yield self
             finally:
@@ -117,13 +117,13 @@ class RunWatch:
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
             if not self._guarded(self._look_and_check):
-                take_all_stacks(self._signs.values())  # without the board nobody could see them hang
+                take_all_stacks(self._signs.values())  # without the coordinator nobody could see them hang
                 return
 
-    def _watch_lease(self) -> None:
+    def _watch_token(self) -> None:
         """Apart from the other watch, because storage may block without an end."""
         while not self._ended.wait(SECONDS_BETWEEN_LEASE_CHECKS):
-            self._guarded(self._check_lease)
+            self._guarded(self._check_token)
 
     def _guarded(self, look: Callable[[], None]) -> bool:
         """Look once; what fails in it, as a cluster that is silent for a while, must not end the watch.
@@ -148,10 +148,10 @@ class RunWatch:
     def _look_and_check(self) -> None:
         if self.stop_requested:
             self._acknowledge_stop()
-            self.board.request.remote(Ending.REQUESTED)
+            self.coordinator.request.remote(StopReason.REQUESTED)
         self._look()
-        if self._lease is not None:
-            self._check_for_hang(self._lease)
+        if self._token is not None:
+            self._check_for_hang(self._token)
             self._check_size()
 
     def _acknowledge_stop(self) -> None:
@@ -162,41 +162,41 @@ class RunWatch:
     def _look(self) -> None:
         lines: list[str]
         figures: list[dict[str, Any]]
-        signs: dict[int, SignOfLife]
-        lines, figures, steps, signs = ray.get(self.board.take.remote())
+        signs: dict[int, Heartbeat]
+        lines, figures, steps, signs = ray.get(self.coordinator.take.remote())
         for line in lines:
             self.say(line)
-        if self.lost is None:  # else another program sends these steps
+        if self.lost is None:  # else another job sends these steps
             self._on_steps(figures)
         if _places(signs) != _places(self._signs):
             self._moved_at = time.monotonic()
         self._signs, self._steps = signs, steps
         self._progress.update(self._task, completed=steps)
 
-    def _check_lease(self) -> None:
-        lease = self._lease
-        lost = lease.lost_to() if lease else ""
-        if lost and lease is self._lease:  # else this program itself took the next one meanwhile
-            self.lost = LeaseLostError(lost)
-            self.board.request.remote(Ending.RESIZED)
+    def _check_token(self) -> None:
+        token = self._token
+        lost = token.superseded_by() if token else ""
+        if lost and token is self._token:  # else this command itself took the next one meanwhile
+            self.lost = SupersededError(lost)
+            self.coordinator.request.remote(StopReason.RESIZED)
 
     def _check_size(self) -> None:
         if time.monotonic() - self._size_checked_at < SECONDS_BETWEEN_SIZE_CHECKS:
             return
         self._size_checked_at = time.monotonic()
         # Workers can wait for ever for data that nobody has the CPUs to decode, after a host was lost.
-        self._too_small = not self.room.has(self._workers)
+        self._too_small = not self.capacity.has(self._workers)
         runs = self._steps > self._first_step  # before, CPUs may be free that its stream is about to take
-        if self._too_small or (runs and self.room.may_grow(self._workers)):
-            self.board.request.remote(Ending.RESIZED)
+        if self._too_small or (runs and self.capacity.may_grow(self._workers)):
+            self.coordinator.request.remote(StopReason.RESIZED)
 
     def _most_minutes(self) -> float:
         """How long the places may stay the same."""
-        if any(sign.doing is Doing.SAVING for sign in self._signs.values()):
+        if any(sign.activity is Activity.SAVING for sign in self._signs.values()):
             return self._saving_minutes  # the writer has the same limit; a storage that blocks it does not let it tell
         return min(self._hang_minutes, MINUTES_WITHOUT_ROOM) if self._too_small else self._hang_minutes
 
-    def _check_for_hang(self, lease: Lease) -> None:
+    def _check_for_hang(self, token: FencingToken) -> None:
         most_minutes, signs = self._most_minutes(), self._signs
         if elapsed_minutes(self._moved_at) < most_minutes:
             return
@@ -209,9 +209,11 @@ class RunWatch:
         slow = slow or [
             str(signs[rank]) + ("" if stacks[rank] else ", gave no stacks") for rank in slow_ranks(signs, stacks)
         ]
-        place = join(lease.output, "hangs", f"attempt-{lease.attempt:04d}.txt")
+        place = join(token.output, "hangs", f"generation-{token.generation:04d}.txt")
         parts = [f"{sign}\n\n{stacks[rank] or 'gave no stacks'}\n" for rank, sign in sorted(signs.items())]
-        reason = f"the cluster has no room for {self._workers} workers and their data" if self._too_small else "a hang"
+        reason = (
+            f"the cluster has no capacity for {self._workers} workers and their data" if self._too_small else "a hang"
+        )
         self.say(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {'; '.join(slow)}; stacks: {place}")
         self._moved_at = time.monotonic()
         try:
@@ -220,11 +222,11 @@ class RunWatch:
             self.say(f"warning: stacks not written: {error}\n" + "\n".join(parts))
 
 
-def _places(signs: Mapping[int, SignOfLife]) -> list[tuple[int, int, int]]:
+def _places(signs: Mapping[int, Heartbeat]) -> list[tuple[int, int, int]]:
     return [sign.place for _, sign in sorted(signs.items())]
 
 
-def take_all_stacks(signs: Collection[SignOfLife]) -> dict[int, str]:
+def take_all_stacks(signs: Collection[Heartbeat]) -> dict[int, str]:
     """End the ranks' processes; their stacks by rank, empty for those that gave none."""
     taking = {}
     for sign in signs:
@@ -241,7 +243,7 @@ def take_all_stacks(signs: Collection[SignOfLife]) -> dict[int, str]:
     return stacks
 
 
-def slow_ranks(signs: Mapping[int, SignOfLife], stacks: Mapping[int, str]) -> list[int]:
+def slow_ranks(signs: Mapping[int, Heartbeat], stacks: Mapping[int, str]) -> list[int]:
     """The ranks that the others wait for: outside any collective operation, or else the least far."""
 
     def waits(rank: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hiera_video.optimization import OptimizerConfig, ScheduleConfig
 from jobs.checkpoints.background_writer import CheckpointConfig
 from jobs.runs.tracking import TrackingConfig
-from jobs.training.validation import HeldOutConfig
+from jobs.training.validation import ValidationConfig
 from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import ViewConfig
 
@@ -43,7 +43,7 @@ class TrainConfig:
     registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), of which a copy is kept under `output`."""
     workers: Any = 1
     """Training workers, one GPU each where there are GPUs; does not change what is computed. `[fewest, most]` is
-    elastic: as many as the cluster has room for, fewer when a host is lost, more when one comes."""
+    elastic: as many as the cluster has capacity for, fewer when a host is lost, more when one comes."""
     seed: int = 0
     """Decides every random draw."""
     epochs: float | None = None
@@ -71,7 +71,7 @@ class TrainConfig:
     threads_per_worker: int = 1
     """CPU threads of one training worker; fixed, because it decides the order of floating-point sums."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     log_every_steps: int = 10
     """Steps between printed lines; the journal has every step."""

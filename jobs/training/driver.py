@@ -20,21 +20,21 @@ from jobs.checkpoints.store import (
     newest_cursor,
     read_journal,
 )
-from jobs.core.cli import replace, tell
+from jobs.core.cli import echo, replace
 from jobs.core.config import config_dict, config_yaml
 from jobs.core.errors import TrainingStoppedError, UserError, storage_trouble_stops
 from jobs.core.init_source import BEST_WEIGHTS, RUN_LINK, WEIGHTS, absolute_init, is_registered, link_to_initial_run
 from jobs.core.ray_cluster import connect
 from jobs.reports.training_plots import curve_picture
 from jobs.runs.claim import claim_output, earlier_claim, pins_of, release_output
-from jobs.runs.fencing import take_lease
+from jobs.runs.fencing import acquire_token
 from jobs.runs.node_metrics import node_metrics
 from jobs.runs.tracking import Run, data_tags, recorded, start_run, tracking_uri, unrecorded
-from jobs.supervision.capacity import refuse_to_wait_for_ever
+from jobs.supervision.capacity import check_capacity
 from jobs.training.config import TrainConfig
 from jobs.training.elastic import train
 from jobs.training.loop import Phase, TrainingJob
-from jobs.training.validation import check_held_out
+from jobs.training.validation import check_validation
 from jobs.weights.registry import KEPT, initial_file, keep_under
 from pipeline.datasets.train import iter_micro_batches, training_stream
 from pipeline.shards.reader import PreparedSet, open_prepared
@@ -48,7 +48,7 @@ CURVES = ("loss", "learning_rate", "clips_per_second")
 
 
 def run_training(
-    program: str,
+    command: str,
     config: TrainConfig,
     phase: Phase,
     *,
@@ -60,10 +60,10 @@ def run_training(
     """Train to the end, going on from what is there; write weights, journal and pictures, and end the MLflow run.
 
     Args:
-        program: its name, for messages and MLflow.
-        config: what the phase was made of, `with_absolute_places`.
+        command: its name, for messages and MLflow.
+        config: what the phase was made of, `with_absolute_paths`.
         links: tags that tie this run to others.
-        metadata: facts to keep inside the weights file, besides run id and program.
+        metadata: facts to keep inside the weights file, besides run id and command.
         pictures: draws what shall be kept of the trained model (on the CPU) into a folder.
         pins: what later starts of this run shall find as it is now.
 
@@ -75,10 +75,10 @@ def run_training(
         StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
         TrainingStoppedError: training cannot go on, storage fails, or another start took the output over.
     """
-    job, prepared = _claimed(program, config, phase, links, pins or {})
+    job, prepared = _claimed(command, config, phase, links, pins or {})
     run = start_run(
         config.tracking,
-        program=program,
+        command=command,
         run_key=job.run_key,
         output=config.output,
         params=config_dict(config),
@@ -88,19 +88,19 @@ def run_training(
     with recorded(run), storage_trouble_stops():
         write_bytes(join(config.output, "config.yaml"), config_yaml(config).encode())
         with node_metrics(run):
-            lease = train(job, take_lease(config.output), run)
-        lease.check()
+            token = train(job, acquire_token(config.output), run)
+        token.check()
         return _finished(job, run, metadata, pictures)
 
 
 def _claimed(
-    program: str, config: TrainConfig, phase: Phase, links: Mapping[str, str | None], pins: Mapping[str, Any]
+    command: str, config: TrainConfig, phase: Phase, links: Mapping[str, str | None], pins: Mapping[str, Any]
 ) -> tuple[TrainingJob, PreparedSet]:
     """Make the output this run's, and plan on the data that it was pinned to; mistakes leave the output free."""
     newest = open_prepared(config.data)
     _check_weights(config, phase)
     tags = {key: value for key, value in links.items() if value} | data_tags(newest)
-    pins = {"data_version": newest.version, "program": program, "tags": tags, **pins}
+    pins = {"data_version": newest.version, "command": command, "tags": tags, **pins}
     if config.init and is_registered(config.init):
         pins["init"] = posixpath.basename(str(phase.config.init))
     claim = claim_output(config.output, config, pins=pins)
@@ -111,9 +111,9 @@ def _claimed(
         )
     try:
         prepared = open_prepared(config.data, claim.pins["data_version"])  # the set may have grown since
-        job = plan_job(config, phase, program, claim.run_key, prepared)
+        job = plan_job(config, phase, command, claim.run_key, prepared)
         connect()
-        refuse_to_wait_for_ever(config.worker_range, config.decode_actors)
+        check_capacity(config.worker_range, config.decode_actors)
     except (UserError, StorageError):
         release_output(config.output, claim)  # nothing was begun: the mended command is not refused
         raise
@@ -133,7 +133,7 @@ def _check_weights(config: TrainConfig, phase: Phase) -> None:
 def _finished(job: TrainingJob, run: Run, metadata: Mapping[str, str], pictures: Pictures) -> dict[str, Any]:
     """What is left to do once all steps are saved; the report."""
     output, model = job.config.output, _trained_model(job)
-    facts = {"program": job.program, "run_key": job.run_key, "run_id": run.wait_for_id(5) or "", **metadata}
+    facts = {"command": job.command, "run_key": job.run_key, "run_id": run.wait_for_id(5) or "", **metadata}
     _save_weights(output, WEIGHTS, model, facts)
     figures = _write_journal(job) | _save_best_weights(job, facts)
     run.log_params({"total_steps": job.total_steps})
@@ -224,7 +224,7 @@ def sample_views(config: TrainConfig, count: int) -> Tensor:
     return torch.from_numpy(next(iter_micro_batches(stream))["video"].copy())
 
 
-def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prepared: PreparedSet) -> TrainingJob:
+def plan_job(config: TrainConfig, phase: Phase, command: str, run_key: str, prepared: PreparedSet) -> TrainingJob:
     """Turn effective epochs, of one view per clip each, into steps.
 
     Raises:
@@ -234,20 +234,20 @@ def plan_job(config: TrainConfig, phase: Phase, program: str, run_key: str, prep
     if clips == 0:
         wanted = "labelled training clips" if phase.labelled_only else "training clips"
         raise UserError(f"data={config.data}: holds no {wanted}; `python -m jobs.inspect data={config.data}` shows it")
-    check_held_out(config.held_out, prepared, phase.labelled_only)
+    check_validation(config.validation, prepared, phase.labelled_only)
     steps_per_epoch = clips / config.global_batch
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     warmup = min(total, round(config.schedule.warmup_epochs * steps_per_epoch))
     if warmup == total:
-        tell(
+        echo(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g}: the warm-up takes all {total} steps, so the "
             "learning rate never falls; give fewer epochs of it, or more steps",
             warning=True,
         )
     # The driver alone speaks to MLflow: workers, and what Ray shows of a job, need not know where or as whom.
     told = unrecorded(config)
-    between = config.held_out.steps_between(steps_per_epoch)
-    return TrainingJob(told, phase, total, warmup, program, run_key, prepared.version, between)
+    between = config.validation.steps_between(steps_per_epoch)
+    return TrainingJob(told, phase, total, warmup, command, run_key, prepared.version, between)
 
 
 def _trained_model(job: TrainingJob) -> nn.Module:
@@ -287,9 +287,9 @@ def _write_journal(job: TrainingJob) -> dict[str, Any]:
     lines = [json.loads(line) for line in text.splitlines()]
     # The first steps include start-up; the median step is what a long run sees.
     rates = sorted(line["clips_per_second"] for line in lines)
-    measured: Mapping[str, Any] = next((line["held_out"] for line in reversed(lines) if "held_out" in line), {})
+    measured: Mapping[str, Any] = next((line["validation"] for line in reversed(lines) if "validation" in line), {})
     return {
-        **{f"held_out_{key}": value for key, value in measured.items() if key not in ("seconds", "picture")},
+        **{f"validation_{key}": value for key, value in measured.items() if key not in ("seconds", "picture")},
         "first_loss": lines[0]["loss"],
         "final_loss": lines[-1]["loss"],
         "clips_per_second": rates[len(rates) // 2],
@@ -297,7 +297,7 @@ def _write_journal(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def with_absolute_places(config: ConfigT) -> ConfigT:
+def with_absolute_paths(config: ConfigT) -> ConfigT:
     """Workers have folders of their own, so every place that they are told is made absolute first."""
     uri = tracking_uri(config.tracking, config.output) or "none"
     return replace(

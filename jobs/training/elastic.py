@@ -25,11 +25,11 @@ from ray.train.torch import TorchTrainer
 
 from jobs.checkpoints.store import Cursor, complete_steps, discard_after, newest_cursor
 from jobs.core.errors import StopRequestedError, TrainingStoppedError, storage_trouble_stops
-from jobs.runs.fencing import Lease
+from jobs.runs.fencing import FencingToken
 from jobs.runs.tracking import Run
-from jobs.supervision.capacity import RoomForWorkers
+from jobs.supervision.capacity import WorkerCapacity
 from jobs.supervision.process_group import HostsByTheirAddress
-from jobs.supervision.watchdog import RunWatch
+from jobs.supervision.watchdog import Watchdog
 from jobs.training.config import TrainConfig
 from jobs.training.loop import TrainingJob, WorkerResult, known_failures, train_worker
 from pipeline.datasets.train import stream_cpus, stream_execution_options, training_stream
@@ -41,7 +41,7 @@ LEAST_READ_AHEAD_BYTES = 2 * 2**30
 MICRO_BATCHES_AHEAD = 4  # one is decoded, one waits for its turn in the order, two are fetched ahead by a worker
 
 
-def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
+def train(job: TrainingJob, token: FencingToken, run: Run) -> FencingToken:
     """Run the job to its last step, going on from the newest checkpoint; returns when all steps are saved.
 
     Groups of workers follow each other: after a death, after a hang, with more or fewer workers. Ray Train could
@@ -49,35 +49,35 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
     a checkpoint.
 
     Returns:
-        the lease of the last group.
+        the token of the last group.
 
     Raises:
         StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
         TrainingStoppedError: the loss is not finite, nothing can be saved, or another start took the output over.
     """
     config, failures = job.config, 0
-    room = RoomForWorkers(config.worker_range, stream_cpus(config.decode_actors))
-    watch = RunWatch(
-        job.program,
+    capacity = WorkerCapacity(config.worker_range, stream_cpus(config.decode_actors))
+    watch = Watchdog(
+        job.command,
         job.total_steps,
         hang_minutes=config.hang_minutes,
         saving_minutes=config.checkpoint.max_unsaved_minutes,
-        room=room,
+        capacity=capacity,
         on_steps=partial(_track, run),
     )
-    with room.asked_for(), watch.watching():
+    with capacity.asked_for(), watch.watching():
         cursor = patiently(partial(_cut_back, config.output))
         while cursor.step < job.total_steps:
-            workers = room.wait(config.hang_minutes * 60, tell=watch.say, given_up=lambda: watch.stop_requested)
+            workers = capacity.wait(config.hang_minutes * 60, echo=watch.say, given_up=lambda: watch.stop_requested)
             if watch.stop_requested:
                 raise _stopped_on_request(job)
-            watch.begin(lease, workers, cursor.step)
+            watch.begin(token, workers, cursor.step)
             run.look_again()  # the start that this one took over from may have sent steps meanwhile
             try:
-                _run_group(job, lease, watch, cursor, workers, run.run_id)
+                _run_group(job, token, watch, cursor, workers, run.run_id)
             except (ControllerError, TrainingFailedError, RayError) as error:  # the last: its controller died
-                no_room = isinstance(error, ControllerError) and room.could_not_start(workers)
-                failures += not no_room
+                no_capacity = isinstance(error, ControllerError) and capacity.could_not_start(workers)
+                failures += not no_capacity
                 if watch.stop_requested and not watch.lost:
                     raise _stopped_on_request(job) from error
                 if failures > config.max_failures or watch.lost:
@@ -85,8 +85,8 @@ def train(job: TrainingJob, lease: Lease, run: Run) -> Lease:
                 watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
             watch.pause()
             gc.collect()  # the error holds the dead group's controller, too, in a circle
-            lease, cursor = _between_groups(lease)
-    return lease
+            token, cursor = _between_groups(token)
+    return token
 
 
 def _cut_back(output: str) -> Cursor:
@@ -96,12 +96,12 @@ def _cut_back(output: str) -> Cursor:
     return cursor
 
 
-def _between_groups(lease: Lease) -> tuple[Lease, Cursor]:
-    """The next attempt and where it goes on from; storage that fails now is no mistake of the user's."""
+def _between_groups(token: FencingToken) -> tuple[FencingToken, Cursor]:
+    """The next generation and where it goes on from; storage that fails now is no mistake of the user's."""
     with storage_trouble_stops():
-        patiently(lease.check)
-        following = lease.renewed()
-        return following, patiently(partial(_cut_back, lease.output))
+        patiently(token.check)
+        following = token.next_generation()
+        return following, patiently(partial(_cut_back, token.output))
 
 
 def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
@@ -123,21 +123,27 @@ def _track(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
     """Hand journal lines, and the pictures that belong to them, to MLflow's sender."""
     run.log_steps(lines)
     for line in lines:
-        if "picture" in line.get("held_out", {}):
-            run.log_stored_artifact(line["held_out"]["picture"], "pictures")
+        if "picture" in line.get("validation", {}):
+            run.log_stored_artifact(line["validation"]["picture"], "pictures")
 
 
 def _run_group(
-    job: TrainingJob, lease: Lease, watch: RunWatch, cursor: Cursor, workers: int, run_id: str | None
+    job: TrainingJob, token: FencingToken, watch: Watchdog, cursor: Cursor, workers: int, run_id: str | None
 ) -> None:
     """One group of workers from the cursor to its end."""
-    settings = {"job": job, "board": watch.board, "lease": lease, "start_step": cursor.step, "run_id": run_id}
+    settings = {
+        "job": job,
+        "coordinator": watch.coordinator,
+        "token": token,
+        "start_step": cursor.step,
+        "run_id": run_id,
+    }
     with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _own_interrupt():
         TorchTrainer(
             train_worker,
             train_loop_config=settings,
-            torch_config=HostsByTheirAddress(board=watch.board, attempt=lease.attempt),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=watch.room.gpus),
+            torch_config=HostsByTheirAddress(coordinator=watch.coordinator, generation=token.generation),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=watch.capacity.gpus),
             run_config=RunConfig(
                 storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
@@ -147,11 +153,11 @@ def _run_group(
         ).fit()
     result = watch.result()
     if watch.lost or result is None:
-        raise watch.lost or TrainingStoppedError(f"{job.program}: the workers ended without a result")
+        raise watch.lost or TrainingStoppedError(f"{job.command}: the workers ended without a result")
     ended = WorkerResult(**result)
     if ended.failure:
         with suppress(StorageError):
-            lease.check()  # another start may be why
+            token.check()  # another start may be why
         raise TrainingStoppedError(ended.failure)
     if ended.stopped:
         raise _saved_and_stopped(job, ended.step)
@@ -163,14 +169,14 @@ def read_ahead_bytes(config: TrainConfig, workers: int) -> int:
     return max(LEAST_READ_AHEAD_BYTES, MICRO_BATCHES_AHEAD * (config.decode_actors + workers) * micro_batch)
 
 
-def _read_ahead(job: TrainingJob, watch: RunWatch, workers: int) -> int:
-    """`read_ahead_bytes`; said, where the cluster has no room for them."""
+def _read_ahead(job: TrainingJob, watch: Watchdog, workers: int) -> int:
+    """`read_ahead_bytes`; said, where the cluster has no capacity for them."""
     wanted = read_ahead_bytes(job.config, workers)
-    room = ray.cluster_resources().get("object_store_memory", 0) / 2  # the share that Ray Data takes at most
-    if wanted > room:
+    capacity = ray.cluster_resources().get("object_store_memory", 0) / 2  # the share that Ray Data takes at most
+    if wanted > capacity:
         watch.say(
             f"warning: micro_batch={job.config.micro_batch}, decode_actors={job.config.decode_actors}: decoding ahead "
-            f"would take {wanted / 2**30:.1f} GiB, half of the cluster's object store is {room / 2**30:.1f}: decoders "
+            f"would take {wanted / 2**30:.1f} GiB, half of the object store is {capacity / 2**30:.1f}: decoders "
             "may wait; use less of either, or start Ray with a larger --object-store-memory"
         )
     return wanted

@@ -13,20 +13,20 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from jobs.supervision.coordinator import WorkerBoard
+from jobs.supervision.coordinator import CoordinatorClient
 from jobs.training.mfu import utilisation
-from jobs.training.micro_batch import Batch
+from jobs.training.micro_batch import MicroBatch
 
 T = TypeVar("T")
 NOT_SURE_TO_COME_AGAIN = ("timeout", "crashed", "out_of_memory", "missing")
 """Reasons that a view failed for which a resumed run might not meet: load, memory, an object that came back."""
 
 
-class StepLog:
+class Journal:
     """Counts and times the steps of one rank; the first rank writes and posts them.
 
     Args:
-        board: where lines, figures and progress go.
+        coordinator: where lines, figures and progress go.
         multiply_adds: of all that a step does with one view; None when unknown.
         peak: TFLOP/s of one rank's device; None when unknown.
         timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not come again.
@@ -40,14 +40,14 @@ class StepLog:
         global_batch: int,
         every: int,
         trace: bool,
-        board: WorkerBoard,
+        coordinator: CoordinatorClient,
         multiply_adds: int | None = None,
         peak: float | None = None,
         timed_out: Iterable[tuple[int, str]] = (),
     ) -> None:
         self.step = start_step
         self._total_steps, self._global_batch, self._every, self._trace = total_steps, global_batch, every, trace
-        self._board = board
+        self._coordinator = coordinator
         self._multiply_adds, self._peak = multiply_adds, peak
         self._lines: list[str] = []
         self._step_started = self._began = time.perf_counter()
@@ -55,7 +55,7 @@ class StepLog:
         self._waited_seconds = 0.0
         self.timed_out: list[tuple[int, str]] = list(timed_out)
 
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+    def next_batch(self, batches: Iterator[MicroBatch]) -> MicroBatch:
         """The next micro-batch; the time that it takes counts as waiting for data.
 
         Raises:
@@ -72,16 +72,16 @@ class StepLog:
         self,
         loss: float,
         learning_rate: float,
-        consumed: Sequence[Batch],
+        consumed: Sequence[MicroBatch],
         *,
         failed_views: int,
-        held_out: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
     ) -> None:
         """Close a step: journal line, printed line, metrics. All ranks call it with the same ``failed_views``.
 
-        ``held_out`` are figures measured within the step; their ``seconds`` do not count as the step's.
+        ``validation`` are figures measured within the step; their ``seconds`` do not count as the step's.
         """
-        seconds = time.perf_counter() - self._step_started - (held_out or {}).get("seconds", 0.0)
+        seconds = time.perf_counter() - self._step_started - (validation or {}).get("seconds", 0.0)
         self.step += 1
         figures: dict[str, Any] = {
             "step": self.step,
@@ -102,8 +102,8 @@ class StepLog:
         used = utilisation(figures["clips_per_second"], self._multiply_adds, dist.get_world_size(), self._peak)
         if used is not None:
             figures["model_flop_utilisation"] = used
-        if held_out:
-            figures["held_out"] = dict(held_out)
+        if validation:
+            figures["validation"] = dict(validation)
         if self._trace:
             figures["sample_ids"] = gather_in_stream_order([batch.sample_ids for batch in consumed])
         if dist.get_rank() == 0:
@@ -118,9 +118,9 @@ class StepLog:
     def _write(self, figures: dict[str, Any], seconds: float) -> None:
         self._lines.append(json.dumps(figures) + "\n")
         line = ""
-        if "held_out" in figures or self.step % self._every == 0 or self.step == self._total_steps:
+        if "validation" in figures or self.step % self._every == 0 or self.step == self._total_steps:
             line = self._line(figures, seconds)
-        self._board.post(line, self.step, figures)
+        self._coordinator.post(line, self.step, figures)
 
     def _line(self, figures: dict[str, Any], seconds: float) -> str:
         return (
@@ -128,7 +128,7 @@ class StepLog:
             f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
             f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  "
             f"MFU {_percent(figures.get('model_flop_utilisation'))}  memory {_memory_gib():.2f} GiB"
-            f"{self._left()}{_told(figures.get('held_out', {}))}"
+            f"{self._left()}{_told(figures.get('validation', {}))}"
         )
 
     def _left(self) -> str:
@@ -146,9 +146,9 @@ def gather_in_stream_order(mine: Sequence[Sequence[T]]) -> list[T]:
     return list(chain.from_iterable(chain.from_iterable(dealt)))
 
 
-def _told(held_out: Mapping[str, Any]) -> str:
+def _told(validation: Mapping[str, Any]) -> str:
     """The figures on held-out clips, for the printed line."""
-    figures = {key: value for key, value in held_out.items() if key != "seconds" and isinstance(value, float)}
+    figures = {key: value for key, value in validation.items() if key != "seconds" and isinstance(value, float)}
     told = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
     return f"  held out: {told}" if told else ""
 

@@ -31,13 +31,13 @@ from jobs.checkpoints.optimizer_state import (
     step_was_sound,
 )
 from jobs.checkpoints.store import Checkpoint, read_checkpoint
-from jobs.runs.fencing import Lease
-from jobs.supervision.coordinator import Doing, Ending, WorkerBoard
+from jobs.runs.fencing import FencingToken
+from jobs.supervision.coordinator import Activity, CoordinatorClient, StopReason
 from jobs.training.config import TrainConfig
-from jobs.training.journal import StepLog, gather_in_stream_order
+from jobs.training.journal import Journal, gather_in_stream_order
 from jobs.training.mfu import peak_tflops
-from jobs.training.micro_batch import Batch, batch_from_columns, digest, one_ahead
-from jobs.training.validation import HeldOut
+from jobs.training.micro_batch import MicroBatch, digest, micro_batch_from_columns, one_ahead
+from jobs.training.validation import Validator
 from pipeline.datasets.train import iter_micro_batches
 from pipeline.shards.reader import open_prepared
 
@@ -75,11 +75,11 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch) -> Tensor:
         """The loss of a micro-batch: a scalar, the mean over its samples."""
         raise TypeError(f"{type(self).__name__} must say how its loss is computed")
 
-    def measure(self, batch: Batch) -> Mapping[str, float]:
+    def measure(self, batch: MicroBatch) -> Mapping[str, float]:
         """Figures of one held-out view, without any draw that depends on the step; none: nothing is measured."""
         return {}
 
@@ -87,7 +87,7 @@ class TrainStep(nn.Module):
         """Of a step, forward and backward, over one view, as the model's shapes ask for; None: unknown."""
         return None
 
-    def embed(self, batch: Batch) -> Tensor | None:
+    def embed(self, batch: MicroBatch) -> Tensor | None:
         """Features ``[B, C]`` of the encoder, for a nearest-neighbour probe; None: no probe."""
         return None
 
@@ -104,7 +104,7 @@ class TrainingJob:
     phase: Phase
     total_steps: int
     warmup_steps: int
-    program: str
+    command: str
     run_key: str
     data_version: int
     steps_between_measurements: int
@@ -130,58 +130,58 @@ class WorkerResult:
 def train_worker(settings: dict[str, Any]) -> None:
     """What every rank runs: from a checkpoint to the last step, or until there is a reason to end."""
     job: TrainingJob = settings["job"]
-    lease: Lease = settings["lease"]
+    token: FencingToken = settings["token"]
     config = job.config
     torch.set_num_threads(config.threads_per_worker)
-    board = WorkerBoard(settings["board"], _rank(), lease.attempt)
+    coordinator = CoordinatorClient(settings["coordinator"], _rank(), token.generation)
     checkpoint = _checkpoint(config.output, settings["start_step"])
     engine = _engine(job, checkpoint)
-    log = _step_log(job, checkpoint, board, engine)
+    log = _step_log(job, checkpoint, coordinator, engine)
     del checkpoint  # on every rank as large as weights and optimizer state together
-    writer = CheckpointWriter(config.checkpoint, lease)
-    agreement = Agreement(board, writer)
-    held_out = _held_out(job, engine.device, log, board)
+    writer = CheckpointWriter(config.checkpoint, token)
+    agreement = Agreement(coordinator, writer)
+    validation = _validator(job, engine.device, log, coordinator)
     batches = one_ahead(_batches(job, log.step, engine.device), engine.device)
-    ending, consumed = Ending.NONE, list[Batch]()
+    stop_reason, consumed = StopReason.NONE, list[MicroBatch]()
 
-    while log.step < job.total_steps and ending is Ending.NONE:
+    while log.step < job.total_steps and stop_reason is StopReason.NONE:
         learning_rate = _learning_rate(job, log.step)
         set_learning_rate(engine.optimizer, learning_rate)
         losses, consumed = [], []
         for turn in range(engine.gradient_accumulation_steps()):
-            board.mark(log.step, turn, Doing.WAITING_FOR_DATA)
+            coordinator.mark(log.step, turn, Activity.WAITING_FOR_DATA)
             batch = log.next_batch(batches)
-            board.mark(log.step, turn, Doing.FORWARD)
+            coordinator.mark(log.step, turn, Activity.FORWARD)
             loss = engine(batch)
-            board.mark(log.step, turn, Doing.BACKWARD)
+            coordinator.mark(log.step, turn, Activity.BACKWARD)
             engine.backward(loss)
             engine.step()  # takes a step only when the global batch is complete
             losses.append(loss.detach())
             consumed.append(batch)
 
-        board.mark(log.step, len(losses), Doing.AGREEING)
+        coordinator.mark(log.step, len(losses), Activity.AGREEING)
         # A finite loss may have gradients that are not: neither what they made of the weights nor a lost step is saved.
         sound_loss = torch.where(step_was_sound(engine), torch.stack(losses).mean(), torch.nan)
-        mean_loss, failed_views, due, ending = agreement(sound_loss, consumed, log.step + 1)
-        if ending is Ending.NOT_FINITE or failed_views == config.global_batch:
-            ending = max(ending, Ending.UNDECODABLE)
+        mean_loss, failed_views, due, stop_reason = agreement(sound_loss, consumed, log.step + 1)
+        if stop_reason is StopReason.NOT_FINITE or failed_views == config.global_batch:
+            stop_reason = max(stop_reason, StopReason.UNDECODABLE)
             break
-        measured = held_out(log.step + 1, gather_weights(engine)) if held_out.due(log.step + 1) else {}
-        log.record(mean_loss, learning_rate, consumed, failed_views=failed_views, held_out=measured)
-        if due or measured or ending in (Ending.REQUESTED, Ending.RESIZED) or log.step == job.total_steps:
-            state = _state(job, engine, log, settings.get("run_id"), held_out.metric(measured))
+        measured = validation(log.step + 1, gather_weights(engine)) if validation.due(log.step + 1) else {}
+        log.record(mean_loss, learning_rate, consumed, failed_views=failed_views, validation=measured)
+        if due or measured or stop_reason in (StopReason.REQUESTED, StopReason.RESIZED) or log.step == job.total_steps:
+            state = _state(job, engine, log, settings.get("run_id"), validation.metric(measured))
             if _rank() == 0:
-                board.mark(log.step, 0, Doing.SAVING)
+                coordinator.mark(log.step, 0, Activity.SAVING)
                 writer.save(state, log.take_lines())
 
-    failure = _failure(ending, log.step, consumed)
-    board.mark(log.step, 0, Doing.SAVING)
+    failure = _failure(stop_reason, log.step, consumed)
+    coordinator.mark(log.step, 0, Activity.SAVING)
     writer.finish()
-    stopped = ending is Ending.REQUESTED and log.step < job.total_steps
+    stopped = stop_reason is StopReason.REQUESTED and log.step < job.total_steps
     result = WorkerResult(log.step, stopped, failure or writer.failure)
     if _rank() == 0:
-        board.end(result)
-    board.close()
+        coordinator.end(result)
+    coordinator.close()
 
 
 def known_failures(extra: Mapping[str, Any]) -> list[tuple[int, str]]:
@@ -233,7 +233,7 @@ def start_engine(step: TrainStep, optimizer: torch.optim.Optimizer, settings: di
     return deepspeed.initialize(model=step, optimizer=optimizer, config=settings, dist_init_required=False)[0]
 
 
-def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterator[Batch]:
+def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterator[MicroBatch]:
     """This rank's micro-batches in order: of every global batch numbers rank, rank + workers, ..."""
     config, workers = job.config, dist.get_world_size()
     shard = ray.train.get_dataset_shard("train")
@@ -243,7 +243,7 @@ def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterato
         position = step * config.global_batch + index * config.micro_batch
         if int(columns["position"][0]) != position:
             raise RuntimeError(f"the stream delivered position {columns['position'][0]} where {position} was due")
-        yield batch_from_columns(columns, seed=config.seed, step=step, index=index, device=device)
+        yield micro_batch_from_columns(columns, seed=config.seed, step=step, index=index, device=device)
 
 
 def _learning_rate(job: TrainingJob, step: int) -> float:
@@ -256,17 +256,17 @@ def _learning_rate(job: TrainingJob, step: int) -> float:
     )
 
 
-def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoard, engine: Any) -> StepLog:
+def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, coordinator: CoordinatorClient, engine: Any) -> Journal:
     config = job.config
     if _rank() == 0:
-        logging.getLogger().addHandler(board)
-    return StepLog(
+        logging.getLogger().addHandler(coordinator)
+    return Journal(
         start_step=checkpoint.step if checkpoint else 0,
         total_steps=job.total_steps,
         global_batch=config.global_batch,
         every=config.log_every_steps,
         trace=config.trace_samples,
-        board=board,
+        coordinator=coordinator,
         multiply_adds=engine.module.multiply_adds(),
         peak=config.peak_tflops or peak_tflops(engine.device, config.precision),
         timed_out=known_failures(checkpoint.extra) if checkpoint else (),
@@ -276,11 +276,11 @@ def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, board: WorkerBoar
 class Agreement:
     """What all ranks must know alike after a step, in one reduction: loss, failures, checkpoints, reasons to end."""
 
-    def __init__(self, board: WorkerBoard, writer: CheckpointWriter) -> None:
-        self._board, self._writer = board, writer
+    def __init__(self, coordinator: CoordinatorClient, writer: CheckpointWriter) -> None:
+        self._coordinator, self._writer = coordinator, writer
         self._notice_asked_at = time.monotonic()
 
-    def __call__(self, loss: Tensor, consumed: Sequence[Batch], step: int) -> tuple[float, int, bool, Ending]:
+    def __call__(self, loss: Tensor, consumed: Sequence[MicroBatch], step: int) -> tuple[float, int, bool, StopReason]:
         """Mean loss, number of failed views, whether a checkpoint is due, the reason to end: same on every rank.
 
         Args:
@@ -289,21 +289,21 @@ class Agreement:
             step: optimizer steps done.
         """
         self._writer.look()
-        wish = Ending.UNSAVED if self._writer.failure else self._board.wish()
+        stop_request = StopReason.UNSAVED if self._writer.failure else self._coordinator.stop_request()
         failed_views = sum(len(batch.failures) for batch in consumed)
-        votes = [wish is reason for reason in Ending]
+        votes = [stop_request is reason for reason in StopReason]
         # Clocks differ between ranks; the first one decides what is due.
         first_decides = [self._writer.due(step), self._may_ask_for_notice()] if _rank() == 0 else [False, False]
         figures = torch.tensor([0, failed_views, *first_decides, *votes], dtype=torch.float64, device=loss.device)
         figures[0] = loss / dist.get_world_size()
         dist.all_reduce(figures)
         mean_loss, failed, due, ask, *counted = figures.tolist()
-        ending = max(reason for reason in Ending if counted[reason] or reason is Ending.NONE)
+        stop_reason = max(reason for reason in StopReason if counted[reason] or reason is StopReason.NONE)
         if ask and self._preempted():
-            ending = max(ending, Ending.REQUESTED)
+            stop_reason = max(stop_reason, StopReason.REQUESTED)
         if not math.isfinite(mean_loss):
-            ending = Ending.NOT_FINITE
-        return mean_loss, int(failed), bool(due), ending
+            stop_reason = StopReason.NOT_FINITE
+        return mean_loss, int(failed), bool(due), stop_reason
 
     def _may_ask_for_notice(self) -> bool:
         """Asking waits for all ranks, so it is done now and then only."""
@@ -319,10 +319,10 @@ class Agreement:
         return notice is not None
 
 
-def _held_out(job: TrainingJob, device: torch.device, log: StepLog, board: WorkerBoard) -> HeldOut:
+def _validator(job: TrainingJob, device: torch.device, log: Journal, coordinator: CoordinatorClient) -> Validator:
     config = job.config
-    return HeldOut(
-        config.held_out,
+    return Validator(
+        config.validation,
         open_prepared(config.data, job.data_version),
         lambda: job.phase.build_step(load_init=False),
         view=config.view,
@@ -333,11 +333,11 @@ def _held_out(job: TrainingJob, device: torch.device, log: StepLog, board: Worke
         output=config.output,
         labelled_only=job.phase.labelled_only,
         seed=config.seed,
-        on_clip=lambda clip: board.mark(log.step, clip, Doing.MEASURING),
+        on_clip=lambda clip: coordinator.mark(log.step, clip, Activity.MEASURING),
     )
 
 
-def _state(job: TrainingJob, engine: Any, log: StepLog, run_id: str | None, metric: float | None) -> Checkpoint:
+def _state(job: TrainingJob, engine: Any, log: Journal, run_id: str | None, metric: float | None) -> Checkpoint:
     """All that the run needs to go on, whole on the rank that saves; all ranks must call it."""
     saves = _rank() == 0
     weights, optimizer = gather_weights(engine, keep=saves), gather_optimizer_state(engine, keep=saves)
@@ -345,16 +345,16 @@ def _state(job: TrainingJob, engine: Any, log: StepLog, run_id: str | None, metr
     return Checkpoint(log.step, log.step * job.config.global_batch, weights, optimizer, extra, metric)
 
 
-def _failure(ending: Ending, step: int, consumed: Sequence[Batch]) -> str:
+def _failure(stop_reason: StopReason, step: int, consumed: Sequence[MicroBatch]) -> str:
     """What to tell the person when the batch is why training cannot go on, else nothing; all ranks must call it."""
-    if ending is Ending.NOT_FINITE:
+    if stop_reason is StopReason.NOT_FINITE:
         samples = gather_in_stream_order([batch.sample_ids for batch in consumed])
         return (
             f"step {step + 1}: the loss or its gradient is not finite; samples of this batch: {', '.join(samples)}; "
             "checkpoints are kept: lower optimizer.learning_rate, set optimizer.clip_gradient_norm, or look at these "
             "clips"
         )
-    if ending is Ending.UNDECODABLE:
+    if stop_reason is StopReason.UNDECODABLE:
         reasons = sorted({failure.reason for batch in consumed for failure in batch.failures})
         return f"step {step + 1}: no view of the global batch could be decoded ({', '.join(reasons)}); look at the data"
     return ""

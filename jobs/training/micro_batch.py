@@ -28,7 +28,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """One micro-batch: B views of T frames, and all that its random draws may depend on."""
 
     frames: Tensor
@@ -56,10 +56,12 @@ class Batch:
         return torch.Generator().manual_seed(digest(self.seed, purpose, self.step, self.index))
 
 
-def batch_from_columns(columns: Mapping[str, Any], *, seed: int, step: int, index: int, device: torch.device) -> Batch:
-    """A micro-batch of the training stream as a `Batch` on the device, which may still be copying it."""
+def micro_batch_from_columns(
+    columns: Mapping[str, Any], *, seed: int, step: int, index: int, device: torch.device
+) -> MicroBatch:
+    """A micro-batch of the training stream as a `MicroBatch` on the device, which may still be copying it."""
     views = zip(columns["epoch"], columns["sample_id"], columns["failure"], columns["replaced_by"], strict=True)
-    return Batch(
+    return MicroBatch(
         frames=_to_device(columns["video"], device),
         labels=_to_device(columns["label"], device),
         sample_ids=list(columns["sample_id"]),
@@ -79,7 +81,7 @@ def _to_device(values: Any, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)  # only copies from pinned memory overlap with compute
 
 
-def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def one_ahead(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
     """The same batches; while one is in use, a thread fetches the next and copies it to the device.
 
     On CUDA the copies run on a stream of their own, beside the model's kernels.
@@ -88,7 +90,7 @@ def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     side = new_stream(device) if device.type == "cuda" else None
     thread = ThreadPoolExecutor(1, thread_name_prefix="batch-ahead")
 
-    def fetch() -> Batch | None:
+    def fetch() -> MicroBatch | None:
         with torch.cuda.stream(side):  # without a stream: nothing
             return next(batches, None)
 
@@ -103,7 +105,7 @@ def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _hand_over(batch: Batch, side: Any) -> None:
+def _hand_over(batch: MicroBatch, side: Any) -> None:
     """Let the current stream wait for the copies, and the allocator know that it uses them."""
     current = torch.cuda.current_stream(batch.frames.device)
     current.wait_stream(side)

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hiera_video.metrics.knn_probe import nearest_neighbour_top1
-from jobs.core.cli import tell
+from jobs.core.cli import echo
 from jobs.core.errors import UserError
-from jobs.training.micro_batch import Batch
+from jobs.training.micro_batch import MicroBatch
 from pipeline.datasets.validation import FixedView, fixed_views
 from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import ViewConfig
@@ -39,7 +39,7 @@ CUT_SHORT = "cut_short"  # storage did not give all clips
 
 
 @dataclass(frozen=True)
-class HeldOutConfig:
+class ValidationConfig:
     """What is measured on clips that are not trained on, and when."""
 
     clips: int = 64
@@ -70,7 +70,7 @@ class HeldOutConfig:
         return self.every_steps or max(1, round(self.every_epochs * steps_per_epoch))
 
 
-def check_held_out(config: HeldOutConfig, prepared: PreparedSet, labelled_only: bool) -> None:
+def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_only: bool) -> None:
     """Say what of the wishes a set cannot give.
 
     Raises:
@@ -79,11 +79,11 @@ def check_held_out(config: HeldOutConfig, prepared: PreparedSet, labelled_only: 
     if not config.clips:
         return
     if prepared.num_clips(config.split, labelled_only) == 0:
-        if config.split != HeldOutConfig.split:
+        if config.split != ValidationConfig.split:
             raise UserError(
-                f"held_out.split={config.split}: data={prepared.uri} has no such clips; it has {prepared.splits()}"
+                f"validation.split={config.split}: data={prepared.uri} has no such clips; it has {prepared.splits()}"
             )
-        tell(
+        echo(
             f"data={prepared.uri} holds no clips out (split {config.split}): nothing is measured, and no checkpoint is "
             "the best; see val_share of prepare",
             warning=True,
@@ -92,7 +92,7 @@ def check_held_out(config: HeldOutConfig, prepared: PreparedSet, labelled_only: 
     voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
     if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
         raise UserError(
-            f"held_out.best_by={KNN_TOP1}: takes labelled clips, held out and not, and held_out.knn_clips="
+            f"validation.best_by={KNN_TOP1}: takes labelled clips, held out and not, and validation.knn_clips="
             f"{config.knn_clips} above 0; use {LOSS}"
         )
 
@@ -102,11 +102,11 @@ class Measurable(Protocol):
 
     model: nn.Module
 
-    def measure(self, batch: Batch) -> Mapping[str, float]:
+    def measure(self, batch: MicroBatch) -> Mapping[str, float]:
         """Figures of a batch of one held-out view; none: this step cannot be measured."""
         ...
 
-    def embed(self, batch: Batch) -> Tensor | None:
+    def embed(self, batch: MicroBatch) -> Tensor | None:
         """Features ``[B, C]`` of the encoder; None: no probe."""
         ...
 
@@ -124,7 +124,7 @@ class Probe(NamedTuple):
     """``[C]``"""
 
 
-class HeldOut:
+class Validator:
     """Measures copies of the model; all ranks call it alike.
 
     Args:
@@ -141,7 +141,7 @@ class HeldOut:
 
     def __init__(
         self,
-        config: HeldOutConfig,
+        config: ValidationConfig,
         prepared: PreparedSet,
         build: Callable[[], Measurable],
         *,
@@ -246,8 +246,8 @@ class HeldOut:
             self._cut_short = True
             logger.warning("measured on fewer held-out clips, so not compared with other checkpoints: %s", error)
 
-    def _batch(self, clip: FixedView) -> Batch:
-        return Batch(
+    def _batch(self, clip: FixedView) -> MicroBatch:
+        return MicroBatch(
             frames=torch.from_numpy(clip.frames)[None].to(self._device),
             labels=torch.tensor([clip.label], device=self._device),
             sample_ids=[f"{clip.clip_id}#held-out"],
@@ -272,7 +272,7 @@ class HeldOut:
         return {"picture": place}
 
 
-def labelled(batch: Batch) -> bool:
+def labelled(batch: MicroBatch) -> bool:
     """Whether every view has a label."""
     return bool((batch.labels != UNLABELLED).all())
 

@@ -18,7 +18,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from jobs.core.cli import tell
+from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.core.init_source import DIGEST_CHARACTERS, WEIGHTS, is_registered
 from jobs.runs.mlflow_sender import FAILURES
@@ -89,7 +89,7 @@ def _fetch(client: MlflowClient, init: str, folder: str) -> Path:
                 f"init={init}: version {version} has no {IN_THE_MODEL}, which `python -m jobs.register` stores; give a "
                 "model that it registered, or a weights file"
             )
-        tell(f"init={init} is version {version} of {name}")
+        echo(f"init={init} is version {version} of {name}")
         place = join(model, IN_THE_MODEL)
         return Path(mlflow.artifacts.download_artifacts(place, dst_path=folder, tracking_uri=client.tracking_uri))
 

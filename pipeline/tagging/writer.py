@@ -117,7 +117,7 @@ class PlannedVersion:
             seal: decides, once all files are there, whether this commit holds; raises when it must not.
 
         Raises:
-            StorageError: another program committed this version, or a chunk is missing.
+            StorageError: another job committed this version, or a chunk is missing.
         """
         files = self._chunk_files()
         missing = [number for number in range(self.num_chunks) if number not in files]
@@ -200,7 +200,7 @@ def publish(output: str, commit: Commit) -> None:
     place = join(output, "_commits", f"{commit['version']}.json")
     content = json.dumps(dict(commit), indent=2).encode()
     if not patiently(lambda: write_if_absent(place, content)) and patiently(lambda: read_bytes(place)) != content:
-        raise StorageError(place, "another program committed this version", "give each tagging job its own output")
+        raise StorageError(place, "another job committed this version", "give each tagging job its own output")
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -30,11 +30,11 @@ def run(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         frames, labels = _load(Path(folder), videos)
     repeated = frames[:, [FRAMES // 2] * FRAMES]
-    held_out = videos // (VIDEOS // HELD_OUT)
+    validation = videos // (VIDEOS // HELD_OUT)
     results: dict[str, Any] = {"videos": videos, "steps": steps, "chance": 1 / len(MOTION_CLASSES)}
     for name, clips in (("moving frames", frames), ("one repeated frame", repeated)):
         started = time.perf_counter()
-        results[f"top-1, {name}"] = _train_and_test(clips, labels, steps, held_out)
+        results[f"top-1, {name}"] = _train_and_test(clips, labels, steps, validation)
         results[f"seconds, {name}"] = time.perf_counter() - started
     top1 = results["top-1, one repeated frame"]
     results["no leak by single frames"] = {"top-1": top1, "due_at_most": DUE_AT_MOST, "passed": top1 <= DUE_AT_MOST}
@@ -54,11 +54,11 @@ def _load(folder: Path, videos: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(clips)), labels
 
 
-def _train_and_test(clips: Tensor, labels: Tensor, steps: int, held_out: int) -> float:
+def _train_and_test(clips: Tensor, labels: Tensor, steps: int, validation: int) -> float:
     torch.manual_seed(0)
     model = create_model("hiera_demo_16x96")
     optimizer = build_optimizer(model, OptimizerConfig())
-    training = len(clips) - held_out  # classes take turns, so both parts hold all of them alike
+    training = len(clips) - validation  # classes take turns, so both parts hold all of them alike
     for step in range(steps):
         set_learning_rate(optimizer, LEARNING_RATE * min(1, (step + 1) / 15))
         chosen = torch.randint(training, (BATCH,), generator=torch.Generator().manual_seed(step))

@@ -44,7 +44,7 @@ FULL = Task(
     difficulty=0.42,  # where eighty labelled videos alone no longer suffice; see the README
     unlabelled=4000,
     labels_per_class=10,
-    held_out=400,
+    validation=400,
     pretrain_steps=4500,
     finetune_steps=160,
     pretrain_keys=PRETRAINING,
@@ -52,7 +52,7 @@ FULL = Task(
     size=48,
     margin=4,
 )
-SMALL = dataclasses.replace(FULL, unlabelled=64, labels_per_class=2, held_out=32, pretrain_steps=8, finetune_steps=4)
+SMALL = dataclasses.replace(FULL, unlabelled=64, labels_per_class=2, validation=32, pretrain_steps=8, finetune_steps=4)
 SEEDS = (0, 1, 2)
 POINTS_DUE = 10.0
 CORES = 2

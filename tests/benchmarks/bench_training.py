@@ -34,14 +34,14 @@ from jobs.checkpoints.store import read_journal
 from jobs.core.config import load_config
 from jobs.core.ray_cluster import connect
 from jobs.pretrain import PretrainConfig, PretrainPhase
-from jobs.runs.fencing import take_lease
+from jobs.runs.fencing import acquire_token
 from jobs.runs.mlflow_sender import Run
-from jobs.supervision.coordinator import RunBoard
+from jobs.supervision.coordinator import Coordinator
 from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.training.driver import plan_job
 from jobs.training.elastic import train
 from jobs.training.loop import TrainingJob, TrainStep, train_worker
-from jobs.training.micro_batch import Batch, batch_from_columns
+from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns
 from pipeline.datasets.train import stream_execution_options
 from pipeline.shards.reader import open_prepared
 
@@ -84,7 +84,7 @@ class SleepStep(TrainStep):
         super().__init__(nn.Linear(1, 1))
         self._seconds = seconds
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch) -> Tensor:
         """A loss, after a while."""
         time.sleep(self._seconds)
         loss: Tensor = self.model(torch.ones(1, 1)).square().mean()
@@ -112,7 +112,7 @@ def _prepared(folder: Path) -> str:
 
 def _job(data: str, output: Path, phase: Any, *keys: str) -> TrainingJob:
     arguments = ["demo", f"data={data}", f"output={output}", "workers=1", "checkpoint.every_steps=100000",
-                 "held_out.clips=0", *keys]  # fmt: skip
+                 "validation.clips=0", *keys]  # fmt: skip
     config = load_config(PretrainConfig, "pretrain", arguments)
     return plan_job(config, phase or PretrainPhase(config), "bench", "bench", open_prepared(data))
 
@@ -120,7 +120,7 @@ def _job(data: str, output: Path, phase: Any, *keys: str) -> TrainingJob:
 def _waiting(data: str, output: Path, steps: int) -> dict[str, Any]:
     keys = (f"steps={steps}", "global_batch=16", "micro_batch=8", "decode_actors=1")
     job = _job(data, output, SleepPhase(SECONDS_PER_MICRO_BATCH), *keys)
-    train(job, take_lease(str(output)), Run(None, "", "", {}))
+    train(job, acquire_token(str(output)), Run(None, "", "", {}))
     lines = _settled(str(output), steps)
     seconds = sum(job.config.global_batch / line["clips_per_second"] for line in lines)
     waited = sum(line["data_wait_seconds"] for line in lines)
@@ -135,14 +135,14 @@ def _waiting(data: str, output: Path, steps: int) -> dict[str, Any]:
 def _overhead(data: str, output: Path, steps: int, keys: tuple[str, ...]) -> dict[str, Any]:
     job = _job(data, output, None, f"steps={steps}", "view.repeats=1", *keys)
     columns = _noise(job)
-    lease = take_lease(str(output))
-    board = ray.remote(num_cpus=0)(RunBoard).remote()
-    ray.get(board.begin.remote(lease.attempt, 0))
+    token = acquire_token(str(output))
+    coordinator = ray.remote(num_cpus=0)(Coordinator).remote()
+    ray.get(coordinator.begin.remote(token.attempt, 0))
     bare = ray.remote(num_cpus=0)(BareModel).remote()
     rates = [ray.get(bare.step_seconds.remote(job, columns, steps))]
     TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "board": board, "lease": lease, "start_step": 0},
+        train_loop_config={"job": job, "coordinator": coordinator, "token": token, "start_step": 0},
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(storage_path=str(output / "ray")),
         datasets={"train": lambda: _repeated(columns, job)},
@@ -175,7 +175,7 @@ class BareModel:
         for number in range(steps):
             started = time.perf_counter()
             for index in range(job.micro_batches):
-                batch = batch_from_columns(columns, seed=0, step=number, index=index, device=torch.device("cpu"))
+                batch = micro_batch_from_columns(columns, seed=0, step=number, index=index, device=torch.device("cpu"))
                 (step(batch) / job.micro_batches).backward()
             if config.optimizer.clip_gradient_norm:
                 torch.nn.utils.clip_grad_norm_(step.model.parameters(), config.optimizer.clip_gradient_norm)

@@ -28,7 +28,7 @@ from jobs.pretrain import MaskedAutoencoding, PretrainConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, Rendering, draw_frames, draw_motion
 from jobs.training.config import TrainConfig
 from jobs.training.loop import TrainStep
-from jobs.training.micro_batch import Batch
+from jobs.training.micro_batch import MicroBatch
 
 STEPS_BETWEEN_SAVES = 50
 SMALLEST_DRAWN = 64  # see `Rendering`
@@ -44,7 +44,7 @@ class Task:
     """Appearance, see `Rendering`."""
     unlabelled: int
     labels_per_class: int
-    held_out: int
+    validation: int
     pretrain_steps: int
     finetune_steps: int
     pretrain_keys: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ def draw_sets(task: Task, folder: Path) -> tuple[LabelledClips, LabelledClips, L
     return (
         clips_of(task, "unlabelled", task.unlabelled, 1, folder),
         clips_of(task, "labelled", labelled, 2, folder),
-        clips_of(task, "held-out", task.held_out, 3, folder),
+        clips_of(task, "held-out", task.validation, 3, folder),
     )
 
 
@@ -92,13 +92,13 @@ def learned(
         seconds: see `pretrain`.
     """
     torch.set_num_threads(1)
-    (unlabelled, _), labelled, held_out = draw_sets(task, folder)
+    (unlabelled, _), labelled, validation = draw_sets(task, folder)
     pretrained = {}
     if weights is not None:
         figures = pretrain(pretrain_config(task, seed, *pretrain_keys), unlabelled, weights, seconds=seconds)
         pretrained = {"loss": figures["final_loss"], "steps": figures["steps"], "seconds": figures["seconds"]}
     config = finetune_config(task, seed, *finetune_keys)
-    return {"top1": finetuned_top1(config, labelled, held_out, result, weights), **pretrained}
+    return {"top1": finetuned_top1(config, labelled, validation, result, weights), **pretrained}
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -169,7 +169,7 @@ def pretrain(config: PretrainConfig, clips: Clips, weights: Path, *, seconds: fl
 def finetuned_top1(
     config: FinetuneConfig,
     labelled: LabelledClips,
-    held_out: LabelledClips,
+    validation: LabelledClips,
     result: Path,
     init: Path | None,
 ) -> float:
@@ -180,7 +180,7 @@ def finetuned_top1(
         if init is not None:
             load_into_classifier(step.model, init, new_blocks=config.new_blocks)  # type: ignore[arg-type]
         figures = train(step, config, *labelled, result.with_suffix(".part"))
-        figures["top1"] = top1(step, *held_out, config.view.size)
+        figures["top1"] = top1(step, *validation, config.view.size)
         result.write_text(json.dumps(figures))
     return float(json.loads(result.read_text())["top1"])
 
@@ -221,7 +221,7 @@ def train(
     return {"steps": done, "seconds": clock.seconds(), "final_loss": float(np.mean(losses[-20:]))}
 
 
-def batch_of(config: TrainConfig, clips: Clips, labels: npt.NDArray[np.int64], number: int) -> Batch:
+def batch_of(config: TrainConfig, clips: Clips, labels: npt.NDArray[np.int64], number: int) -> MicroBatch:
     """The batch of a step: epochs of seeded permutations, each view a random crop of its own."""
     positions = number * config.global_batch + np.arange(config.global_batch)
     epochs, places = np.divmod(positions, len(clips))
@@ -236,7 +236,7 @@ def batch_of(config: TrainConfig, clips: Clips, labels: npt.NDArray[np.int64], n
         cropped(clips[index], row, column, config.view.size)
         for index, (row, column) in zip(chosen, corners.tolist(), strict=True)
     ]
-    return Batch(
+    return MicroBatch(
         frames=torch.from_numpy(np.stack(views)),
         labels=torch.from_numpy(labels[chosen]),
         sample_ids=[f"{index}#0" for index in chosen],

@@ -59,7 +59,7 @@ def data(storage: Gateway, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def cluster(hosts: tuple[Host, Host], storage: Gateway) -> Iterator[tuple[Host, Host]]:
-    """One Ray cluster over both, with room for three workers and decoding: no host holds all of them."""
+    """One Ray cluster over both, with capacity for three workers and decoding: no host holds all of them."""
     head, other = hosts
     start_ray(head, None, cpus=2)
     start_ray(other, head, cpus=2)

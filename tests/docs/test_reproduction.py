@@ -8,7 +8,7 @@ import pytest
 
 from jobs.core.config import load_config
 from jobs.evaluate import EvaluateConfig
-from jobs.sweep_plan import PROGRAMS, plan_children, read_arguments
+from jobs.sweep_plan import COMMANDS, plan_children, read_arguments
 from tests.support.reproduction import PAGE, ablations, gpu_hours, main_rows, text
 
 HOURS = re.compile(r"[\d.,]+ \+ [\d.,]+ \+ [\d.,]+ \||[\d.]+ GPU hours")
@@ -33,7 +33,7 @@ def test_every_command_is_taken() -> None:
         if program == "sweep":
             assert len(plan_children(read_arguments(arguments))) > 1
         else:
-            load_config(PROGRAMS[program], program, arguments)
+            load_config(COMMANDS[program], program, arguments)
 
 
 def test_hours_are_views_times_arithmetic() -> None:

@@ -15,11 +15,11 @@ from jobs.compare import (
     TrackingPlace,
     best_index,
     best_run,
-    by_program,
+    by_command,
+    command_table,
     differing_parameters,
     find_runs,
     link_tree,
-    program_table,
     run,
     with_evaluations,
 )
@@ -38,7 +38,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
     pretrain = _record(client, experiment, "pretrain", {"seed": "1"}, {"loss": 0.5}, {})
     for rate, top1 in (("8e-4", 0.7), ("4e-4", 0.9)):
         links = {"pretrain_run_id": pretrain}
-        figures = {"held_out_top1": top1, "loss": 1 - top1 if top1 < 0.8 else 0.9}  # the better run has the higher loss
+        figures = {
+            "validation_top1": top1,
+            "loss": 1 - top1 if top1 < 0.8 else 0.9,
+        }  # the better run has the higher loss
         tune = _record(client, experiment, "finetune", {"seed": "1", "learning_rate": rate}, figures, links)
         tuned = links | {"finetune_run_id": tune}
         _record(client, experiment, "evaluate", {"output": rate}, {"mean_class_accuracy": top1 / 2}, tuned)
@@ -49,12 +52,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
 def _record(
     client: MlflowClient,
     experiment: str,
-    program: str,
+    command: str,
     params: dict[str, str],
     metrics: dict[str, float],
     links: dict[str, str],
 ) -> str:
-    run_id = client.create_run(experiment, tags={"program": program, **links}, run_name=f"{program} run").info.run_id
+    run_id = client.create_run(experiment, tags={"command": command, **links}, run_name=f"{command} run").info.run_id
     for key, value in params.items():
         client.log_param(run_id, key, value)
     for key, number in metrics.items():
@@ -70,14 +73,14 @@ def _text(renderable: object) -> str:
 
 
 def test_only_differing_parameters_are_shown_and_the_best_run_is_marked(store: CompareConfig) -> None:
-    groups = by_program(with_evaluations(find_runs(store)))
+    groups = by_command(with_evaluations(find_runs(store)))
     assert differing_parameters(groups["evaluate"]) == {}
     runs = groups["finetune"]
     assert list(differing_parameters(runs)) == ["learning_rate"]
     best = best_run(runs, "")
     assert best is not None
-    assert (best.metric, best.value, best.run.data.params["learning_rate"]) == ("held_out_top1", 0.9, "4e-4")
-    text = _text(program_table("finetune", runs, len(runs), ""))
+    assert (best.metric, best.value, best.run.data.params["learning_rate"]) == ("validation_top1", 0.9, "4e-4")
+    text = _text(command_table("finetune", runs, len(runs), ""))
     assert f"★ {best.run.info.run_id[:8]}" in text
     assert "8e-4" in text
     assert "seed" not in text
@@ -87,7 +90,7 @@ def test_only_differing_parameters_are_shown_and_the_best_run_is_marked(store: C
 def test_a_loss_ranks_no_runs_that_measure_something_else(store: CompareConfig) -> None:
     client = store.tracking.client()
     experiment = client.create_experiment("losses")
-    figures = {"pixels": {"held_out_loss": 0.6, "loss": 0.6}, "hog": {"held_out_loss": 0.02, "loss": 0.02}}
+    figures = {"pixels": {"validation_loss": 0.6, "loss": 0.6}, "hog": {"validation_loss": 0.02, "loss": 0.02}}
 
     def recorded(**more: float) -> list[Run]:
         made = [
@@ -97,14 +100,14 @@ def test_a_loss_ranks_no_runs_that_measure_something_else(store: CompareConfig) 
         return [client.get_run(run_id) for run_id in made]
 
     assert best_run(recorded(), "") is None
-    assert best_run(recorded(), "held_out_loss") is not None
-    assert "held_out_loss" in _text(program_table("pretrain", recorded(), 2, ""))
+    assert best_run(recorded(), "validation_loss") is not None
+    assert "validation_loss" in _text(command_table("pretrain", recorded(), 2, ""))
     runs = recorded()
     for pretrained, top1 in zip(runs, (0.9, 0.2), strict=True):
-        pretrained.data.metrics["held_out_knn_top1"] = top1
+        pretrained.data.metrics["validation_knn_top1"] = top1
     best = best_run(runs, "")
     assert best is not None
-    assert (best.metric, best.value) == ("held_out_knn_top1", 0.9)
+    assert (best.metric, best.value) == ("validation_knn_top1", 0.9)
 
 
 def test_the_tree_hangs_tagging_under_its_finetuning_under_its_pretraining(store: CompareConfig) -> None:
@@ -123,7 +126,7 @@ def test_query_and_run_names_choose(store: CompareConfig) -> None:
     def config(query: str = "", runs: tuple[str, ...] = ()) -> CompareConfig:
         return CompareConfig(experiment="motion", tracking=store.tracking, query=query, runs=runs)
 
-    assert len(find_runs(config("metrics.held_out_top1 > 0.8"))) == 1
+    assert len(find_runs(config("metrics.validation_top1 > 0.8"))) == 1
     (chosen,) = find_runs(config(runs=("pretrain run",)))
     assert find_runs(config(runs=(chosen.info.run_id[:10],)))[0].info.run_id == chosen.info.run_id
     for broken, message in (
@@ -152,7 +155,9 @@ def test_best_has_a_direction(metric: str, values: Sequence[float | None], best:
 
 @pytest.mark.parametrize("metric", ["held_out_topp1", "learning_rate"])
 def test_a_metric_that_ranks_nothing_is_a_mistake(metric: str, store: CompareConfig) -> None:
-    with pytest.raises(UserError, match=rf"^best_by={metric}: no run has such a metric .* use one of .*held_out_top1"):
+    with pytest.raises(
+        UserError, match=rf"^best_by={metric}: no run has such a metric .* use one of .*validation_top1"
+    ):
         run(replace(store, best_by=metric))
     assert run(replace(store, best_by="loss"))["best finetune"].endswith("(loss 0.3)")
 

@@ -1,6 +1,6 @@
 """`evaluate k400` with weights in the official format, against a plain loop over the official package on real clips.
 
-The loop shares no code with the programs but the prepared videos: frames by PyAV in order, SlowFast's formulas written
+The loop shares no code with the commands but the prepared videos: frames by PyAV in order, SlowFast's formulas written
 out again, the official model with its own softmax. The model is shrunk; its weights are random.
 """
 

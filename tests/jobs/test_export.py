@@ -32,7 +32,7 @@ def unfinished(tmp_path: Path) -> tuple[Path, dict[int, dict[str, torch.Tensor]]
     """A run with two measured checkpoints, the first the better one, and their weights by step."""
     output = tmp_path / "run"
     config = load_config(PretrainConfig, "pretrain", [*KEYS, f"output={output}"])
-    claim_output(str(output), config, pins={"program": "pretrain"})
+    claim_output(str(output), config, pins={"command": "pretrain"})
     (output / "config.yaml").write_text(config_yaml(config))
     weights = {}
     for step, metric in ((1, 0.5), (2, 0.9)):
@@ -61,7 +61,7 @@ def test_the_whole_autoencoder_of_an_unfinished_run(
     assert same(target, weights[step])
     assert load_model(target).config.drop_path_rate == 0.2
     metadata = read_metadata(target)
-    assert (metadata["program"], metadata["run_id"], metadata["part"]) == ("pretrain", "a run", "model")
+    assert (metadata["command"], metadata["run_id"], metadata["part"]) == ("pretrain", "a run", "model")
     recipe = yaml.safe_load(metadata["recipe"])
     assert (recipe["model"], recipe["mask_ratio"]) == ("mae_hiera_test_8x64", 0.75)
     assert "hunter2" not in str(metadata)
@@ -94,7 +94,7 @@ def test_a_finished_runs_file_is_taken_with_its_facts(
 ) -> None:
     output, _ = unfinished
     model = create_model("mae_hiera_test_8x64")
-    save_model(output / "model.safetensors", model, {"program": "pretrain", "run_id": "done"})
+    save_model(output / "model.safetensors", model, {"command": "pretrain", "run_id": "done"})
     run(ExportConfig(init=str(output), output=str(tmp_path / "m.safetensors"), part="model"))
     assert same(tmp_path / "m.safetensors", model.state_dict())
     assert read_metadata(tmp_path / "m.safetensors")["run_id"] == "done"

@@ -14,7 +14,7 @@ from jobs.checkpoints.store import Checkpoint, write_checkpoint
 from jobs.core.cli import replace
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
-from jobs.finetune import FinetuneConfig, _phase, classes_of, run, tell_empty_classes
+from jobs.finetune import FinetuneConfig, _phase, classes_of, run, warn_empty_classes
 from jobs.runs.claim import claim_output
 from jobs.training.driver import _check_weights, claimed_set, initial_links
 from pipeline.manifest.formats import read_class_list
@@ -43,10 +43,10 @@ def weights(path: Path, classes: tuple[str, ...]) -> Path:
 
 
 def test_an_empty_class_is_told_and_counted(prepared: PreparedSet, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tell_empty_classes(prepared) == []
+    assert warn_empty_classes(prepared) == []
     assert "warning" not in capsys.readouterr().err
     longer = PreparedSet(**{**prepared.__dict__, "classes": (*CLASSES, "down", "still")})
-    assert tell_empty_classes(longer) == ["down", "still"]
+    assert warn_empty_classes(longer) == ["down", "still"]
     assert "2 of 5 classes" in capsys.readouterr().err
     assert prepared.classes_without_clips("val") == ["left"]
 

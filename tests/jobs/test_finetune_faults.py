@@ -18,7 +18,7 @@ from tests.support.golden_losses import TINY, write_tiny_set
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
 
 KEYS = [*TINY, "model=hiera_test_8x64", "epochs=null", "steps=6", "precision=fp32", "workers=2", "tracking.uri=none",
-        "optimizer.learning_rate=0.1", "schedule.warmup_epochs=0", "held_out.clips=0"]  # fmt: skip
+        "optimizer.learning_rate=0.1", "schedule.warmup_epochs=0", "validation.clips=0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

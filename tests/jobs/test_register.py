@@ -66,7 +66,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     """The output of a fine-tuning run, registered."""
     folder = tmp_path_factory.mktemp("register")
     torch.manual_seed(0)
-    facts = {"classes": json.dumps(MOTION_CLASSES), "program": "finetune", "run_id": "f1"}
+    facts = {"classes": json.dumps(MOTION_CLASSES), "command": "finetune", "run_id": "f1"}
     model = create_model("hiera_test_8x64", head_init_scale=10.0)
     (folder / "tuned").mkdir()
     save_model(folder / "tuned" / "model.safetensors", model, facts)

@@ -30,7 +30,7 @@ def children_of(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def test_children_are_run_once_under_one_parent(tmp_path: Path) -> None:
-    """Preparing needs no Ray: the cheapest program there is."""
+    """Preparing needs no Ray: the cheapest command there is."""
     render_motion_videos(tmp_path / "videos", 16, seed=1, size=64, num_frames=8)
     words = ["prepare", f"source={tmp_path / 'videos'}", "workers=0", "val_share=[0,0.5]"]
     first = sweep(tmp_path, *words, "parallel=2")
@@ -53,7 +53,7 @@ def _check_mlflow(folder: Path) -> None:
     experiment = client.get_experiment_by_name("hiera-video")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    (parent,) = [run for run in runs if run.data.tags["program"] == "sweep"]
+    (parent,) = [run for run in runs if run.data.tags["command"] == "sweep"]
     parents = [run.data.tags.get("mlflow.parentRunId") for run in runs if run is not parent]
     assert parents == [parent.info.run_id] * 3  # one child was taken away and made anew
     assert parent.info.status == "FINISHED"

@@ -63,8 +63,8 @@ def runs_of(sweep: Path) -> tuple[Run, list[Run]]:
     """The parent in MLflow, and all other runs."""
     client = tracking_client(TrackingConfig(), str(sweep))
     runs = client.search_runs([client.get_experiment_by_name("hiera-video").experiment_id])
-    (parent,) = [found for found in runs if found.data.tags["program"] == "sweep"]
-    return parent, [found for found in runs if found.data.tags["program"] == "pretrain"]
+    (parent,) = [found for found in runs if found.data.tags["command"] == "sweep"]
+    return parent, [found for found in runs if found.data.tags["command"] == "pretrain"]
 
 
 def test_killed_and_stopped_in_its_second_child_it_runs_each_child_once(tmp_path: Path, start: Start) -> None:

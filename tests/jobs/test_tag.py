@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    metadata = {"classes": json.dumps(MOTION_CLASSES), "program": "finetune", "run_id": "f1", "pretrain_run_id": "p1"}
+    metadata = {"classes": json.dumps(MOTION_CLASSES), "command": "finetune", "run_id": "f1", "pretrain_run_id": "p1"}
     save_model(path, create_model("hiera_test_8x64"), metadata)
     return path
 

@@ -1,4 +1,4 @@
-"""`python -m tests.support.checkpoint_loop OUTPUT`: checkpoints without end, resuming from the newest, as a run would."""
+"""`python -m tests.support.checkpoint_loop OUTPUT`: checkpoints without end, resuming from the newest as runs do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from jobs.checkpoints.background_writer import CheckpointConfig, CheckpointWriter
 from jobs.checkpoints.store import Checkpoint, discard_after, newest_cursor
-from jobs.runs.fencing import take_lease
+from jobs.runs.fencing import acquire_token
 
 VALUES = 4_000_000  # 16 MB a tensor: most of the time is spent writing
 
@@ -16,10 +16,10 @@ VALUES = 4_000_000  # 16 MB a tensor: most of the time is spent writing
 def main() -> None:
     """Write until killed."""
     output = sys.argv[1]
-    lease = take_lease(output)
+    token = acquire_token(output)
     step = newest_cursor(output).step
     discard_after(output, step)
-    writer = CheckpointWriter(CheckpointConfig(every_steps=1, keep=2), lease)
+    writer = CheckpointWriter(CheckpointConfig(every_steps=1, keep=2), token)
     print(f"from {step}", flush=True)
     while not writer.failure:
         step += 1

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.core.cli import run_program
+from jobs.core.cli import run_command
 from jobs.pretrain import MaskedAutoencoding, PretrainConfig, PretrainPhase
-from jobs.training.driver import run_training, with_absolute_places
-from jobs.training.micro_batch import Batch
+from jobs.training.driver import run_training, with_absolute_paths
+from jobs.training.micro_batch import MicroBatch
 
 
 class MishapStep(MaskedAutoencoding):
@@ -31,7 +31,7 @@ class MishapStep(MaskedAutoencoding):
     mishap: str
     seconds_per_micro_batch: float
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch) -> Tensor:
         """See `MaskedAutoencoding`."""
         time.sleep(self.seconds_per_micro_batch)
         if self.mishap:
@@ -75,11 +75,11 @@ class MishapPhase(PretrainPhase):
 
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train; returns the report."""
-    config = with_absolute_places(config)
+    config = with_absolute_paths(config)
     environment = os.environ.get("MISHAP", ""), float(os.environ.get("SECONDS_PER_MICRO_BATCH", "0"))
     phase = MishapPhase(config, False, *environment)
     return run_training("pretrain", config, phase, links={}, metadata={}, pictures=lambda *_: [])
 
 
 if __name__ == "__main__":
-    run_program("pretrain", PretrainConfig, run, description=__doc__)
+    run_command("pretrain", PretrainConfig, run, description=__doc__)

@@ -36,7 +36,7 @@ def journal_lines(steps: int) -> list[dict[str, Any]]:
             "clips_per_second": 8.0,
             "data_wait_seconds": 0.0,
             "unix_seconds": time.time(),
-            **({"held_out": {"loss": 2.0 / step, "knn_top1": 0.5}} if step % 10 == 0 else {}),
+            **({"validation": {"loss": 2.0 / step, "knn_top1": 0.5}} if step % 10 == 0 else {}),
         }
         for step in range(1, steps + 1)
     ]
@@ -51,11 +51,11 @@ def write_output(output: Path, tracking_uri: str, lines: Sequence[dict[str, Any]
         "data_digest": "0123456789abcdef",
         "data_version": "3",
     }
-    pins = {"data_version": 3, "program": "pretrain", "tags": tags}
+    pins = {"data_version": 3, "command": "pretrain", "tags": tags}
     claim = claim_output(str(output), config, pins=pins)
     (output / "config.yaml").write_text(config_yaml(config))
     (output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report = {"program": "pretrain", "final_loss": lines[-1]["loss"]}
+    report = {"command": "pretrain", "final_loss": lines[-1]["loss"]}
     (output / "report.json").write_text(json.dumps(report))
     (output / "curves.png").write_bytes(b"\x89PNG a picture")
     return claim.run_key

@@ -31,7 +31,7 @@ from jobs.checkpoints.store import (
     write_checkpoint,
     write_journal,
 )
-from jobs.runs.fencing import take_lease
+from jobs.runs.fencing import acquire_token
 from pipeline.storage import files as storage
 from pipeline.storage.files import StorageError
 
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_never_loaded(
 
 
 def writer_for(output: Path, **settings: Any) -> CheckpointWriter:
-    return CheckpointWriter(CheckpointConfig(**settings), take_lease(str(output)))
+    return CheckpointWriter(CheckpointConfig(**settings), acquire_token(str(output)))
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_failed_write_is_made_good_by_the_next(
 
     def fail_sometimes(uri: str, content: bytes) -> None:
         if broken:
-            raise StorageError(uri, os.strerror(errno.ENOSPC), "free some room")
+            raise StorageError(uri, os.strerror(errno.ENOSPC), "free some capacity")
         real(uri, content)
 
     monkeypatch.setattr(module, "write_bytes", fail_sometimes)
@@ -219,12 +219,12 @@ def test_a_lost_lease_stops_the_writer_before_the_marker(tmp_path: Path, monkeyp
     def interrupted(uri: str, content: bytes) -> None:
         real(uri, content)
         if uri.endswith("state.json"):
-            take_lease(str(tmp_path))
+            acquire_token(str(tmp_path))
 
     monkeypatch.setattr(module, "write_bytes", interrupted)
     writer.save(make(1), "")
     writer.finish()
-    assert "attempt 1 stops and leaves the output to it" in writer.failure
+    assert "generation 1 stops and leaves the output to it" in writer.failure
     assert complete_steps(str(tmp_path)) == []
     writer.save(make(2), "")
     writer.finish()
@@ -233,30 +233,30 @@ def test_a_lost_lease_stops_the_writer_before_the_marker(tmp_path: Path, monkeyp
 
 def test_a_cut_off_writer_cannot_spoil_a_later_attempts_checkpoint(tmp_path: Path) -> None:
     """Its files have other names, and the marker that is there stays."""
-    write_checkpoint(str(tmp_path), make(2), attempt=2)
+    write_checkpoint(str(tmp_path), make(2), generation=2)
     stale = make(2)
     stale.weights["w"].fill_(-1.0)
-    write_checkpoint(str(tmp_path), stale, attempt=1)
+    write_checkpoint(str(tmp_path), stale, generation=1)
     found = latest_checkpoint(str(tmp_path))
     assert found is not None
     assert torch.equal(found.weights["w"], torch.full((3,), 2.0))
-    collect_checkpoints(str(tmp_path), attempt=2, keep=2, keep_best=0)
-    assert not list(folder(tmp_path, 2).glob("attempt-0001-*"))
+    collect_checkpoints(str(tmp_path), generation=2, keep=2, keep_best=0)
+    assert not list(folder(tmp_path, 2).glob("generation-0001-*"))
     assert latest_checkpoint(str(tmp_path)) is not None
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_marker_that_comes_late_gives_way(tmp_path: Path, keep: int) -> None:
-    """Of a writer that was cut off while it wrote the marker, whose files the next attempt deleted meanwhile."""
-    write_checkpoint(str(tmp_path), make(2), attempt=1)
+    """Of a writer that was cut off while it wrote the marker, whose files the next generation deleted meanwhile."""
+    write_checkpoint(str(tmp_path), make(2), generation=1)
     late = (folder(tmp_path, 2) / "complete.json").read_bytes()
     discard_after(str(tmp_path), 0)
     (folder(tmp_path, 2) / "complete.json").write_bytes(late)
     (folder(tmp_path, 9)).mkdir()
     (folder(tmp_path, 9) / "complete.json").write_bytes(late)  # where nobody writes again
     for step in (1, 2):
-        write_checkpoint(str(tmp_path), make(step), attempt=2)
-        collect_checkpoints(str(tmp_path), attempt=2, keep=keep, keep_best=0)
+        write_checkpoint(str(tmp_path), make(step), generation=2)
+        collect_checkpoints(str(tmp_path), generation=2, keep=keep, keep_best=0)
     assert complete_steps(str(tmp_path)) == [1, 2][-keep:]
     found = latest_checkpoint(str(tmp_path))
     assert found is not None
@@ -264,23 +264,23 @@ def test_a_marker_that_comes_late_gives_way(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_marker_that_gives_way_too_late_is_another_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While attempt 2 replaces a torn marker it is cut off, and attempt 3 saves the same step."""
-    write_checkpoint(str(tmp_path), make(1), attempt=1)
+    """While generation 2 replaces a torn marker it is cut off, and generation 3 saves the same step."""
+    write_checkpoint(str(tmp_path), make(1), generation=1)
     next(folder(tmp_path, 1).glob("*model*")).unlink()
     real = storage.replace_if_unchanged
 
     def delayed(uri: str, before: bytes, data: bytes) -> bool:
         monkeypatch.setattr(storage, "replace_if_unchanged", real)
         discard_after(str(tmp_path), 0)
-        write_checkpoint(str(tmp_path), make(1), attempt=3)
-        collect_checkpoints(str(tmp_path), attempt=3, keep=1, keep_best=0)
+        write_checkpoint(str(tmp_path), make(1), generation=3)
+        collect_checkpoints(str(tmp_path), generation=3, keep=1, keep_best=0)
         return real(uri, before, data)
 
     monkeypatch.setattr(storage, "replace_if_unchanged", delayed)
-    write_checkpoint(str(tmp_path), make(1), attempt=2)
+    write_checkpoint(str(tmp_path), make(1), generation=2)
     assert latest_checkpoint(str(tmp_path)) is not None
     marker = json.loads((folder(tmp_path, 1) / "complete.json").read_text())
-    assert all(name.startswith("attempt-0003-") for name in marker["sha256"])
+    assert all(name.startswith("generation-0003-") for name in marker["sha256"])
 
 
 def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,20 +289,20 @@ def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, mon
     real = module.write_unless
 
     def delayed(uri: str, content: bytes, stays: Callable[[bytes], bool]) -> None:
-        take_lease(str(tmp_path))
+        acquire_token(str(tmp_path))
         write_under_way.write_bytes(b"half of it")
         real(uri, content, stays)
 
-    write_under_way = folder(tmp_path, 5) / "attempt-0002-model-0.safetensors"
+    write_under_way = folder(tmp_path, 5) / "generation-0002-model-0.safetensors"
     write_under_way.parent.mkdir(parents=True)
     monkeypatch.setattr(module, "write_unless", delayed)
     writer.save(make(1), "")
     writer.finish()
-    assert "attempt 1 stops and leaves the output to it" in writer.failure
+    assert "generation 1 stops and leaves the output to it" in writer.failure
     assert write_under_way.exists()
-    collect_checkpoints(str(tmp_path), attempt=1, keep=1, keep_best=0)  # had it not noticed yet
+    collect_checkpoints(str(tmp_path), generation=1, keep=1, keep_best=0)  # had it not noticed yet
     assert write_under_way.exists()
-    collect_checkpoints(str(tmp_path), attempt=2, keep=1, keep_best=0)
+    collect_checkpoints(str(tmp_path), generation=2, keep=1, keep_best=0)
     assert not write_under_way.exists()
 
 
@@ -341,13 +341,13 @@ def test_orphans_and_torn_checkpoints_are_collected(tmp_path: Path) -> None:
     cursor = newest_cursor(str(tmp_path))
     assert cursor.step == 3
     discard_after(str(tmp_path), cursor.step)
-    collect_checkpoints(str(tmp_path), attempt=2, keep=5, keep_best=0)
+    collect_checkpoints(str(tmp_path), generation=2, keep=5, keep_best=0)
     left = {path.parent.name for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
     assert left == {"step-00000001", "step-00000003"}
 
 
 def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
-    """A run died between a journal segment and its checkpoint; the next attempt wrote the steps again."""
+    """A run died between a journal segment and its checkpoint; the next generation wrote the steps again."""
     write_journal(str(tmp_path), 4, 1, '{"step": 3, "by": 1}\n{"step": 4, "by": 1}\n')
     write_journal(str(tmp_path), 6, 1, '{"step": 5, "by": 1}\n{"step": 6, "by": 1}\n')
     write_journal(str(tmp_path), 5, 2, '{"step": 4, "by": 2}\n{"step": 5, "by": 2}\n')

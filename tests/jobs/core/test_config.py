@@ -20,7 +20,7 @@ from jobs.pretrain import PretrainConfig
 from jobs.sync import SyncConfig
 from jobs.tag import TagConfig
 
-PROGRAMS = {
+COMMANDS = {
     "demo": DemoConfig,
     "evaluate": EvaluateConfig,
     "finetune": FinetuneConfig,
@@ -115,9 +115,9 @@ def test_mistakes_name_key_value_rule_remedy(arguments: list[str], told: list[st
     assert all(part in str(caught.value) for part in told), str(caught.value)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_every_key_of_every_program_is_documented(program: str) -> None:
-    undocumented = [key.key for key in describe_keys(PROGRAMS[program]) if not key.text]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_of_every_program_is_documented(command: str) -> None:
+    undocumented = [key.key for key in describe_keys(COMMANDS[command]) if not key.text]
     assert not undocumented
 
 

@@ -1,4 +1,4 @@
-"""What ends a program on the way, and that nothing else is changed by it."""
+"""What ends a command on the way, and that nothing else is changed by it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, str, 
     experiment = client.create_experiment("motion")
     runs = []
     for name, batch in (("first <b>", 32), ("second", 64)):
-        run_id = client.create_run(experiment, tags={"program": "pretrain"}, run_name=name).info.run_id
+        run_id = client.create_run(experiment, tags={"command": "pretrain"}, run_name=name).info.run_id
         metrics = [Metric("loss", 32 / batch / step, 1000 * step, step) for step in range(1, 6)]
         metrics += [Metric("clips_per_second", 16.0, 1000 * step, step) for step in range(1, 6)]
         metrics += [Metric("loss", 0.2, 9_000_000, 3)] if batch == 64 else []

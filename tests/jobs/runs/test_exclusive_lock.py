@@ -1,4 +1,4 @@
-"""The first program keeps an output; a dead one is followed; one that was cut off can decide nothing any more."""
+"""The first command keeps an output; a dead one is followed; one that was cut off can decide nothing any more."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from jobs.core.errors import UserError
 from jobs.runs import exclusive_lock as module
-from jobs.runs.exclusive_lock import last_sealed, sole_writer
-from jobs.runs.fencing import LeaseLostError, records, take_attempt
+from jobs.runs.exclusive_lock import exclusive_lock, last_sealed
+from jobs.runs.fencing import SupersededError, claim_generation, records
 
 
 @pytest.fixture(autouse=True)
@@ -22,17 +22,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_first_keeps_the_output_while_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENT_SECONDS", 60)  # a beat may wait for the disk; the first one that comes ends it
-    with sole_writer(str(tmp_path)) as first:
+    with exclusive_lock(str(tmp_path)) as first:
         with (
-            pytest.raises(UserError, match=r"another program is at work on it \(attempt 1, process \d+ on"),
-            sole_writer(str(tmp_path)),
+            pytest.raises(UserError, match=r"another job is at work on it \(generation 1, process \d+ on"),
+            exclusive_lock(str(tmp_path)),
         ):
             pytest.fail("held twice")
         first.seal({"version": 0})
-        with pytest.raises(UserError, match="attempt 2"), sole_writer(str(tmp_path)):
+        with pytest.raises(UserError, match="generation 2"), exclusive_lock(str(tmp_path)):
             pytest.fail("held twice")
-    with sole_writer(str(tmp_path)) as second:
-        assert second.attempt == 3
+    with exclusive_lock(str(tmp_path)) as second:
+        assert second.generation == 3
         assert last_sealed(str(tmp_path)) == {"version": 0}
 
 
@@ -40,13 +40,13 @@ def test_a_killed_program_is_followed_at_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "SILENT_SECONDS", 1e6)
     output, holder = str(tmp_path), subprocess.Popen(["sleep", "600"])
     identity = {"machine": module._machine(), "pid": holder.pid, "created": psutil.Process(holder.pid).create_time()}
-    take_attempt(output, 1, {"holder": 1, "process": identity})
-    (tmp_path / "attempts" / "00000001.alive").write_text("7")
+    claim_generation(output, 1, {"holder": 1, "process": identity})
+    (tmp_path / "generations" / "00000001.alive").write_text("7")
     assert not module._is_dead(identity)
     assert module._is_dead(identity | {"created": 0.0})  # another process has its number by now
     holder.kill()
-    with sole_writer(output) as writer:  # also while nobody has waited for the dead one
-        assert writer.attempt == 2
+    with exclusive_lock(output) as writer:  # also while nobody has waited for the dead one
+        assert writer.generation == 2
     holder.wait()
     assert module._is_dead(identity)
     assert not module._is_dead(identity | {"machine": "another"})
@@ -55,28 +55,31 @@ def test_a_killed_program_is_followed_at_once(tmp_path: Path, monkeypatch: pytes
 def test_a_program_that_was_cut_off_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another machine nobody can tell whether it is dead: after some silence it is followed."""
     output = str(tmp_path)
-    with sole_writer(output) as cut_off:
+    with exclusive_lock(output) as cut_off:
         cut_off._ended.set()  # its signs of life do not get through any more
         cut_off._thread.join()
         monkeypatch.setattr(module, "_machine", lambda: "another machine")
-        with sole_writer(output) as follower:
+        with exclusive_lock(output) as follower:
             cut_off._checked_at = 0.0
-            with pytest.raises(LeaseLostError, match=r"a later start has taken over \(attempt 2"):
+            with pytest.raises(SupersededError, match=r"a later start has taken over \(generation 2"):
                 cut_off.check()
-            with pytest.raises(LeaseLostError, match="leaves the output to it"):
+            with pytest.raises(SupersededError, match="leaves the output to it"):
                 cut_off.seal({"version": "of the one cut off"})
             assert last_sealed(output) is None
             follower.check()
             follower.seal({"version": "of the follower"})
     assert last_sealed(output) == {"version": "of the follower"}
-    assert [record["attempt"] for record in records(output)] == [3, 2, 1]
+    assert [record["generation"] for record in records(output)] == [3, 2, 1]
 
 
 def test_of_two_that_start_at_once_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def other_was_faster(output: str, attempt: int, note: object) -> bool:
-        assert take_attempt(output, attempt, {"holder": attempt})
-        return take_attempt(output, attempt)
+    def other_was_faster(output: str, generation: int, note: object) -> bool:
+        assert claim_generation(output, generation, {"holder": generation})
+        return claim_generation(output, generation)
 
-    monkeypatch.setattr(module, "take_attempt", other_was_faster)
-    with pytest.raises(UserError, match=r"another program is at work on it \(attempt 1"), sole_writer(str(tmp_path)):
+    monkeypatch.setattr(module, "claim_generation", other_was_faster)
+    with (
+        pytest.raises(UserError, match=r"another job is at work on it \(generation 1"),
+        exclusive_lock(str(tmp_path)),
+    ):
         pytest.fail("held twice")

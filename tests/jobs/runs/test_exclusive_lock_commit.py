@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.runs import exclusive_lock as module
-from jobs.runs.exclusive_lock import sole_writer
-from jobs.runs.fencing import LeaseLostError
+from jobs.runs.exclusive_lock import exclusive_lock
+from jobs.runs.fencing import SupersededError
 from jobs.tag import publish_what_was_decided
 from pipeline.tagging import writer as tag_output
 from pipeline.tagging.reader import last_commit, read_videos
@@ -43,10 +43,10 @@ def test_what_was_decided_is_shown_by_whoever_comes_next(output: str, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(tag_output, "publish", die)
-        with pytest.raises(DiedError), sole_writer(output) as writer:
-            PlannedVersion(output, 0, writer.attempt).commit({"run_id": "first"}, seal=writer.seal)
+        with pytest.raises(DiedError), exclusive_lock(output) as writer:
+            PlannedVersion(output, 0, writer.generation).commit({"run_id": "first"}, seal=writer.seal)
     assert last_commit(output) is None
-    with sole_writer(output):
+    with exclusive_lock(output):
         publish_what_was_decided(output)
     commit = last_commit(output)
     assert commit is not None
@@ -58,15 +58,15 @@ def test_what_was_decided_is_shown_by_whoever_comes_next(output: str, monkeypatc
 def test_a_job_that_was_cut_off_cannot_commit(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(module, "SILENT_SECONDS", 0.3)
-    with sole_writer(output) as cut_off:
+    with exclusive_lock(output) as cut_off:
         cut_off._ended.set()
         cut_off._thread.join()
         monkeypatch.setattr(module, "_machine", lambda: "another machine")
-        with sole_writer(output) as follower:
-            with pytest.raises(LeaseLostError, match="a later start has taken over"):
-                PlannedVersion(output, 0, cut_off.attempt).commit({"run_id": "cut off"}, seal=cut_off.seal)
+        with exclusive_lock(output) as follower:
+            with pytest.raises(SupersededError, match="a later start has taken over"):
+                PlannedVersion(output, 0, cut_off.generation).commit({"run_id": "cut off"}, seal=cut_off.seal)
             assert last_commit(output) is None
-            PlannedVersion(output, 0, follower.attempt).commit({"run_id": "follower"}, seal=follower.seal)
+            PlannedVersion(output, 0, follower.generation).commit({"run_id": "follower"}, seal=follower.seal)
     commit = last_commit(output)
     assert commit is not None
     assert commit["run_id"] == "follower"

@@ -7,32 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runs.fencing import LeaseLostError, take_lease
+from jobs.runs.fencing import SupersededError, acquire_token
 
 
 def test_the_newest_start_takes_over_and_the_older_one_says_so(tmp_path: Path) -> None:
-    first = take_lease(str(tmp_path))
+    first = acquire_token(str(tmp_path))
     first.check()
-    second = take_lease(str(tmp_path))
-    assert (first.attempt, second.attempt) == (1, 2)
-    with pytest.raises(LeaseLostError, match=r"taken over \(attempt 2, process \d+ on .*attempt 1 stops"):
+    second = acquire_token(str(tmp_path))
+    assert (first.generation, second.generation) == (1, 2)
+    with pytest.raises(SupersededError, match=r"taken over \(generation 2, process \d+ on .*generation 1 stops"):
         first.check()
     second.check()
 
 
 def test_a_program_renews_its_lease_unless_another_was_faster(tmp_path: Path) -> None:
-    first = take_lease(str(tmp_path))
-    renewed = first.renewed()
-    assert renewed.attempt == 2
-    assert first.lost_to()
-    renewed.check()
-    take_lease(str(tmp_path))
-    with pytest.raises(LeaseLostError, match="attempt 3"):
-        renewed.renewed()
+    first = acquire_token(str(tmp_path))
+    next_generation = first.next_generation()
+    assert next_generation.generation == 2
+    assert first.superseded_by()
+    next_generation.check()
+    acquire_token(str(tmp_path))
+    with pytest.raises(SupersededError, match="generation 3"):
+        next_generation.next_generation()
 
 
 def test_racing_starts_get_different_attempts(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        leases = list(pool.map(lambda _: take_lease(str(tmp_path)), range(24)))
-    assert sorted(lease.attempt for lease in leases) == list(range(1, 25))
-    assert [lease.attempt for lease in leases if not lease.lost_to()] == [24]
+        tokens = list(pool.map(lambda _: acquire_token(str(tmp_path)), range(24)))
+    assert sorted(token.generation for token in tokens) == list(range(1, 25))
+    assert [token.generation for token in tokens if not token.superseded_by()] == [24]

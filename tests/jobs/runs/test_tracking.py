@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
-from jobs.runs.fencing import LeaseLostError
+from jobs.runs.fencing import SupersededError
 from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
 from jobs.runs.tracking import (
     CHANGED_FILES_TAG,
@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def started(store: str, key: str) -> Run:
-    return Run(store, "tests", key, {"program": "pretrain"})
+    return Run(store, "tests", key, {"command": "pretrain"})
 
 
 def recorded_run(store: str, key: str) -> MlflowRun:
@@ -66,7 +66,7 @@ def test_a_run_killed_with_unsent_steps_has_each_step_once_in_the_end(store: str
     assert second.finish()
     assert first.run_id == second.run_id
     assert steps(store, second.run_id) == list(range(1, 41))
-    assert steps(store, second.run_id, "held_out_knn_top1") == [10, 20, 30, 40]
+    assert steps(store, second.run_id, "validation_knn_top1") == [10, 20, 30, 40]
 
 
 def test_a_start_that_takes_over_repeats_no_step_and_the_other_says_nothing_more(store: str) -> None:
@@ -81,8 +81,8 @@ def test_a_start_that_takes_over_repeats_no_step_and_the_other_says_nothing_more
     second.look_again()
     second.log_steps([line | {"unix_seconds": time.time() + 9} for line in lines[2:]])
     assert second.finish()
-    with pytest.raises(LeaseLostError), recorded(first):
-        raise LeaseLostError("a later start has taken over")
+    with pytest.raises(SupersededError), recorded(first):
+        raise SupersededError("a later start has taken over")
     first.log_steps(journal_lines(20)[12:])
     first._thread.join(10)
     assert not first._thread.is_alive()
@@ -100,7 +100,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 def test_a_run_carries_revision_recipe_and_data(store: str, tmp_path: Path) -> None:
     config = TrackingConfig(store, experiment="tests")
     params = {"model": "m", "optimizer": {"learning_rate": 8e-4}, "tracking": {"uri": NOBODY}}
-    run = start_run(config, program="pretrain", run_key="facts", output=str(tmp_path), params=params)
+    run = start_run(config, command="pretrain", run_key="facts", output=str(tmp_path), params=params)
     run.log_dataset(data_entity("s3://bucket/set", 3, "0123456789abcdef" * 4), "training")
     assert run.finish()
     found = recorded_run(store, "facts")
@@ -168,7 +168,7 @@ def test_sync_sends_a_whole_run_and_nothing_twice(tmp_path: Path) -> None:
         assert steps(store, report["run_id"]) == list(range(1, 31))
         assert steps(store, report["run_id"], "final_loss") == [0]
     assert found.info.status == "FINISHED"
-    assert (found.data.tags["program"], found.data.tags["data_digest"]) == ("pretrain", "0123456789abcdef")
+    assert (found.data.tags["command"], found.data.tags["data_digest"]) == ("pretrain", "0123456789abcdef")
     assert found.data.params["data"] == "/data/set"
     assert found.data.tags[COMMIT_TAG] == "0" * 40  # the run's own, not that of the checkout which sends
     assert found.inputs.dataset_inputs[0].dataset.name == "set version 3"

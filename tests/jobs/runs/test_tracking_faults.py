@@ -45,7 +45,7 @@ def test_the_step_is_not_slower_and_the_history_is_whole(moment: str, server: Ml
     key = write_output(tmp_path / "run", server.uri, lines)
     if moment not in ("start", "comes later"):
         server.start()
-    run = Run(server.uri, "hiera-video", key, {"program": "pretrain"})
+    run = Run(server.uri, "hiera-video", key, {"command": "pretrain"})
     spent = 0.0
     for line in lines:
         time.sleep(STEP_SECONDS)

@@ -1,4 +1,4 @@
-"""Which classifiers the scoring programs take, and in which arithmetic. No Ray."""
+"""Which classifiers the scoring commands take, and in which arithmetic. No Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hiera_video.weights.checkpoint_files import huggingface_state_dict, officia
 from jobs import export
 from jobs.core.errors import UserError
 from jobs.core.init_source import SAMPLING
-from jobs.evaluate import EvaluateConfig, match_classes, named_by_the_set, tell_other_sampling
+from jobs.evaluate import EvaluateConfig, match_classes, named_by_the_set, warn_other_sampling
 from jobs.scoring.classifier import Classifier, PublicWeightsConfig, find_classifier
 from pipeline.schema import UNLABELLED
 from pipeline.shards.reader import PreparedSet
@@ -68,7 +68,7 @@ def test_weights_on_a_hub_carry_official_names_in_safetensors(tmp_path: Path) ->
 
 def test_weights_of_an_untracked_run_are_no_other_runs(tmp_path: Path) -> None:
     """Their own run has no id: the one that they were fine-tuned from must not take credit for them."""
-    facts = {"program": "finetune", "run_id": "", "finetune_run_id": "former", "pretrain_run_id": "p"}
+    facts = {"command": "finetune", "run_id": "", "finetune_run_id": "former", "pretrain_run_id": "p"}
     save_model(tmp_path / "model.safetensors", create_model("hiera_test_8x64", num_classes=2), facts)
     assert find_classifier(str(tmp_path)).links == {"pretrain_run_id": "p"}
 
@@ -88,9 +88,9 @@ def test_frames_that_are_chosen_otherwise_than_in_training_are_told(
     save_model(tmp_path / "w.safetensors", create_model("hiera_test_8x64"), facts)
     weights = find_classifier(str(tmp_path / "w.safetensors"))
     places = {"init": weights.uri, "data": "set", "output": "out"}
-    tell_other_sampling(EvaluateConfig(**places, sampling="stride", frame_stride=2), weights)
+    warn_other_sampling(EvaluateConfig(**places, sampling="stride", frame_stride=2), weights)
     assert capsys.readouterr().err == ""
-    tell_other_sampling(EvaluateConfig(**places), weights)
+    warn_other_sampling(EvaluateConfig(**places), weights)
     assert "give sampling=stride frame_stride=2 to score it so" in " ".join(capsys.readouterr().err.split())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.supervision import capacity as module
-from jobs.supervision.capacity import RoomForWorkers, most_that_fit, refuse_to_wait_for_ever
+from jobs.supervision.capacity import WorkerCapacity, check_capacity, most_that_fit
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from jobs.supervision.capacity import RoomForWorkers, most_that_fit, refuse_to_w
         (range(1, 3), {"CPU": 2.0}, False, 1),  # two would leave no CPU for decoding
         (range(2, 3), {"CPU": 2.0}, False, 0),
         (range(1, 9), {"CPU": 64.0, "GPU": 4.0}, True, 4),
-        (range(1, 9), {"CPU": 0.5, "GPU": 4.0}, True, 0),  # decoding has no room
+        (range(1, 9), {"CPU": 0.5, "GPU": 4.0}, True, 0),  # decoding has no capacity
         (range(1, 3), {}, False, 0),
     ],
 )
@@ -48,62 +48,62 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_as_many_as_fit_and_one_less_after_a_group_that_did_not_start(cluster: Any) -> None:
-    room = RoomForWorkers(range(1, 3), 1.0)
-    assert room.wait(1.0) == 2
-    assert room.could_not_start(2)
-    assert room.wait(1.0) == 1
-    assert not room.could_not_start(1)  # fewer are not permitted: this one counts as a failure
+    capacity = WorkerCapacity(range(1, 3), 1.0)
+    assert capacity.wait(1.0) == 2
+    assert capacity.could_not_start(2)
+    assert capacity.wait(1.0) == 1
+    assert not capacity.could_not_start(1)  # fewer are not permitted: this one counts as a failure
 
 
 def test_growing_waits_for_other_hosts_after_a_group_that_did_not_start(cluster: Any) -> None:
-    room = RoomForWorkers(range(1, 3), 1.0)
-    assert room.may_grow(1)
-    assert not room.may_grow(2)
-    room.could_not_start(2)
-    assert not room.may_grow(1)
+    capacity = WorkerCapacity(range(1, 3), 1.0)
+    assert capacity.may_grow(1)
+    assert not capacity.may_grow(2)
+    capacity.could_not_start(2)
+    assert not capacity.may_grow(1)
     cluster.hosts = ["a", "b"]
-    assert room.may_grow(1)
+    assert capacity.may_grow(1)
 
 
 def test_what_the_stream_lets_go_at_its_end_is_no_room_for_another_worker(cluster: Any) -> None:
-    room = RoomForWorkers(range(1, 4), 1.0)
+    capacity = WorkerCapacity(range(1, 4), 1.0)
     cluster.used = {"CPU": 2.0}  # somebody else's
-    assert room.wait(1.0) == 2
+    assert capacity.wait(1.0) == 2
     cluster.free, cluster.used = {"CPU": 1.0}, {"CPU": 4.0}  # two workers, and the stream has ended
-    assert not room.may_grow(2)
+    assert not capacity.may_grow(2)
     cluster.free = {"CPU": 2.0}  # another host
-    assert room.may_grow(2)
+    assert capacity.may_grow(2)
     cluster.free, cluster.used = {"CPU": 0.0}, {"CPU": 6.0}  # which somebody else takes
-    assert not room.may_grow(2)
+    assert not capacity.may_grow(2)
 
 
 def test_room_that_others_leave_is_taken(cluster: Any) -> None:
-    room = RoomForWorkers(range(1, 4), 1.0)
+    capacity = WorkerCapacity(range(1, 4), 1.0)
     cluster.used = {"CPU": 2.0}  # somebody else's
-    assert room.wait(1.0) == 2
+    assert capacity.wait(1.0) == 2
     cluster.free, cluster.used = {"CPU": 2.0}, {"CPU": 3.0}  # who has gone: two workers and their stream are left
-    assert room.may_grow(2)
+    assert capacity.may_grow(2)
 
 
 def test_a_lost_host_leaves_too_little(cluster: Any) -> None:
-    room = RoomForWorkers(range(1, 3), 1.0)
-    assert room.has(2)
+    capacity = WorkerCapacity(range(1, 3), 1.0)
+    assert capacity.has(2)
     cluster.free = {"CPU": 2.0}
-    assert not room.has(2)
-    assert room.has(1)
+    assert not capacity.has(2)
+    assert capacity.has(1)
 
 
 def test_no_room_is_told(cluster: Any) -> None:
     cluster.free = {"CPU": 1.0}
     told: list[str] = []
-    with pytest.raises(TrainingStoppedError, match=r"workers=1: the cluster had no room .* \(free: 1 CPUs\)"):
-        RoomForWorkers(range(1, 3), 1.0).wait(0.01, tell=told.append)
-    assert told == ["waiting for room for 1 workers"]
+    with pytest.raises(TrainingStoppedError, match=r"workers=1: the cluster had no capacity .* \(free: 1 CPUs\)"):
+        WorkerCapacity(range(1, 3), 1.0).wait(0.01, echo=told.append)
+    assert told == ["waiting for capacity for 1 workers"]
     with pytest.raises(UserError, match="workers=2, decode_actors=1: need 3 CPUs and 0 GPUs, the cluster offers 1"):
-        refuse_to_wait_for_ever(range(2, 3), 1)
+        check_capacity(range(2, 3), 1)
 
 
 def test_who_no_longer_waits_gets_none(cluster: Any) -> None:
     cluster.free = {"CPU": 1.0}
     looks = iter([False, True])
-    assert RoomForWorkers(range(1, 3), 1.0).wait(60.0, given_up=lambda: next(looks)) == 0
+    assert WorkerCapacity(range(1, 3), 1.0).wait(60.0, given_up=lambda: next(looks)) == 0

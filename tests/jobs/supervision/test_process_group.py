@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.train.torch.config import _TorchBackend
 
-from jobs.supervision.coordinator import RunBoard, SignOfLife, first_sign
+from jobs.supervision.coordinator import Coordinator, Heartbeat, first_heartbeat
 from jobs.supervision.process_group import HostsByTheirAddress, name_interface
 
 
@@ -36,7 +36,7 @@ def test_only_groups_over_several_hosts_are_told(addresses: list[str], told: boo
 
     def execute(function: object) -> list[Any]:
         asked.append(function)
-        return [] if function is first_sign else addresses
+        return [] if function is first_heartbeat else addresses
 
     HostsByTheirAddress().backend_cls().on_start(SimpleNamespace(execute=execute), HostsByTheirAddress())
     assert (name_interface in asked) is told
@@ -44,12 +44,14 @@ def test_only_groups_over_several_hosts_are_told(addresses: list[str], told: boo
 
 def test_every_rank_gives_a_sign_before_the_group_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who hangs while it connects, or imports the training loop, can be named and ended."""
-    board = RunBoard()
-    board.begin(3, 0)
-    config = HostsByTheirAddress(board=SimpleNamespace(beat=SimpleNamespace(remote=board.beat)), attempt=3)
-    signs = [SignOfLife(0, "host", "node", pid, "/stacks") for pid in (11, 12)]
-    seen: list[dict[int, SignOfLife]] = []
-    monkeypatch.setattr(_TorchBackend, "on_start", lambda *_: seen.append(board.take()[3]))
-    group = SimpleNamespace(execute=lambda function: signs if function is first_sign else ["10.0.0.1"] * 2)
+    coordinator = Coordinator()
+    coordinator.begin(3, 0)
+    config = HostsByTheirAddress(
+        coordinator=SimpleNamespace(beat=SimpleNamespace(remote=coordinator.beat)), generation=3
+    )
+    signs = [Heartbeat(0, "host", "node", pid, "/stacks") for pid in (11, 12)]
+    seen: list[dict[int, Heartbeat]] = []
+    monkeypatch.setattr(_TorchBackend, "on_start", lambda *_: seen.append(coordinator.take()[3]))
+    group = SimpleNamespace(execute=lambda function: signs if function is first_heartbeat else ["10.0.0.1"] * 2)
     config.backend_cls().on_start(group, config)
     assert {rank: (sign.rank, sign.pid) for rank, sign in seen[0].items()} == {0: (0, 11), 1: (1, 12)}

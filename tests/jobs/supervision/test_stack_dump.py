@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.supervision.coordinator import Doing, SignOfLife
+from jobs.supervision.coordinator import Activity, Heartbeat
 from jobs.supervision.stack_dump import stack_of, take_stacks_and_kill, waits_for_others
 from jobs.supervision.watchdog import slow_ranks
 
@@ -66,16 +66,16 @@ Thread 0x1 (most recent call first):
 """
 
 
-def sign(rank: int, doing: Doing) -> SignOfLife:
-    return SignOfLife(rank, "host", "node", 1, "", step=4, micro_batch=0, doing=doing)
+def sign(rank: int, activity: Activity) -> Heartbeat:
+    return Heartbeat(rank, "host", "node", 1, "", step=4, micro_batch=0, activity=activity)
 
 
 def test_the_slow_rank_is_the_one_outside_the_collective() -> None:
     assert waits_for_others(stack_of("train_worker", WAITING))
     assert not waits_for_others(stack_of("train_worker", WORKING))
-    alike = {rank: sign(rank, Doing.BACKWARD) for rank in range(3)}
+    alike = {rank: sign(rank, Activity.BACKWARD) for rank in range(3)}
     assert slow_ranks(alike, {0: WAITING, 1: WORKING, 2: WAITING}) == [1]
     assert slow_ranks(alike, {0: WAITING, 1: WAITING, 2: ""}) == [2]
-    behind = {0: sign(0, Doing.BACKWARD), 1: sign(1, Doing.FORWARD)}
+    behind = {0: sign(0, Activity.BACKWARD), 1: sign(1, Activity.FORWARD)}
     assert slow_ranks(behind, {0: WORKING, 1: WORKING}) == [1]
     assert slow_ranks(alike, dict.fromkeys(range(3), WAITING)) == [0, 1, 2]

@@ -13,20 +13,22 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RpcError
 
-from jobs.runs.fencing import Lease, LeaseLostError, take_lease
+from jobs.runs.fencing import FencingToken, SupersededError, acquire_token
 from jobs.supervision import watchdog as module
-from jobs.supervision.coordinator import Doing, Ending, RunBoard, SignOfLife
-from jobs.supervision.watchdog import RunWatch
+from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopReason
+from jobs.supervision.watchdog import Watchdog
 
 
 class FakeRay:
-    """Calls the board at once; ``failure`` is raised where an answer is fetched."""
+    """Calls the coordinator at once; ``failure`` is raised where an answer is fetched."""
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
-        self.board = RunBoard()
-        methods = ("begin", "take", "request", "wish", "result")
-        self.handle = SimpleNamespace(**{name: SimpleNamespace(remote=getattr(self.board, name)) for name in methods})
+        self.coordinator = Coordinator()
+        methods = ("begin", "take", "request", "stop_request", "result")
+        self.handle = SimpleNamespace(
+            **{name: SimpleNamespace(remote=getattr(self.coordinator, name)) for name in methods}
+        )
 
     def get_runtime_context(self) -> Any:
         return SimpleNamespace(get_node_id=lambda: "0" * 56)
@@ -67,13 +69,13 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Killed:
 
 
 @contextmanager
-def watch_over(lease: Lease, *, hang_minutes: float = 60, saving_minutes: float = 60) -> Iterator[RunWatch]:
-    room: Any = SimpleNamespace(has=lambda _workers: True, may_grow=lambda _workers: False)
+def watch_over(token: FencingToken, *, hang_minutes: float = 60, saving_minutes: float = 60) -> Iterator[Watchdog]:
+    capacity: Any = SimpleNamespace(has=lambda _workers: True, may_grow=lambda _workers: False)
     limits = {"hang_minutes": hang_minutes, "saving_minutes": saving_minutes}
-    watch = RunWatch("test", 10, room=room, on_steps=lambda _lines: None, **limits)
+    watch = Watchdog("test", 10, capacity=capacity, on_steps=lambda _lines: None, **limits)
     former = signal.getsignal(signal.SIGTERM)
     with watch.watching():
-        watch.begin(lease, 1, 0)
+        watch.begin(token, 1, 0)
         yield watch
     assert signal.getsignal(signal.SIGTERM) is former
 
@@ -85,71 +87,71 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def sign(doing: Doing) -> SignOfLife:
-    return SignOfLife(0, "host", "node", 1, "", step=4, doing=doing)
+def sign(activity: Activity) -> Heartbeat:
+    return Heartbeat(0, "host", "node", 1, "", step=4, activity=activity)
 
 
 @pytest.fixture
-def lease(tmp_path: Path) -> Lease:
-    return take_lease(str(tmp_path))
+def token(tmp_path: Path) -> FencingToken:
+    return acquire_token(str(tmp_path))
 
 
-def test_saving_has_its_own_limit_and_is_watched_too(ray: FakeRay, killed: Killed, lease: Lease) -> None:
+def test_saving_has_its_own_limit_and_is_watched_too(ray: FakeRay, killed: Killed, token: FencingToken) -> None:
     began = time.monotonic()
-    with watch_over(lease, hang_minutes=1e-4, saving_minutes=0.005):
-        ray.board.beat(lease.attempt, sign(Doing.SAVING))
+    with watch_over(token, hang_minutes=1e-4, saving_minutes=0.005):
+        ray.coordinator.beat(token.generation, sign(Activity.SAVING))
         wait_until(lambda: killed)
         assert time.monotonic() - began >= 60 * 0.005
     assert killed[0] == 0
 
 
 def test_a_rank_that_never_gave_a_sign_is_named(
-    ray: FakeRay, killed: Killed, lease: Lease, capsys: pytest.CaptureFixture[str]
+    ray: FakeRay, killed: Killed, token: FencingToken, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with watch_over(lease, hang_minutes=0.002) as watch:
+    with watch_over(token, hang_minutes=0.002) as watch:
         wait_until(lambda: "no worker has given a sign of life" in capsys.readouterr().err)
-        watch.begin(lease, 2, 0)
-        ray.board.beat(lease.attempt, sign(Doing.BACKWARD))
+        watch.begin(token, 2, 0)
+        ray.coordinator.beat(token.generation, sign(Activity.BACKWARD))
         wait_until(lambda: killed)
         wait_until(lambda: "slow: rank 1: never gave a sign of life;" in capsys.readouterr().err)
 
 
 def test_what_an_older_group_posts_does_not_count() -> None:
-    board = RunBoard()
-    board.begin(2, 4)
-    board.post(2, "", 5, {"step": 5})
-    board.post(1, "a warning", 9, {"step": 9})
-    assert board.take() == (["a warning"], [{"step": 5}], 5, {})
+    coordinator = Coordinator()
+    coordinator.begin(2, 4)
+    coordinator.post(2, "", 5, {"step": 5})
+    coordinator.post(1, "a warning", 9, {"step": 9})
+    assert coordinator.take() == (["a warning"], [{"step": 5}], 5, {})
 
 
 def test_storage_that_blocks_does_not_end_the_watch(
-    ray: FakeRay, killed: Killed, lease: Lease, monkeypatch: pytest.MonkeyPatch
+    ray: FakeRay, killed: Killed, token: FencingToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lease, "lost_to", lambda _lease: time.sleep(30))
-    with watch_over(lease, hang_minutes=0.002, saving_minutes=0.002):
-        ray.board.beat(lease.attempt, sign(Doing.SAVING))
+    monkeypatch.setattr(FencingToken, "superseded_by", lambda _token: time.sleep(30))
+    with watch_over(token, hang_minutes=0.002, saving_minutes=0.002):
+        ray.coordinator.beat(token.generation, sign(Activity.SAVING))
         wait_until(lambda: killed)
 
 
 def test_a_silent_cluster_and_a_torn_record_are_told_once_and_the_watch_goes_on(
-    ray: FakeRay, lease: Lease, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ray: FakeRay, token: FencingToken, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with watch_over(lease) as watch:
+    with watch_over(token) as watch:
         ray.failure = RpcError("the head node does not answer")
-        (tmp_path / "attempts" / "00000002.json").write_text("{")
+        (tmp_path / "generations" / "00000002.json").write_text("{")
         wait_until(lambda: watch._told)
         time.sleep(0.1)
         ray.failure = None
         watch._stop_requested.set()
-        wait_until(lambda: ray.board.wish() is Ending.REQUESTED)
-        ray.board.post(lease.attempt, "", 7)
+        wait_until(lambda: ray.coordinator.stop_request() is StopReason.REQUESTED)
+        ray.coordinator.post(token.generation, "", 7)
         wait_until(lambda: watch._steps == 7)
     assert capsys.readouterr().err.count("goes on after") == 1
 
 
-def test_a_dead_board_ends_the_workers_and_is_said(ray: FakeRay, killed: Killed, lease: Lease) -> None:
-    with watch_over(lease) as watch:
-        ray.board.beat(lease.attempt, sign(Doing.FORWARD))
+def test_a_dead_board_ends_the_workers_and_is_said(ray: FakeRay, killed: Killed, token: FencingToken) -> None:
+    with watch_over(token) as watch:
+        ray.coordinator.beat(token.generation, sign(Activity.FORWARD))
         wait_until(lambda: watch._signs)
         ray.failure = ActorDiedError()
         wait_until(lambda: killed)
@@ -157,15 +159,15 @@ def test_a_dead_board_ends_the_workers_and_is_said(ray: FakeRay, killed: Killed,
     assert "the actor between driver and workers died" in str(watch.lost)
 
 
-def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, lease: Lease) -> None:
-    """Between two groups the next attempt is taken, and waiting for room may last."""
-    with watch_over(lease) as watch:
+def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, token: FencingToken) -> None:
+    """Between two groups the next generation is taken, and waiting for capacity may last."""
+    with watch_over(token) as watch:
         watch.pause()
-        following = lease.renewed()
+        following = token.next_generation()
         time.sleep(0.2)
         assert not watch.lost
         watch.begin(following, 1, 0)
-        take_lease(lease.output)
+        acquire_token(token.output)
         wait_until(lambda: watch.lost)
-    assert isinstance(watch.lost, LeaseLostError)
+    assert isinstance(watch.lost, SupersededError)
     assert "a later start has taken over" in str(watch.lost)

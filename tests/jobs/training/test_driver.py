@@ -69,7 +69,7 @@ def test_the_losses_are_the_golden_ones(pretrained: Path) -> None:
 
 
 def test_outputs_of_a_run(pretrained: Path) -> None:
-    assert read_metadata(pretrained / "model.safetensors")["program"] == "pretrain"
+    assert read_metadata(pretrained / "model.safetensors")["command"] == "pretrain"
     assert load_model(pretrained / "model.safetensors").config.input_size == (8, 64, 64)
     for name in ("curves.png", "reconstructions.png", "config.yaml", "run.json"):
         assert (pretrained / name).stat().st_size > 0

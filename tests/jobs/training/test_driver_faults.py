@@ -153,7 +153,7 @@ def test_a_second_start_takes_over_and_the_first_stops(data: Path, tmp_path: Pat
     _, told = first.communicate(timeout=120)
     assert second.returncode == 0, second.stderr
     assert first.returncode == 1
-    assert "a later start has taken over (attempt 2" in told
+    assert "a later start has taken over (generation 2" in told
     assert [line["step"] for line in journal(output)] == list(range(1, 61))
     assert tracked(output) == ("FINISHED", list(enumerate(losses(output), start=1)))
 

@@ -17,9 +17,9 @@ from jobs.core.config import load_config
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.runs.claim import claim_output, release_output
-from jobs.runs.fencing import take_lease
+from jobs.runs.fencing import acquire_token
 from jobs.training import driver as training
-from jobs.training.validation import HeldOutConfig, check_held_out
+from jobs.training.validation import ValidationConfig, check_validation
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError
 from tests.support.run_output import journal_lines
@@ -40,8 +40,8 @@ def config(prepared: PreparedSet, output: Path, *more: str) -> PretrainConfig:
 
 
 def test_a_mistake_that_is_found_after_the_claim_leaves_the_output_free(prepared: PreparedSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^held_out\.split=validation: data=.* has no such clips; it has \{"):
-        pretrain.run(config(prepared, tmp_path / "run", "held_out.split=validation"))
+    with pytest.raises(UserError, match=r"^validation\.split=validation: data=.* has no such clips; it has \{"):
+        pretrain.run(config(prepared, tmp_path / "run", "validation.split=validation"))
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -57,7 +57,7 @@ def test_a_set_that_cannot_be_read_leaves_the_output_free(prepared: PreparedSet,
 def test_a_claim_that_another_start_has_gone_on_with_stays(prepared: PreparedSet, tmp_path: Path) -> None:
     asked = config(prepared, tmp_path / "run")
     claim = claim_output(asked.output, asked)
-    take_lease(asked.output)
+    acquire_token(asked.output)
     release_output(asked.output, claim)
     assert (tmp_path / "run" / "run.json").exists()
 
@@ -65,21 +65,21 @@ def test_a_claim_that_another_start_has_gone_on_with_stays(prepared: PreparedSet
 def test_what_cannot_be_measured_is_told_or_refused(
     prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_held_out(HeldOutConfig(), prepared, labelled_only=False)
-    check_held_out(HeldOutConfig(best_by="knn_top1"), prepared, labelled_only=False)
+    check_validation(ValidationConfig(), prepared, labelled_only=False)
+    check_validation(ValidationConfig(best_by="knn_top1"), prepared, labelled_only=False)
     assert not capsys.readouterr().err
-    with pytest.raises(UserError, match=r"held_out\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
-        check_held_out(HeldOutConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
+    with pytest.raises(UserError, match=r"validation\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
+        check_validation(ValidationConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
     monkeypatch.setattr(PreparedSet, "num_clips", lambda *_, **__: 0)
-    check_held_out(HeldOutConfig(clips=0), prepared, labelled_only=False)
+    check_validation(ValidationConfig(clips=0), prepared, labelled_only=False)
     assert not capsys.readouterr().err
-    check_held_out(HeldOutConfig(), prepared, labelled_only=False)
+    check_validation(ValidationConfig(), prepared, labelled_only=False)
     assert "nothing is measured, and no checkpoint is the best" in capsys.readouterr().err
 
 
 def test_a_classifiers_figure_is_not_pretrainings(prepared: PreparedSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"held_out\.best_by=top1: is a classifier's figure"):
-        config(prepared, tmp_path, "held_out.best_by=top1")
+    with pytest.raises(UserError, match=r"validation\.best_by=top1: is a classifier's figure"):
+        config(prepared, tmp_path, "validation.best_by=top1")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "curves.png"])
@@ -90,10 +90,10 @@ def test_storage_that_fails_after_the_last_step_is_no_mistake_of_the_user(
     weights = PretrainPhase(asked).build_step(load_init=False).model.state_dict()
     ended, real = list[str](), training.write_bytes
 
-    def trained(_job: Any, lease: Any, _run: Any) -> Any:
-        write_journal(lease.output, STEPS, 1, "".join(json.dumps(line) + "\n" for line in journal_lines(STEPS)))
-        write_checkpoint(lease.output, Checkpoint(STEPS, 4 * STEPS, weights, {}))
-        return lease
+    def trained(_job: Any, token: Any, _run: Any) -> Any:
+        write_journal(token.output, STEPS, 1, "".join(json.dumps(line) + "\n" for line in journal_lines(STEPS)))
+        write_checkpoint(token.output, Checkpoint(STEPS, 4 * STEPS, weights, {}))
+        return token
 
     def failing(uri: str, content: bytes) -> None:
         if uri.endswith(name) and not ended:
@@ -101,7 +101,7 @@ def test_storage_that_fails_after_the_last_step_is_no_mistake_of_the_user(
         real(uri, content)
 
     monkeypatch.setattr(training, "connect", lambda: None)
-    monkeypatch.setattr(training, "refuse_to_wait_for_ever", lambda *_: None)
+    monkeypatch.setattr(training, "check_capacity", lambda *_: None)
     monkeypatch.setattr(training, "node_metrics", lambda _run: nullcontext())
     monkeypatch.setattr(training, "train", trained)
     monkeypatch.setattr(training, "write_bytes", failing)

@@ -75,16 +75,16 @@ def test_memory_by_stage() -> None:
 
 @pytest.mark.ray  # not for Ray, which must not start, but for the seconds that a process takes
 @pytest.mark.parametrize(
-    ("program", "keys"),
+    ("command", "keys"),
     [
         ("finetune", ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "steps=3", "global_batch=8"]),
         ("tag", ["init=nowhere", "source=.", "data="]),
     ],
 )
-def test_every_program_has_one_and_it_writes_nothing(program: str, keys: list[str], data: str, tmp_path: Path) -> None:
+def test_every_program_has_one_and_it_writes_nothing(command: str, keys: list[str], data: str, tmp_path: Path) -> None:
     given = [f"data={data}", *keys] if "data=" not in keys else keys[:-1]
-    command = [sys.executable, "-m", f"jobs.{program}", "--dry-run", f"output={tmp_path / 'out'}", *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    arguments = [sys.executable, "-m", f"jobs.{command}", "--dry-run", f"output={tmp_path / 'out'}", *given]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "nothing is written" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from jobs.checkpoints.store import Checkpoint, Cursor, discard_after, write_chec
 from jobs.core.config import load_config
 from jobs.core.errors import StopRequestedError, TrainingStoppedError
 from jobs.pretrain import PretrainConfig, PretrainPhase
-from jobs.runs.fencing import Lease, LeaseLostError, take_lease
+from jobs.runs.fencing import FencingToken, SupersededError, acquire_token
 from jobs.training import elastic as worker_groups
 from jobs.training.loop import TrainingJob
 from pipeline.storage import retry as patience
@@ -28,7 +28,7 @@ BIG = ["micro_batch=64", "global_batch=512", "workers=8", "decode_actors=16", "v
 
 
 class FakeWatch:
-    """Has no board; the test says when somebody asks to stop."""
+    """Has no coordinator; the test says when somebody asks to stop."""
 
     lost: TrainingStoppedError | None = None
 
@@ -40,7 +40,7 @@ class FakeWatch:
     def watching(self) -> Iterator[None]:
         yield
 
-    def begin(self, _lease: Lease, _workers: int, _step: int) -> None:
+    def begin(self, _token: FencingToken, _workers: int, _step: int) -> None:
         pass
 
     def pause(self) -> None:
@@ -57,9 +57,9 @@ class Run:
         self.watch = FakeWatch()
         self.groups: list[Group] = []
         self.output = str(output)
-        room = SimpleNamespace(asked_for=self.watch.watching, wait=self.wait, gpus=False)
-        monkeypatch.setattr(worker_groups, "RunWatch", lambda *_, **__: self.watch)
-        monkeypatch.setattr(worker_groups, "RoomForWorkers", lambda *_: room)
+        capacity = SimpleNamespace(asked_for=self.watch.watching, wait=self.wait, gpus=False)
+        monkeypatch.setattr(worker_groups, "Watchdog", lambda *_, **__: self.watch)
+        monkeypatch.setattr(worker_groups, "WorkerCapacity", lambda *_: capacity)
         monkeypatch.setattr(worker_groups, "_run_group", lambda *_: self.groups.pop(0)())
 
     def wait(self, _seconds: float, *, given_up: Callable[[], bool], **_keys: Any) -> int:
@@ -83,9 +83,11 @@ class Run:
         config = load_config(PretrainConfig, "pretrain", [*keys, "view.num_frames=8", "view.size=64"])
         return TrainingJob(config, PretrainPhase(config), 4, 0, "pretrain", "key", 1, 1)
 
-    def train(self, *groups: Group) -> Lease:
+    def train(self, *groups: Group) -> FencingToken:
         self.groups = list(groups)
-        return worker_groups.train(self.job(), take_lease(self.output), SimpleNamespace(run_id=None, look_again=bool))  # type: ignore[arg-type]
+        return worker_groups.train(
+            self.job(), acquire_token(self.output), SimpleNamespace(run_id=None, look_again=bool)
+        )  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -125,8 +127,8 @@ def test_asked_to_stop_before_anything_is_saved_is_no_success(run: Run) -> None:
 
 
 def test_a_lost_lease_counts_for_more_than_a_stop(run: Run) -> None:
-    run.watch.lost = LeaseLostError("a later start has taken over")
-    with pytest.raises(LeaseLostError, match="taken over"):
+    run.watch.lost = SupersededError("a later start has taken over")
+    with pytest.raises(SupersededError, match="taken over"):
         run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
 
 
@@ -146,14 +148,14 @@ def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> Group:
 
 def test_a_controller_that_dies_is_a_failure_like_a_workers(run: Run) -> None:
     """Ray hands its death on as it comes, not as an error of training."""
-    assert run.train(in_turn(partial(run.save, 2), lose_the_controller), partial(run.save, 4)).attempt == 3
+    assert run.train(in_turn(partial(run.save, 2), lose_the_controller), partial(run.save, 4)).generation == 3
     discard_after(run.output, 0)
     with pytest.raises(TrainingStoppedError, match=r"workers died .*failure 2"):
         run.train(lose_the_controller, lose_the_controller)
 
 
 def test_storage_that_fails_between_groups_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run.train(in_turn(partial(run.save, 2), failing(2, monkeypatch), die), partial(run.save, 4)).attempt == 3
+    assert run.train(in_turn(partial(run.save, 2), failing(2, monkeypatch), die), partial(run.save, 4)).generation == 3
 
 
 def test_storage_lost_between_groups_is_no_mistake_of_the_user(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head with room for one worker and decoding, or two workers."""
+    """A head with capacity for one worker and decoding, or two workers."""
     head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": DASHBOARD}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
@@ -63,7 +63,7 @@ def test_elastic_workers_follow_the_hosts(cluster: Cluster, data: Path, tmp_path
     cluster.add_node(num_cpus=1)  # for another worker
     _, told = process.communicate(timeout=400)
     assert process.returncode == 0, told
-    groups = [line.split(": ")[1] for line in told.splitlines() if line.startswith("attempt ")]
+    groups = [line.split(": ")[1] for line in told.splitlines() if line.startswith("generation ")]
     assert [group.split()[0] for group in groups] == ["3", "1", "2"], told
     run("jobs.pretrain", *pretrain_keys(data, fixed, *common, "workers=1")).check_returncode()
     assert samples(elastic) == samples(fixed)
@@ -75,7 +75,7 @@ def test_a_preemption_notice_ends_with_a_checkpoint_and_exit_code_3(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     output, second_host = tmp_path / "preempted", cluster.add_node(num_cpus=2)
-    three = ["global_batch=12", "workers=3"]  # no host has room for all of them
+    three = ["global_batch=12", "workers=3"]  # no host has capacity for all of them
     keys = pretrain_keys(data, output, "steps=1000", "decode_actors=1", *three, "checkpoint.every_steps=10")
     process = start(cluster, *keys, seconds_per_micro_batch=0.1)
     wait_for_checkpoint(output, 10, process)

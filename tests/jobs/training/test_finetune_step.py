@@ -13,7 +13,7 @@ from hiera_video.optimization import build_optimizer
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.finetune import Classification, FinetuneConfig
-from jobs.training.micro_batch import Batch
+from jobs.training.micro_batch import MicroBatch
 
 SMALL = ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "global_batch=4", "micro_batch=4",
          "precision=fp32"]  # fmt: skip
@@ -32,9 +32,9 @@ def step(*more: str, recipe: str = "k400_base") -> Classification:
     return Classification(config(*more, recipe=recipe), num_classes=8)
 
 
-def batch(samples: tuple[int, ...] = (0, 1, 2, 3), seed: int = 5, number: int = 0) -> Batch:
+def batch(samples: tuple[int, ...] = (0, 1, 2, 3), seed: int = 5, number: int = 0) -> MicroBatch:
     frames = torch.randint(0, 256, (4, 8, 64, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return Batch(
+    return MicroBatch(
         frames=frames[list(samples)],
         labels=torch.tensor([3, 0, 7, 3])[list(samples)],
         sample_ids=[f"{sample}#0" for sample in samples],

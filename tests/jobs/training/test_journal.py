@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.training.journal import StepLog
-from jobs.training.micro_batch import Batch, batch_from_columns
+from jobs.training.journal import Journal
+from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns
 
 
-class Board:
+class CoordinatorClient:
     """Takes what a log posts."""
 
     def post(self, _line: str, _steps: int, figures: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def failing(*reasons: str) -> Batch:
+def failing(*reasons: str) -> MicroBatch:
     """A micro-batch with a view that decodes and then one for each reason."""
     views = 1 + len(reasons)
     columns = {
@@ -40,21 +40,21 @@ def failing(*reasons: str) -> Batch:
         "failure": ["", *reasons],
         "replaced_by": ["", *("0#0" for _ in reasons)],
     }
-    return batch_from_columns(columns, seed=0, step=0, index=0, device=torch.device("cpu"))
+    return micro_batch_from_columns(columns, seed=0, step=0, index=0, device=torch.device("cpu"))
 
 
 def test_failures_that_may_not_come_again_are_remembered(alone: None) -> None:
-    board = Board()
-    log = StepLog(
+    coordinator = CoordinatorClient()
+    log = Journal(
         start_step=0,
         total_steps=2,
         global_batch=6,
         every=1,
         trace=False,
-        board=cast(Any, board),
+        coordinator=cast(Any, coordinator),
         timed_out=[(2, "9#0")],
     )
     batch = failing("damaged", "timeout", "crashed", "out_of_memory", "missing")
     log.record(1.0, 0.1, [batch], failed_views=5)
     assert log.timed_out == [(2, "9#0"), (3, "2#0"), (3, "3#0"), (3, "4#0"), (3, "5#0")]
-    assert len(board.figures["failures"]) == 5
+    assert len(coordinator.figures["failures"]) == 5

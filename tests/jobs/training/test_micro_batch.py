@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.training.micro_batch import Batch, batch_from_columns, one_ahead
+from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns, one_ahead
 
 CPU = torch.device("cpu")
 
@@ -28,10 +28,10 @@ def columns(position: int) -> dict[str, object]:
     }
 
 
-def batches(count: int, fetched: list[int]) -> Iterator[Batch]:
+def batches(count: int, fetched: list[int]) -> Iterator[MicroBatch]:
     for number in range(count):
         fetched.append(number)
-        yield batch_from_columns(columns(2 * number), seed=0, step=number, index=0, device=CPU)
+        yield micro_batch_from_columns(columns(2 * number), seed=0, step=number, index=0, device=CPU)
 
 
 def test_the_same_batches_in_order_and_one_ahead() -> None:
@@ -49,7 +49,7 @@ def test_the_same_batches_in_order_and_one_ahead() -> None:
 
 
 def test_an_error_of_the_stream_arrives_where_its_batch_was_due() -> None:
-    def broken() -> Iterator[Batch]:
+    def broken() -> Iterator[MicroBatch]:
         yield from batches(1, [])
         raise RuntimeError("position 7 where 2 was due")
 

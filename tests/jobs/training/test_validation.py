@@ -15,13 +15,13 @@ from jobs import pretrain
 from jobs.checkpoints.store import measured_steps, read_checkpoint
 from jobs.export import ExportConfig
 from jobs.export import run as export
-from jobs.training.validation import HeldOutConfig
+from jobs.training.validation import ValidationConfig
 from tests.support.golden_losses import pretrain_config, write_tiny_set
 
 MEASURED = [4, 8, 10]
 
 
-KEYS = ["held_out.every_steps=4", "held_out.knn_clips=8"]
+KEYS = ["validation.every_steps=4", "validation.knn_clips=8"]
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,16 @@ def journal(output: Path) -> list[dict[str, Any]]:
 
 
 def figures(output: Path) -> dict[int, dict[str, Any]]:
-    return {line["step"]: line["held_out"] for line in journal(output) if "held_out" in line}
+    return {line["step"]: line["validation"] for line in journal(output) if "validation" in line}
 
 
 @pytest.mark.faults  # not a fault, but two more runs than fit into `make test`
 @pytest.mark.timeout(600)
 def test_training_is_untouched_and_the_number_of_workers_too(measured: Path, data: str) -> None:
     unmeasured, alone = measured.parent / "unmeasured", measured.parent / "alone"
-    pretrain.run(pretrain_config(data, unmeasured, "held_out.clips=0"))
+    pretrain.run(pretrain_config(data, unmeasured, "validation.clips=0"))
     assert [line["loss"] for line in journal(measured)] == [line["loss"] for line in journal(unmeasured)]
-    assert not any("held_out" in line for line in journal(unmeasured))
+    assert not any("validation" in line for line in journal(unmeasured))
     assert not (unmeasured / "best.safetensors").exists()
     pretrain.run(pretrain_config(data, alone, *KEYS, "workers=1"))
     two, one = figures(measured), figures(alone)
@@ -95,7 +95,7 @@ def test_mlflow_has_figures_pictures_data_and_every_node(measured: Path) -> None
         assert (output / "pictures" / f"step-{step:08d}.png").read_bytes().startswith(b"\x89PNG")
     client = MlflowClient(tracking_uri=f"sqlite:///{output.parent / 'mlflow.db'}")
     run = client.get_run(read_metadata(output / "model.safetensors")["run_id"])
-    for key in ("held_out_loss", "held_out_knn_top1"):
+    for key in ("validation_loss", "validation_knn_top1"):
         assert [entry.step for entry in client.get_metric_history(run.info.run_id, key)] == MEASURED
     assert len(client.list_artifacts(run.info.run_id, "pictures")) == len(MEASURED)
     assert [given.dataset.digest for given in run.inputs.dataset_inputs] == ["tiny"]
@@ -103,9 +103,9 @@ def test_mlflow_has_figures_pictures_data_and_every_node(measured: Path) -> None
 
 
 def test_when_it_is_due() -> None:
-    assert HeldOutConfig(every_epochs=2).steps_between(steps_per_epoch=10) == 20
-    assert HeldOutConfig(every_epochs=0.001).steps_between(steps_per_epoch=10) == 1
-    assert HeldOutConfig(every_steps=7).steps_between(steps_per_epoch=10) == 7
+    assert ValidationConfig(every_epochs=2).steps_between(steps_per_epoch=10) == 20
+    assert ValidationConfig(every_epochs=0.001).steps_between(steps_per_epoch=10) == 1
+    assert ValidationConfig(every_steps=7).steps_between(steps_per_epoch=10) == 7
     for wrong in ({"clips": -1}, {"every_steps": 0}, {"every_epochs": 0.0}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
-            HeldOutConfig(**wrong)  # type: ignore[arg-type]
+            ValidationConfig(**wrong)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from jobs.runs.claim import claim_output
 from jobs.runs.mlflow_sender import tracking_client_for
 from jobs.runs.tracking import TrackingConfig, TrackingPlace
 from jobs.scoring.classifier import find_classifier, shared
-from jobs.training.driver import with_absolute_places, with_initial_file
+from jobs.training.driver import with_absolute_paths, with_initial_file
 from jobs.weights.registry import initial_file
 from tests.support.small_set import small_prepared_set
 
@@ -110,7 +110,7 @@ def test_a_registry_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def config(tracking: TrackingConfig, output: Path) -> FinetuneConfig:
-    return with_absolute_places(
+    return with_absolute_paths(
         FinetuneConfig(data="/set", init=f"{NAME}@best", output=str(output), epochs=1, tracking=tracking)
     )
 
@@ -183,7 +183,7 @@ def test_a_run_whose_output_was_moved_finds_its_copy(tracking: TrackingConfig, t
 
 def test_weights_of_an_untracked_run_name_no_run_that_they_are_not_of(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
-    facts = {"program": "finetune", "run_id": "", "finetune_run_id": "f0", "pretrain_run_id": "p0"}
+    facts = {"command": "finetune", "run_id": "", "finetune_run_id": "f0", "pretrain_run_id": "p0"}
     save_model(file, create_model("hiera_test_8x64", num_classes=2), facts)
     assert link_to_initial_run(str(file)) == {"pretrain_run_id": "p0"}
 

@@ -145,7 +145,7 @@ def test_a_cut_off_version_goes_on_where_it_was(source: Path, tmp_path: Path) ->
     # The earlier writer comes back: it touches no file of the later one, and its commit is refused.
     before = {path: path.read_bytes() for path in Path(output).rglob("*.*")}
     _write(planned, 0)
-    with pytest.raises(StorageError, match="another program committed"):
+    with pytest.raises(StorageError, match="another job committed"):
         planned.commit({})
     assert {path: path.read_bytes() for path in before} == before
     assert len(read_tags(output)) == 9
