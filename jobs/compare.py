@@ -25,7 +25,7 @@ from jobs.core.cli import run_command
 from jobs.core.errors import UserError
 from jobs.reports.compare_html import curves_picture, loss_curve, page
 from jobs.runs.mlflow_sender import FAILURES
-from jobs.runs.tracking import OUTPUT_TAG, COMMAND_TAG, TrackingPlace
+from jobs.runs.tracking import COMMAND_TAG, OUTPUT_TAG, TrackingPlace
 from pipeline.storage.files import join, write_bytes
 
 PAGE = 500
