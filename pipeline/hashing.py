@@ -7,6 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.seeds import derive_seed
+
 _ROWS_AT_ONCE = 4_000  # so that the arrays of a step stay in the processor's cache
 _DIGESTS_AT_ONCE = 100_000
 _LONGEST_NAME = 4096
@@ -32,8 +34,9 @@ def name_digests(names: pa.ChunkedArray | pa.Array) -> Digests:
 
 def seeded(digests: Digests, seed: int, purpose: str) -> Digests:
     """New digests for one seed and purpose, independent of those for another."""
-    salt = np.random.default_rng([seed, *purpose.encode()]).integers(0, 2**64, 2, np.uint64)
-    return _mixed(_mixed(digests ^ salt[0]) ^ salt[1])
+    # Two salted rounds: after one, a name's digest under one seed would be another name's under the next seed.
+    salts = np.random.default_rng(derive_seed(seed, purpose)).integers(0, 2**64, 2, np.uint64)
+    return _mixed(_mixed(digests ^ salts[0]) ^ salts[1])
 
 
 def _digests_of(names: pa.LargeBinaryArray) -> Digests:

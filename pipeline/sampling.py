@@ -7,12 +7,13 @@ T frames of a view, N frames of the video. Frame indices are int64 ``[T]``, asce
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.seeds import derive_seed
 
 Indices = npt.NDArray[np.int64]
 
@@ -71,15 +72,9 @@ class ViewConfig:
             raise ValueError(f"crop_aspect={[low, high]}: must be 0 < lowest <= highest; for example [0.75, 1.333]")
 
 
-def generator(seed: int, purpose: str, *parts: int | str) -> np.random.Generator:
-    """A generator that depends on nothing but its arguments: not on rank, process, clock or other draws.
-
-    Args:
-        purpose: what is drawn ("crop", "start", ...), so that draws are independent of each other.
-        parts: epoch and sample id, or global step and micro-batch index.
-    """
-    text = "\x1f".join([str(seed), purpose, *(f"{type(part).__name__[0]}{part}" for part in parts)])
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(text), "little")))
+def generator(seed: int, purpose: str, *what: int | str) -> np.random.Generator:
+    """A generator that depends on nothing but its arguments; see ``derive_seed``."""
+    return np.random.Generator(np.random.Philox(key=derive_seed(seed, purpose, *what)))
 
 
 def clip_span_frames(num_frames: int, frame_stride: int, fps: float) -> float:
@@ -203,7 +198,3 @@ def _spread(start: float, span: float, num_frames: int, video_frames: int) -> In
 
 def _clamp(positions: npt.NDArray[np.float64], video_frames: int) -> Indices:
     return np.clip(positions, 0, video_frames - 1).astype(np.int64)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -60,6 +60,7 @@ LAYERS = {
         ("storage",),
         ("ray_data", "sampling"),
         ("schema", "hashing"),
+        ("seeds",),
     ),
     "jobs": (
         ("demo", "sweep"),

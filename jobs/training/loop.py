@@ -36,9 +36,10 @@ from jobs.supervision.coordinator import Activity, CoordinatorClient, StopReason
 from jobs.training.config import TrainConfig
 from jobs.training.journal import Journal, gather_in_stream_order
 from jobs.training.mfu import peak_tflops
-from jobs.training.micro_batch import MicroBatch, digest, micro_batch_from_columns, one_ahead
+from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns, one_ahead
 from jobs.training.validation import Validator
 from pipeline.datasets.train import iter_micro_batches
+from pipeline.seeds import derive_seed
 from pipeline.shards.reader import open_prepared
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def _checkpoint(output: str, step: int) -> Checkpoint | None:
 def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
     """The DeepSpeed engine, with the checkpoint's weights and optimizer state."""
     config = job.config
-    torch.manual_seed(digest(config.seed, "init") % 2**63)
+    torch.manual_seed(derive_seed(config.seed, "init"))
     step = job.phase.build_step(load_init=checkpoint is None)
     if checkpoint:
         step.model.load_state_dict(checkpoint.weights)

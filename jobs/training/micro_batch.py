@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-
-def digest(*parts: object) -> int:
-    """A non-negative 63-bit number from the parts: the same on every machine and in every process."""
-    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+from pipeline.seeds import derive_seed
 
 
 class Failure(NamedTuple):
@@ -49,11 +45,11 @@ class MicroBatch:
     def sample_seeds(self, purpose: str) -> list[int]:
         """One seed per sample, a function of (run seed, purpose, epoch, sample id)."""
         samples = zip(self.epochs, self.sample_ids, strict=True)
-        return [digest(self.seed, purpose, epoch, sample) for epoch, sample in samples]
+        return [derive_seed(self.seed, purpose, epoch, sample) for epoch, sample in samples]
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator, a function of (run seed, purpose, step, micro-batch)."""
-        return torch.Generator().manual_seed(digest(self.seed, purpose, self.step, self.index))
+        return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step, self.index))
 
 
 def micro_batch_from_columns(

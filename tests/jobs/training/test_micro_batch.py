@@ -1,4 +1,4 @@
-"""Micro-batches on their way to the device."""
+"""Micro-batches on their way to the device, and the seeds of their draws."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns, one_ahead
 
@@ -57,3 +59,35 @@ def test_an_error_of_the_stream_arrives_where_its_batch_was_due() -> None:
     assert next(ahead).position == 0
     with pytest.raises(RuntimeError, match="where 2 was due"):
         next(ahead)
+
+
+def micro_batch(seed: int, step: int, index: int, position: int = 0) -> MicroBatch:
+    return micro_batch_from_columns(columns(position), seed=seed, step=step, index=index, device=CPU)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 10**6), st.integers(0, 63), st.sampled_from(["mask", "flip"]))
+def test_draws_depend_on_the_names_alone(seed: int, step: int, index: int, purpose: str) -> None:
+    """A sample's on run seed, purpose, epoch and sample id, wherever it turns up; a micro-batch's on its number."""
+    batch, elsewhere = micro_batch(seed, step, index), micro_batch(seed, step + 1, index + 1, position=8)
+    assert batch.sample_seeds(purpose) == elsewhere.sample_seeds(purpose)
+    assert (
+        len(
+            {
+                *batch.sample_seeds(purpose),
+                *batch.sample_seeds("other"),
+                *micro_batch(seed + 1, step, index).sample_seeds(purpose),
+            }
+        )
+        == 6
+    )
+
+    def draw(some: MicroBatch, name: str = purpose) -> float:
+        return torch.rand(1, dtype=torch.float64, generator=some.generator(name)).item()
+
+    others = [
+        micro_batch(seed + 1, step, index),
+        micro_batch(seed, step + 1, index),
+        micro_batch(seed, step, index + 1),
+    ]
+    assert draw(batch) == draw(micro_batch(seed, step, index, position=8))
+    assert len({draw(batch), draw(batch, "other"), *map(draw, others)}) == 5
