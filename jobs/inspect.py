@@ -190,7 +190,7 @@ def _middle_frame(decoder: IsolatedDecoder, clip: Mapping[str, Any]) -> npt.NDAr
     view = FrameView(np.array([(clip["num_frames"] - 1) // 2]), None, size)
     try:
         if clip["video"] is not None:
-            frame = decoder.decode_bytes(clip["video"], [view])[0][0]
+            frame = decoder.decode(clip["video"], [view])[0][0]
         else:
             with local_copy(clip["uri"]) as path:
                 frame = decoder.decode(path, [view])[0][0]

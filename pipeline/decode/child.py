@@ -1,25 +1,25 @@
-"""The decoder's child process: answers one request at a time, frames go into shared memory.
+"""What the decoder's child does for each type of request; the frames of views go into shared memory.
 
-It holds nothing that a damaged video could hurt, and its imports are few, so that it starts in 0.2 s. Legend: T frames,
-H, W pixels; pictures are RGB uint8.
+Legend: T frames, H, W pixels; pictures are RGB uint8.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import mmap
-import resource
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode.child_process import LIBRARY_ERRORS, arm, confine, openable, rejection
-from pipeline.decode.config import DecodeConfig, DecodeError, FrameView, TimeView
-from pipeline.decode.video_file import MISSING_FRAMES_TOLERATED, Complaints, Picture, Video, scaled
+from pipeline.decode.child_loop import Replies, serve
+from pipeline.decode.config import DecodeError, VideoInfo
+from pipeline.decode.requests import DecodeViews, Probe, Validate, View
+from pipeline.decode.video_file import Complaints, Picture, Video, scaled
 
 try:
     import decord
@@ -27,10 +27,8 @@ except (ImportError, OSError):  # no wheel for this platform
     decord = None
 
 Key = int | float  # a frame's index, or a time in seconds
-View = FrameView | TimeView
 
 BATCH_BYTES = 64 * 2**20
-PROGRESS_FRAMES = 32
 # decord 0.6 is silently wrong on program streams without index and on AVIs with B-frames, and knows no newer codec.
 DECORD_CONTAINERS = ("mov", "matroska", "avi")
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4")
@@ -75,6 +73,11 @@ class DecordFrames:
     def _frames_a_batch(self, scale: float) -> int:
         bytes_a_frame = 3 * self.video.coded_height * self.video.coded_width * scale * scale
         return max(1, int(BATCH_BYTES / bytes_a_frame))
+
+
+def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
 
 
 def render(video: Video, views: Sequence[View], outputs: Sequence[npt.NDArray[np.uint8]], backend: str) -> str:
@@ -144,103 +147,57 @@ def _source_scale(video: Video, view: View) -> float:
     return 2.0 ** min(0, math.ceil(math.log2(needed)))
 
 
-def validate(video: Video, progress: Callable[[], None]) -> dict[str, Any]:
-    """Decode everything; the facts with the frames that really came.
+def probe(path: str, request: Probe, replies: Replies) -> VideoInfo:
+    """See ``Probe``."""
+    with Video(path, replies.limits, replies.progress) as video:
+        return video.info()
+
+
+def validate(path: str, request: Validate, replies: Replies) -> VideoInfo:
+    """See ``Validate``.
 
     Raises:
         DecodeError: "damaged", where the decoder reports an error, a corrupt frame, or frames that never came.
     """
-    info = video.info()
-    count = 0
-    with Complaints(video) as complaints:
-        for frame in video.frames():
-            complaint = complaints.new()
-            if frame.is_corrupt or complaint:
-                raise DecodeError.quoting("damaged", f"frame {count} is corrupt {complaint}".strip())
-            count += 1
-            if count % PROGRESS_FRAMES == 0:
-                progress()
-        if complaint := complaints.new():
-            raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
-    promised = max(info["num_frames"], video.stream.frames - video.discarded)
-    if count < promised - MISSING_FRAMES_TOLERATED or count == 0:
-        raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")
-    return {**info, "num_frames": count}
+    with Video(path, replies.limits, replies.progress) as video:
+        info = video.info()
+        count = 0
+        with Complaints(video) as complaints:
+            for frame in video.frames():
+                complaint = complaints.new()
+                if frame.is_corrupt or complaint:
+                    raise DecodeError.quoting("damaged", f"frame {count} is corrupt {complaint}".strip())
+                count += 1
+                replies.progress()
+            if complaint := complaints.new():
+                raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
+        video.require_all(count, info.num_frames)
+    return dataclasses.replace(info, num_frames=count)
 
 
-def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
-
-
-class Service:
-    """Answers one request at a time until the parent closes the connection."""
-
-    def __init__(self, connection: Connection, memory: int, config: DecodeConfig) -> None:
-        self.connection = connection
-        self.memory = memory
-        self.mapping: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
-        self.config = config
-
-    def serve(self) -> None:
-        self.connection.send(("ready",))
-        while True:
-            try:
-                kind, path, details = self.connection.recv()
-            except EOFError:
-                return
-            arm(self.config.deadline_seconds)
-            self.connection.send(self._answer(kind, path, details))
-            arm(0)
-
-    def _answer(self, kind: str, path: str, details: Any) -> tuple[Any, ...]:
+def decode(path: str, request: DecodeViews, replies: Replies) -> str:
+    """See ``DecodeViews``."""
+    pixels = _shared_memory(request.memory_file, request.memory_bytes)
+    outputs = []
+    for view, start in zip(request.views, request.offsets, strict=True):
+        shape = (len(view.keys), *view.size, 3)
+        outputs.append(pixels[start : start + math.prod(shape)].reshape(shape))
+    # No progress is reported: a view for training has one deadline for all of it.
+    with Video(path, replies.limits) as video:
         try:
-            return "done", self._work(kind, path, details), _resident_bytes()
-        except (DecodeError, MemoryError, cv2.error, *LIBRARY_ERRORS) as error:
-            return "rejected", *rejection(error), _resident_bytes()
-
-    def _work(self, kind: str, path: str, details: Any) -> Any:
-        # A view for training has one deadline for all; what looks at a whole file has one for each step.
-        progress = (lambda: None) if kind == "decode" else self._progress
-        with openable(path) as name:
-            return self._work_on(kind, Video(name, self.config, progress), details)
-
-    def _work_on(self, kind: str, video: Video, details: Any) -> Any:
-        try:
-            if kind == "probe":
-                return video.info()
-            if kind == "validate":
-                return validate(video, self._progress)
-            return self._decode(video, details)
-        finally:
-            video.close()
-
-    def _decode(self, video: Video, details: Any) -> str:
-        views: list[View] = details["views"]
-        if len(self.mapping) < details["bytes"]:
-            self.mapping = np.frombuffer(mmap.mmap(self.memory, details["bytes"]), np.uint8)
-        outputs = []
-        for view, offset in zip(views, details["offsets"], strict=True):
-            shape = (len(view.keys), *view.size, 3)
-            outputs.append(self.mapping[offset : offset + math.prod(shape)].reshape(shape))
-        return render(video, views, outputs, details["backend"])
-
-    def _progress(self) -> None:
-        arm(self.config.deadline_seconds)
-        self.connection.send(("progress",))
+            return render(video, request.views, outputs, request.backend)
+        except cv2.error as error:
+            raise DecodeError.quoting("damaged", f"cv2: {error}") from error
 
 
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+@functools.lru_cache(maxsize=1)  # mapping it again for every request would fault all its pages in again
+def _shared_memory(file: int, size: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(mmap.mmap(file, size), np.uint8)
 
 
-def main(connection_file: int, memory_file: int, _input_file: int) -> None:
-    """Serve the parent at the other end of ``connection_file``; videos in memory are opened as files."""
-    connection = Connection(connection_file)
-    config: DecodeConfig = connection.recv()
-    confine(config.memory_bytes)
+def main(connection_file: int) -> None:
+    """Serve the parent at the other end of ``connection_file``."""
     cv2.setNumThreads(1)
     if decord is not None:
         decord.logging.set_level(decord.logging.QUIET)
-    Service(connection, memory_file, config).serve()
+    serve(connection_file, {Probe: probe, Validate: validate, DecodeViews: decode})

@@ -39,7 +39,7 @@ class ClipDecoder:
         """
         try:
             if video.is_valid:
-                self.decoder.decode_bytes(video.as_buffer(), views, outputs)
+                self.decoder.decode(video.as_buffer(), views, outputs)
             else:
                 with local_copy(clip["uri"]) as path:
                     self.decoder.decode(path, _within_span(views, clip), outputs)

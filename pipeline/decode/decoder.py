@@ -12,127 +12,72 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode.child_process import ChildProcess
-from pipeline.decode.config import Backend, DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
+from pipeline.decode.child_process import IsolatedService
+from pipeline.decode.config import Backend, DecodeConfig, DecodeError, VideoInfo
+from pipeline.decode.requests import DecodeViews, Probe, Validate, View
 
+Path = str | os.PathLike[str]
 Clip = npt.NDArray[np.uint8]
 Bytes = bytes | bytearray | memoryview
 
-__all__ = ["DecodeConfig", "DecodeError", "FrameView", "IsolatedDecoder", "TimeView", "VideoInfo"]
 
+class IsolatedDecoder(IsolatedService):
+    """Decodes in a child process.
 
-class IsolatedDecoder:
-    """Decodes in a child process; safe to keep for millions of videos. Use from one thread at a time.
-
-    Every method takes a local path and raises ``DecodeError`` for a video that cannot be used. Closed by ``close``, by
-    ``with``, or with the object.
+    Every method takes a local path and raises ``DecodeError`` for a video that cannot be used.
     """
 
     def __init__(self, config: DecodeConfig | None = None) -> None:
-        self.config = config or DecodeConfig()
-        self.children_lost = 0
         self._input = _MemoryFile("video")
         self._output = _MemoryFile("frames")
-        self._child: ChildProcess | None = self._new_child()
+        files = (self._input.file, self._output.file)
+        super().__init__("pipeline.decode.child", config or DecodeConfig(), files)
 
-    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+    def probe(self, path: Path) -> VideoInfo:
         """Facts, from the headers, the packets and the first frame."""
-        return VideoInfo(**self._ask("probe", path))
+        info: VideoInfo
+        (info,) = self.answers(path, Probe())
+        return info
 
-    def validate(self, path: str | os.PathLike[str]) -> VideoInfo:
+    def validate(self, path: Path) -> VideoInfo:
         """Decode every frame with PyAV and refuse damage; the deadline holds for every few frames, not for all."""
-        return VideoInfo(**self._ask("validate", path))
+        info: VideoInfo
+        (info,) = self.answers(path, Validate())
+        return info
 
-    def decode(
-        self,
-        path: str | os.PathLike[str],
-        views: Sequence[FrameView | TimeView],
-        outputs: Sequence[Clip] | None = None,
-    ) -> list[Clip]:
+    def decode(self, video: Path | Bytes, views: Sequence[View], outputs: Sequence[Clip] | None = None) -> list[Clip]:
         """All views (of one kind) of one video from one pass over it, each uint8 ``[T, H, W, 3]``.
 
         They are written into ``outputs`` where given. A frame that is missing for at most two numbers (wrong counts,
         empty packets) is its neighbour's repeat. When one library crashes or hangs, the other gets one try in a new
         child, unless ``backend`` is "pyav".
+
+        Args:
+            video: a path, or the bytes, which the child reads from an anonymous memory file.
         """
         layout = _Layout.of(views)
+        self._output.reserve(layout.total_bytes)
+        path = video if isinstance(video, str | os.PathLike) else self._input.store(video)
+        backend = self.limits.backend
+        request = DecodeViews(layout.views, layout.offsets, self._output.file, self._output.size, backend)
         try:
-            return self._decode(path, layout, self.config.backend, outputs)
+            list(self.answers(path, request))
         except DecodeError as error:
-            if error.reason not in ("crashed", "timeout") or self.config.backend == "pyav":
+            if error.reason not in ("crashed", "timeout") or backend == "pyav":
                 raise
-        return self._decode(path, layout, "pyav" if self.config.backend == "decord" else "decord", outputs)
-
-    def decode_bytes(
-        self, video: Bytes, views: Sequence[FrameView | TimeView], outputs: Sequence[Clip] | None = None
-    ) -> list[Clip]:
-        """Like ``decode``, for a video in memory; the child reads it from an anonymous memory file."""
-        return self.decode(self._input.store(video), views, outputs)
+            other: Backend = "pyav" if backend == "decord" else "decord"
+            list(self.answers(path, dataclasses.replace(request, backend=other)))
+        return layout.copied(self._output.pixels, outputs)
 
     def close(self) -> None:
         """End the child and give the shared memory back."""
-        if self._child is not None:
-            self._child.end()
-        self._child = None
+        super().close()
         self._input.close()
         self._output.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_child", None) is not None:
-            self.close()
-
-    def _decode(
-        self,
-        path: str | os.PathLike[str],
-        layout: _Layout,
-        backend: Backend,
-        outputs: Sequence[Clip] | None,
-    ) -> list[Clip]:
-        self._output.reserve(layout.total_bytes)
-        details = {
-            "views": layout.views,
-            "offsets": layout.offsets,
-            "bytes": self._output.size,
-            "backend": backend,
-        }
-        self._ask("decode", path, details)
-        return layout.copied(self._output.pixels, outputs)
-
-    def _ask(self, kind: str, path: str | os.PathLike[str], details: Any = None) -> Any:
-        child = self._child or self._new_child()
-        self._child = child
-        try:
-            answers = child.answers_to((kind, os.path.abspath(path), details))
-            status, *answer = next(message for message in answers if message[0] != "progress")
-        except DecodeError:
-            self.children_lost += 1
-            self._child = None
-            raise
-        child.answers += 1
-        if child.answers >= self.config.videos_per_child or answer[-1] > self.config.memory_bytes // 2:
-            child.end()
-            self._child = None
-        if status == "rejected":
-            raise DecodeError(answer[0], answer[1])
-        return answer[0]
-
-    def _new_child(self) -> ChildProcess:
-        files = (self._output.file, self._input.file)
-        return ChildProcess("pipeline.decode.child", self.config, self.config.deadline_seconds, files)
 
 
 class _MemoryFile:
@@ -170,13 +115,13 @@ class _MemoryFile:
 class _Layout:
     """Where each view's frames lie in the shared memory."""
 
-    views: list[FrameView | TimeView]
+    views: list[View]
     shapes: list[tuple[int, int, int, int]]
     offsets: list[int]
     total_bytes: int
 
     @classmethod
-    def of(cls, views: Sequence[FrameView | TimeView]) -> _Layout:
+    def of(cls, views: Sequence[View]) -> _Layout:
         if not views or len({type(view) for view in views}) > 1:
             raise ValueError("views: must be one or more of one kind; decode frame and time views apart")
         shapes = [(len(view.keys), *view.size, 3) for view in views]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from pipeline.decode.config import DecodeConfig, DecodeError
+from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
 
 Picture = npt.NDArray[np.uint8]
 
@@ -74,7 +74,10 @@ class Video:
         self._reformatter = VideoReformatter()
         self.discarded = 0  # packets that an edit list hides
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.container.close()
 
     @property
@@ -102,21 +105,31 @@ class Video:
         size = self.coded_height, self.coded_width
         return size[::-1] if self.quarter_turns % 2 else size
 
-    def info(self) -> dict[str, Any]:
-        """The facts of ``pipeline.decode.decoder.VideoInfo``."""
+    def info(self) -> VideoInfo:
+        """The facts, by headers, packets and the first frame."""
         height, width = self.shown_size
         times = self.times()
         duration = self._duration_seconds(times)
-        return {
-            "width": width,
-            "height": height,
-            "fps": self.fps or (len(times) / duration if duration else 0.0),
-            "num_frames": len(times),
-            "duration_seconds": duration,
-            "codec": self.codec.name,
-            "container": self.container_name,
-            "rotation": -90 * self.quarter_turns % 360,
-        }
+        return VideoInfo(
+            width=width,
+            height=height,
+            fps=self.fps or (len(times) / duration if duration else 0.0),
+            num_frames=len(times),
+            duration_seconds=duration,
+            codec=self.codec.name,
+            container=self.container_name,
+            rotation=-90 * self.quarter_turns % 360,
+        )
+
+    def require_all(self, decoded: int, by_packets: int) -> None:
+        """After a pass over all frames: the decoder must have given those that packets and header promise.
+
+        Raises:
+            DecodeError: "damaged", more than a tolerable few are missing.
+        """
+        promised = max(by_packets, self.stream.frames - self.discarded)
+        if decoded == 0 or decoded < promised - MISSING_FRAMES_TOLERATED:
+            raise DecodeError("damaged", f"{decoded} of {promised} frames can be decoded")
 
     def times_seconds(self) -> npt.NDArray[np.float64]:
         """Presentation time of every frame, in seconds after the first. [frames]"""

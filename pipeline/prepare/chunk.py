@@ -26,8 +26,8 @@ from pipeline.schema import REJECTED_SCHEMA, clip_id
 from pipeline.shards.writer import ShardWriter, StoreConfig, table_bytes
 from pipeline.storage.files import StorageError, content_version, exists, join, local_copy, read_bytes, write_bytes
 from pipeline.storage.retry import is_forbidden, is_of_the_object, patiently
-from pipeline.transcode.child import IsolatedTranscoder
 from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
+from pipeline.transcode.transcoder import IsolatedTranscoder
 
 VIDEO_SCHEMA = pa.schema(
     [

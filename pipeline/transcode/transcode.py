@@ -1,6 +1,6 @@
 """One pass over a video: every frame is decoded and checked, and the clips to store come out.
 
-Runs in the isolated child of ``pipeline.transcode.child``; imports little. Clips are H.264 at a constant frame
+Runs in the child process (``pipeline.transcode.child``); imports little. Clips are H.264 at a constant frame
 rate, made for random access: short GOPs, no B-frames, no CABAC and no deblocking (``tune=fastdecode``), one encoder
 thread, so that equal input gives equal bytes.
 """
@@ -36,7 +36,7 @@ def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callabl
     Raises:
         DecodeError: the video cannot be used; clips that were emitted before stay valid.
     """
-    info = VideoInfo(**video.info())
+    info = video.info()
     times = video.times_seconds()
     frames = _checked_frames(video, times, progress)
     if config.mode != "transcode":
@@ -73,9 +73,7 @@ def _checked_frames(video: Video, times: npt.NDArray[np.float64], progress: Call
             progress()
         if complaint := complaints.new():
             raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
-    promised = max(len(times), video.stream.frames - video.discarded)
-    if count == 0 or count < promised - MISSING_FRAMES_TOLERATED:
-        raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")
+    video.require_all(count, len(times))
     end, promised_end = float(times[-1]), _promised_seconds(video)
     if end < promised_end - max(MISSING_SECONDS_TOLERATED, (MISSING_FRAMES_TOLERATED + 2) / (video.fps or 10)):
         raise DecodeError("damaged", f"the file ends after {end:.2f} of {promised_end:.2f} s")

@@ -141,7 +141,7 @@ def _decode_all(decoder: IsolatedDecoder, clips: Sequence[_Clip], views: int) ->
 
     def decode() -> None:
         for clip in clips:
-            decoder.decode_bytes(clip.row["video"], clip.views(views), list(batch))
+            decoder.decode(clip.row["video"], clip.views(views), list(batch))
 
     return decode
 
@@ -154,9 +154,8 @@ def _isolation(files: Sequence[str], rounds: int) -> dict[str, Any]:
 
     def inside() -> None:
         for path in files:
-            video = Video(path, config)
-            render(video, [view], [output], "pyav")
-            video.close()
+            with Video(path, config) as video:
+                render(video, [view], [output], "pyav")
 
     with IsolatedDecoder(config) as decoder:
 

@@ -29,10 +29,10 @@ from jobs.synthetic.motion_videos import Rendering, draw_frames, draw_motion, en
 from pipeline.decode.child import render
 from pipeline.decode.config import DecodeConfig, DecodeError, FrameView
 from pipeline.decode.video_file import Video
-from pipeline.transcode.child import IsolatedTranscoder
 from pipeline.transcode.config import StoredClip, TranscodeConfig
 from pipeline.transcode.h264_encoder import scaled_frame
 from pipeline.transcode.transcode import process
+from pipeline.transcode.transcoder import IsolatedTranscoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAYS = {
@@ -111,9 +111,8 @@ def _way(files: list[Path], config: TranscodeConfig) -> dict[str, float]:
 def _store(path: Path, config: TranscodeConfig) -> _Stored:
     outputs: list[Any] = []
     started = time.process_time()
-    video = Video(str(path), DecodeConfig())
-    process(video, config, outputs.append, lambda: None)
-    video.close()
+    with Video(str(path), DecodeConfig()) as video:
+        process(video, config, outputs.append, lambda: None)
     cpu_seconds = time.process_time() - started
     return _Stored(outputs[0], outputs[0].video or path.read_bytes(), cpu_seconds)
 
@@ -131,22 +130,19 @@ def _decode_seconds(stored: _Stored) -> float:
         for _ in range(VIEWS_A_CLIP):
             first = draw.integers(0, max(1, clip.num_frames - 16 * stride))
             indices = np.minimum(first + stride * np.arange(16), clip.num_frames - 1)
-            video = Video(file.name, DecodeConfig())
-            render(video, [FrameView(indices, None, (224, 224))], [output], "pyav")
-            video.close()
+            with Video(file.name, DecodeConfig()) as video:
+                render(video, [FrameView(indices, None, (224, 224))], [output], "pyav")
     return (time.process_time() - started) / VIEWS_A_CLIP
 
 
 def _psnr(path: Path, stored: _Stored) -> float:
     """Mean over frames of the PSNR in RGB against the original's frames, scaled in the same way."""
-    video = Video(str(path), DecodeConfig())
-    size, turns = (stored.clip.width, stored.clip.height), video.quarter_turns
     values = []
-    with av.open(io.BytesIO(stored.content)) as container:
+    with Video(str(path), DecodeConfig()) as video, av.open(io.BytesIO(stored.content)) as container:
+        size, turns = (stored.clip.width, stored.clip.height), video.quarter_turns
         for number, (original, kept) in enumerate(zip(video.frames(), container.decode(video=0), strict=False)):
             if number % 8 == 0:
                 values.append(_frame_psnr(scaled_frame(original, size, turns), kept))
-    video.close()
     return float(np.mean(values))
 
 

@@ -34,8 +34,8 @@ from pipeline.prepare.versions import current_videos, publish
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
 from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import StorageError
-from pipeline.transcode.child import IsolatedTranscoder
 from pipeline.transcode.config import TranscodeConfig
+from pipeline.transcode.transcoder import IsolatedTranscoder
 
 VIDEOS = 24
 UNTRACKED = TrackingConfig(uri="none")
@@ -120,7 +120,7 @@ def test_stored_videos_hold_the_sources_frames(prepared: Path) -> None:
     with IsolatedDecoder() as decoder:
         for row in clips(prepared).slice(0, 4).to_pylist():
             view = FrameView(np.arange(row["num_frames"]), None, (row["height"], row["width"]))
-            frames = decoder.decode_bytes(row["video"], [view])[0]
+            frames = decoder.decode(row["video"], [view])[0]
             assert [read_frame_number(frame) for frame in frames] == list(range(20))
 
 

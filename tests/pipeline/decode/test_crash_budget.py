@@ -17,8 +17,8 @@ from pipeline.prepare.chunk import PrepareChunk
 from pipeline.prepare.run import PrepareSettings, prepare
 from pipeline.prepare.versions import read_versions
 from pipeline.shards.writer import StoreConfig
-from pipeline.transcode.child import IsolatedTranscoder
 from pipeline.transcode.config import TranscodeConfig
+from pipeline.transcode.transcoder import IsolatedTranscoder
 from tests.support.numbered import write_numbered
 
 SETTINGS = PrepareSettings(

@@ -72,7 +72,7 @@ def test_a_crop_is_the_part_of_the_picture(decoder: IsolatedDecoder, videos: Pat
 def test_a_video_in_memory_and_outputs_that_are_given(decoder: IsolatedDecoder, videos: Path) -> None:
     batch = np.zeros((2, 4, *SIZE, 3), np.uint8)
     content = (videos / "film.webm").read_bytes()
-    decoder.decode_bytes(content, [whole(range(4)), whole(range(30, 34))], list(batch))
+    decoder.decode(content, [whole(range(4)), whole(range(30, 34))], list(batch))
     assert read_numbers(batch[0]) == [0, 1, 2, 3]
     assert read_numbers(batch[1]) == [30, 31, 32, 33]
 

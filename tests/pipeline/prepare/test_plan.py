@@ -13,8 +13,8 @@ from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.prepare.run import Outcome, PrepareSettings, prepare
 from pipeline.shards.writer import StoreConfig
-from pipeline.transcode.child import IsolatedTranscoder
 from pipeline.transcode.config import TranscodeConfig
+from pipeline.transcode.transcoder import IsolatedTranscoder
 from tests.support.numbered import write_numbered
 
 SETTINGS = PrepareSettings(

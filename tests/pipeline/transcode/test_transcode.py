@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import io
 import itertools
@@ -30,11 +29,11 @@ from jobs.synthetic.motion_videos import (
 )
 from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.decode.video_file import Video
-from pipeline.transcode.child import IsolatedTranscoder
 from pipeline.transcode.clip_geometry import clip_spans, output_rate, stored_size
 from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode.h264_encoder import ClipEncoder
 from pipeline.transcode.transcode import process
+from pipeline.transcode.transcoder import IsolatedTranscoder
 from tests.support.numbered import write_numbered
 
 
@@ -59,11 +58,8 @@ def transcoder() -> Iterator[IsolatedTranscoder]:
 
 def run(path: Path, **settings: Any) -> tuple[list[StoredClip | Damage], VideoInfo]:
     outputs: list[StoredClip | Damage] = []
-    video = Video(str(path), DecodeConfig())
-    try:
+    with Video(str(path), DecodeConfig()) as video:
         info = process(video, TranscodeConfig(**settings), outputs.append, lambda: None)
-    finally:
-        video.close()
     return outputs, info
 
 
@@ -266,9 +262,8 @@ def test_a_finished_clip_leaves_nothing_in_memory(video: Path) -> None:
     def count(_: object) -> None:
         encoders.append(open_encoders() - others)
 
-    opened = Video(str(video), DecodeConfig())
-    process(opened, TranscodeConfig(clip_seconds=0.1), count, lambda: None)
-    opened.close()
+    with Video(str(video), DecodeConfig()) as opened:
+        process(opened, TranscodeConfig(clip_seconds=0.1), count, lambda: None)
     assert len(encoders) == 13
     assert max(encoders) <= 2
 
@@ -310,9 +305,8 @@ def test_passthrough_cuts_at_key_frames(tmp_path: Path) -> None:
 def test_a_pass_over_all_packets_tells_that_it_goes_on(tmp_path: Path) -> None:
     """In a long file without an index it takes minutes, before the first frame is decoded."""
     told: list[int] = []
-    with contextlib.closing(
-        Video(str(write_numbered(tmp_path / "v.mkv", 100)), DecodeConfig(), lambda: told.append(1))
-    ) as video:
+    path = write_numbered(tmp_path / "v.mkv", 100)
+    with Video(str(path), DecodeConfig(), lambda: told.append(1)) as video:
         assert len(video.times()) == 100
     assert len(told) == 3
 
