@@ -14,7 +14,6 @@ import pytest
 import ray
 
 from pipeline.datasets import train as stages
-from pipeline.datasets.evaluation import ViewProtocol, evaluation_views
 from pipeline.datasets.train import iter_micro_batches, stream_execution_options, training_stream
 from pipeline.sampling import ViewConfig
 from pipeline.schema import UNLABELLED
@@ -126,23 +125,6 @@ class TestStream:
             if (spent := time.process_time() - before) < 0.6:
                 break
         assert spent < 0.6
-
-    def test_evaluation_views_are_all_there(self, prepared: PreparedSet) -> None:
-        view = dataclasses.replace(VIEW, size=16, frame_stride=4)
-        dataset = evaluation_views(prepared, view, ViewProtocol(clips=3, crops=3), split="all", concurrency=1)
-        rows = dataset.take_all()
-        assert len(rows) == 12 * 9
-        for number in range(12):
-            views = sorted((row for row in rows if row["clip_id"] == 1000 + number), key=lambda row: row["view"])
-            assert [row["view"] for row in views] == list(range(9))
-            assert {row["status"] == "ok" for row in views} == {number != BROKEN}
-            assert {row["label"] for row in views} == {number % 3 if number % 4 else UNLABELLED}
-            assert all(row["video"].shape == (4, 16, 16, 3) for row in views)
-            assert any(row["video"].any() for row in views) == (number != BROKEN)
-
-    def test_a_split_that_is_not_there(self, prepared: PreparedSet) -> None:
-        with pytest.raises(ValueError, match=r"split=test: holds no clip; .* has train \(10 clips\), val \(2 clips\)"):
-            evaluation_views(prepared, VIEW, ViewProtocol(), split="test")
 
 
 @ray.remote(num_cpus=0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.decode.config import DecodeConfig
 from pipeline.shards.reader import PreparedSet, RowGroupReader
 from pipeline.storage.files import StorageError
 from tests.support.numbered import read_numbers
-from tests.support.small_set import BROKEN, FRAMES, MICRO_BATCH, VIEW
+from tests.support.small_set import BROKEN, CLASSES, FRAMES, MICRO_BATCH, VIEW
 
 
 def order_of(some: PreparedSet, repeats: int = 1, window_groups: int = 4) -> StreamOrder:
@@ -95,3 +96,19 @@ def test_a_shard_that_is_gone_is_one_error(prepared: PreparedSet) -> None:
     shards = tuple(dataclasses.replace(shard, uri=shard.uri + ".gone") for shard in prepared.shards)
     with pytest.raises(StorageError, match="is gone"):
         dataclasses.replace(prepared, shards=shards, digest="other").num_clips("train")
+
+
+def test_an_epoch_holds_each_class_equally_and_each_view_once(prepared: PreparedSet) -> None:
+    selection = prepared.selection("train", labelled_only=True, balance_classes=True)
+    order = StreamOrder(selection.clips_per_group, seed=1, digest="d", repeats=2, window_groups=16)
+    assert order.views_per_epoch == 3 * 3 * 2  # three classes, the largest has three clips, two repeats
+    (table,) = ReadMicroBatches(selection, order, 18, CLASSES)({"start": [0], "stop": [18]})
+    runs = table["runs"].combine_chunks().flatten().to_pylist()
+    views = Counter(dict.fromkeys(range(3), 0))
+    samples = []
+    for run in runs:
+        views[run["class_index"]] += run["views"]
+        samples += [(run["clip_id"], run["first_repeat"] + number) for number in range(run["views"])]
+    assert set(views.values()) == {6}
+    assert len(set(samples)) == len(samples) == 18
+    assert {repeat for clip, repeat in samples if clip == 1001} == {0, 1, 2, 3}  # one of two clips of its class

@@ -210,16 +210,6 @@ def test_when_one_library_dies_the_other_has_a_try(videos: Path, backend: Backen
         assert decoder.children_lost == 1
 
 
-def test_children_are_recycled(videos: Path) -> None:
-    with IsolatedDecoder(DecodeConfig(videos_per_child=2)) as decoder:
-        children = set()
-        for _ in range(5):
-            decoder.probe(videos / "plain.mp4")
-            children.add(child_of(decoder))
-        assert decoder.children_lost == 0
-        assert len(children - {0}) >= 2
-
-
 def test_memory_is_limited(tmp_path: Path) -> None:
     """A picture that needs more than the child may have is a reason, and the child that met it is not kept."""
     path = tmp_path / "large.mkv"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,18 +12,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow as pa
 import pytest
-import ray
 
-from pipeline.datasets import train as stages
-from pipeline.datasets.train import iter_micro_batches
 from pipeline.decode.config import DecodeConfig, DecodeError, FrameView
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.shards.reader import PreparedSet, open_prepared
 from pipeline.storage import s3 as object_storage
 from pipeline.storage.files import join, list_files, read_bytes, write_bytes, write_if_absent
-from tests.pipeline.datasets.test_train import stream
 from tests.pipeline.decode.test_decoder import refused
 from tests.support.faulty_proxy import FAULTS, faulty_proxy
 from tests.support.numbered import write_numbered
@@ -176,28 +169,6 @@ def _peak_bytes(decoder: IsolatedDecoder) -> int:
     assert decoder._child is not None
     status = Path(f"/proc/{decoder._child.process_id}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-class _DiesOnce(stages.DecodeMicroBatches):
-    """An actor that is killed in the middle of its work, the first time."""
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        marker = Path(tempfile.gettempdir()) / f"died-{ray.get_runtime_context().get_job_id()}-{os.getppid()}"
-        result = super().__call__(table)
-        if not marker.exists() and 8 in result["position"].to_numpy()[0]:
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-
-def test_a_killed_actor_costs_nothing(
-    prepared: PreparedSet,
-    ray_cluster: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calm = [batch["sample_id"] for batch in iter_micro_batches(stream(prepared, 0, 40))]
-    monkeypatch.setattr(stages, "DecodeMicroBatches", _DiesOnce)
-    assert [batch["sample_id"] for batch in iter_micro_batches(stream(prepared, 0, 40))] == calm
 
 
 def test_object_storage_on_a_bad_day(

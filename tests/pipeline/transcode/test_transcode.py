@@ -4,80 +4,22 @@ from __future__ import annotations
 
 import gc
 import io
-import itertools
-import os
-import shutil
-import signal
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jobs.synthetic.motion_videos import (
-    Rendering,
-    draw_frames,
-    draw_motion,
     encode,
-    paint_frame_numbers,
-    read_frame_number,
 )
-from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
+from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.decode.video_file import Video
-from pipeline.transcode.clip_geometry import clip_spans, output_rate, stored_size
 from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode.h264_encoder import ClipEncoder
 from pipeline.transcode.transcode import process
-from pipeline.transcode.transcoder import IsolatedTranscoder
-from tests.support.numbered import write_numbered
-
-
-def frames_of(size: int = 128, count: int = 40, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    motion = draw_motion("moves_right", count, rng)
-    return paint_frame_numbers(draw_frames([motion], Rendering(0.5, size, count), rng))
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("videos") / "numbered.mp4"
-    encode(path, frames_of(), 30)
-    return path
-
-
-@pytest.fixture(scope="module")
-def transcoder() -> Iterator[IsolatedTranscoder]:
-    with IsolatedTranscoder(TranscodeConfig(), DecodeConfig(deadline_seconds=30)) as transcoder:
-        yield transcoder
-
-
-def run(path: Path, **settings: Any) -> tuple[list[StoredClip | Damage], VideoInfo]:
-    outputs: list[StoredClip | Damage] = []
-    with Video(str(path), DecodeConfig()) as video:
-        info = process(video, TranscodeConfig(**settings), outputs.append, lambda: None)
-    return outputs, info
-
-
-def one_clip(path: Path, **settings: Any) -> StoredClip:
-    outputs, _ = run(path, **settings)
-    assert len(outputs) == 1
-    assert isinstance(outputs[0], StoredClip)
-    return outputs[0]
-
-
-def pictures(clip: StoredClip) -> list[np.ndarray]:
-    assert clip.video is not None
-    with av.open(io.BytesIO(clip.video)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-def numbers(clip: StoredClip) -> list[int | None]:
-    return [read_frame_number(picture) for picture in pictures(clip)]
+from tests.support.transcoding import frames_of, numbers, one_clip, pictures, run
 
 
 def with_times(path: Path, milliseconds: list[int], frames: np.ndarray) -> Path:
@@ -209,32 +151,6 @@ def test_odd_sizes_become_even(tmp_path: Path, width: int, height: int) -> None:
     assert len(pictures(clip)) == 6
 
 
-@settings(deadline=None)
-@given(st.integers(1, 8192), st.integers(1, 8192), st.sampled_from([64, 224, 256, 480]))
-def test_stored_size(width: int, height: int, short_side: int) -> None:
-    stored = stored_size(width, height, short_side)
-    assert all(side % 2 == 0 and side >= 16 for side in stored)
-    assert min(stored) <= max(short_side, 16)
-    if min(width, height) >= 32:
-        assert stored[0] <= width + 1
-        assert stored[0] / stored[1] == pytest.approx(width / height, rel=0.1)
-
-
-@settings(deadline=None)
-@given(st.floats(0.05, 500), st.floats(0.5, 20), st.floats(0.1, 1))
-def test_spans_cover_the_video(duration: float, clip: float, share: float) -> None:
-    """With hops no longer than clips nothing of the footage is lost; no clip is too short or too long."""
-    spans = clip_spans(duration, clip, clip * share)
-    assert spans[0][0] == 0
-    assert spans[-1][1] == pytest.approx(duration)
-    for (_, end), (start, _) in itertools.pairwise(spans):
-        assert start <= end + 1e-9
-    lengths = [end - start for start, end in spans]
-    assert max(lengths) <= 1.5 * clip + 1e-9
-    if duration > clip / 2:
-        assert min(lengths) >= min(clip / 2, duration) - 1e-9
-
-
 def test_long_footage_is_cut(video: Path) -> None:
     outputs, info = run(video, clip_seconds=0.4)
     assert info.num_frames == 40
@@ -282,47 +198,6 @@ def test_passthrough_keeps_the_bytes(video: Path) -> None:
     assert clip.num_frames == 40
 
 
-def test_passthrough_cuts_at_key_frames(tmp_path: Path) -> None:
-    long = np.concatenate([frames_of(64, 60, seed) for seed in (1, 2)])
-    paint_frame_numbers(long)
-    with av.open(str(tmp_path / "v.mp4"), "w") as container:
-        options = {"crf": "20", "g": "15", "keyint_min": "15", "sc_threshold": "0", "bf": "0"}
-        stream = container.add_stream("libx264", rate=30, options=options)
-        assert isinstance(stream, av.VideoStream)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for image in long:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    outputs, _ = run(tmp_path / "v.mp4", mode="passthrough", clip_seconds=1.2)
-    clips = [clip for clip in outputs if isinstance(clip, StoredClip)]
-    shown = [number for clip in clips for number in numbers(clip)]
-    assert shown == list(range(120))
-    assert [numbers(clip)[0] % 15 for clip in clips] == [0] * len(clips)
-    assert len(clips) == 3
-
-
-def test_a_pass_over_all_packets_tells_that_it_goes_on(tmp_path: Path) -> None:
-    """In a long file without an index it takes minutes, before the first frame is decoded."""
-    told: list[int] = []
-    path = write_numbered(tmp_path / "v.mkv", 100)
-    with Video(str(path), DecodeConfig(), lambda: told.append(1)) as video:
-        assert len(video.times()) == 100
-    assert len(told) == 3
-
-
-@pytest.mark.parametrize(("clip_seconds", "hop_seconds"), [(0.3, 0.1), (0.6, 0.4), (0.3, 0.8)])
-def test_passthrough_tells_the_spans_that_it_stores(clip_seconds: float, hop_seconds: float, tmp_path: Path) -> None:
-    """Key frames every 0.48 s: spans between the same ones are one piece, and a piece is as long as it says."""
-    path = write_numbered(tmp_path / "v.mp4", 60, b_frames=0)
-    outputs, _ = run(path, mode="passthrough", clip_seconds=clip_seconds, hop_seconds=hop_seconds)
-    clips = [clip for clip in outputs if isinstance(clip, StoredClip)]
-    assert len(clips) == len(outputs) > 2
-    assert len({(clip.start_seconds, clip.end_seconds) for clip in clips}) == len(clips)
-    for clip in clips:
-        assert clip.num_frames == round(25 * (clip.end_seconds - clip.start_seconds))
-
-
 def test_reference_stores_nothing(video: Path) -> None:
     assert one_clip(video, mode="reference").video is None
 
@@ -359,110 +234,3 @@ def test_damage_costs_only_its_clips_when_footage_is_cut(tmp_path: Path) -> None
     assert len(damage) in (1, 2)
     assert len(clips) + len(damage) == 4
     assert numbers(clips[0]) == list(range(15))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("empty.mp4", b"", "empty"),
-        ("text.mp4", b"this is no video, whatever its name says\n" * 50, "not_a_video"),
-        ("absent.mp4", None, "missing"),
-    ],
-)
-def test_refused_with_a_reason(
-    transcoder: IsolatedTranscoder, tmp_path: Path, name: str, content: bytes | None, reason: str
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(DecodeError) as caught:
-        list(transcoder.process(tmp_path / name))
-    assert caught.value.reason == reason
-
-
-def test_a_name_that_is_no_text(transcoder: IsolatedTranscoder, tmp_path: Path, video: Path) -> None:
-    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.mp4"))
-    shutil.copy(video, path)
-    assert isinstance(list(transcoder.process(path))[-1], VideoInfo)
-
-
-def test_truncated_and_audio_only(transcoder: IsolatedTranscoder, tmp_path: Path, video: Path) -> None:
-    encode(tmp_path / "v.webm", frames_of(), 30)
-    (tmp_path / "half.webm").write_bytes((tmp_path / "v.webm").read_bytes()[:-2000])
-    (tmp_path / "half.mp4").write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    with av.open(str(tmp_path / "audio.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    reasons = {}
-    for name in ("half.webm", "half.mp4", "audio.mp4"):
-        with pytest.raises(DecodeError) as caught:
-            list(transcoder.process(tmp_path / name))
-        reasons[name] = caught.value.reason
-    assert reasons == {"half.webm": "damaged", "half.mp4": "not_a_video", "audio.mp4": "no_video_stream"}
-    assert isinstance(list(transcoder.process(video))[-1], VideoInfo)
-    assert transcoder.children_lost == 0
-
-
-@pytest.mark.parametrize(
-    ("limit", "value"), [("max_pixels", 128 * 127), ("max_frames", 39), ("max_seconds", 1.0), ("max_bytes", 1000)]
-)
-def test_limits(video: Path, limit: str, value: float) -> None:
-    limits = DecodeConfig(**{limit: value})  # type: ignore[arg-type]
-    with IsolatedTranscoder(TranscodeConfig(), limits) as small, pytest.raises(DecodeError) as caught:
-        list(small.process(video))
-    assert caught.value.reason == limit
-
-
-@pytest.mark.parametrize(("fault", "reason"), [(signal.SIGSTOP, "timeout"), (signal.SIGSEGV, "crashed")])
-def test_a_child_that_hangs_or_dies_is_replaced(video: Path, fault: signal.Signals, reason: str) -> None:
-    with IsolatedTranscoder(TranscodeConfig(), DecodeConfig(deadline_seconds=1.0)) as transcoder:
-        assert isinstance(list(transcoder.process(video))[-1], VideoInfo)
-        assert transcoder._child is not None
-        os.kill(transcoder._child.process_id, fault)
-        with pytest.raises(DecodeError) as caught:
-            list(transcoder.process(video))
-        assert caught.value.reason == reason
-        assert isinstance(list(transcoder.process(video))[-1], VideoInfo)
-        assert transcoder.children_lost == 1
-
-
-@pytest.mark.parametrize(
-    ("fps", "times", "target", "expected"),
-    [
-        (30000 / 1001, [n * 1001 / 30000 for n in range(20)], None, Fraction(30000, 1001)),
-        (0.0, [0, 0.1, 0.2, 0.3], None, Fraction(10)),
-        (1000.0, [0, 0.04, 0.08], None, Fraction(25)),
-        (25.0, [0.0], None, Fraction(25)),
-        (0.0, [0.0], None, Fraction(1)),
-        (30.0, [n / 30 for n in range(9)], 7.5, Fraction(15, 2)),
-        (5.0, [n / 5 for n in range(9)], 7.5, Fraction(5)),
-    ],
-)
-def test_output_rate(fps: float, times: list[float], target: float | None, expected: Fraction) -> None:
-    assert output_rate(np.array(times), fps, target) == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"short_side": 255}, {"crf": 0}, {"gop": 0}, {"clip_seconds": -1.0}, {"hop_seconds": 1.0}]
-)
-def test_settings_outside_their_rule(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        TranscodeConfig(**wrong)
-
-
-@pytest.mark.clips
-def test_all_real_clips_have_an_outcome(real_clips: Path, transcoder: IsolatedTranscoder) -> None:
-    """The short ones here; the full set goes through the program itself."""
-    outcomes = {}
-    for path in sorted((*(real_clips / "trouble").iterdir(), *(real_clips / "unusual").iterdir())):
-        if path.stat().st_size < 1_000_000:
-            try:
-                outcomes[path.name] = list(transcoder.process(path))[-1].num_frames  # type: ignore[union-attr]
-            except DecodeError as error:
-                outcomes[path.name] = error.reason
-    assert outcomes["Zulko_moviepy__result.webm"] == "empty"
-    assert outcomes["dmlc_decord__video_270.mov"] == 3
-    assert sum(isinstance(outcome, int) for outcome in outcomes.values()) > 25
-    assert transcoder.children_lost == 0

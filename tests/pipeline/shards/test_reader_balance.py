@@ -9,10 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.datasets.order import StreamOrder
-from pipeline.datasets.train import ReadMicroBatches
 from pipeline.shards.reader import PreparedSet, times_to_balance
-from tests.support.small_set import CLASSES, VIEW
+from tests.support.small_set import VIEW
 
 
 @given(st.lists(st.integers(-1, 4), max_size=60))
@@ -27,22 +25,6 @@ def test_every_class_comes_as_often_as_the_largest(labels: list[int]) -> None:
     for label in set(labels):
         counts = [count for own, count in zip(labels, times.tolist(), strict=True) if own == label]
         assert max(counts) - min(counts) <= 1
-
-
-def test_an_epoch_holds_each_class_equally_and_each_view_once(prepared: PreparedSet) -> None:
-    selection = prepared.selection("train", labelled_only=True, balance_classes=True)
-    order = StreamOrder(selection.clips_per_group, seed=1, digest="d", repeats=2, window_groups=16)
-    assert order.views_per_epoch == 3 * 3 * 2  # three classes, the largest has three clips, two repeats
-    (table,) = ReadMicroBatches(selection, order, 18, CLASSES)({"start": [0], "stop": [18]})
-    runs = table["runs"].combine_chunks().flatten().to_pylist()
-    views = Counter(dict.fromkeys(range(3), 0))
-    samples = []
-    for run in runs:
-        views[run["class_index"]] += run["views"]
-        samples += [(run["clip_id"], run["first_repeat"] + number) for number in range(run["views"])]
-    assert set(views.values()) == {6}
-    assert len(set(samples)) == len(samples) == 18
-    assert {repeat for clip, repeat in samples if clip == 1001} == {0, 1, 2, 3}  # one of two clips of its class
 
 
 def test_without_balance_nothing_changes(prepared: PreparedSet) -> None:
