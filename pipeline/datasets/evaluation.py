@@ -14,11 +14,11 @@ import pyarrow as pa
 import ray.data
 from ray.data.extensions import ArrowTensorArray
 
-from pipeline.datasets.train import DECODER_CPUS, DECODER_MEMORY_BYTES, RESTARTS
-from pipeline.decode.clip_decoder import ClipDecoder
-from pipeline.decode.config import DecodeConfig, FrameView
+from pipeline.datasets.train import decoder_pool
+from pipeline.decode.clip_decoder import ClipDecoder, protocol_views
+from pipeline.decode.config import DecodeConfig
 from pipeline.ray_data import configure_execution
-from pipeline.sampling import ViewConfig, evaluation_crops, evaluation_indices
+from pipeline.sampling import ViewConfig
 from pipeline.schema import OK
 from pipeline.shards.reader import PreparedSet, RowGroupReader, Selection, label_indices
 
@@ -79,11 +79,7 @@ def evaluation_views(
     return plan.map_batches(
         DecodeEvaluationViews,
         fn_constructor_args=(selection, prepared.classes, view, protocol, decode or DecodeConfig()),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(groups))),
-        num_cpus=DECODER_CPUS,
-        memory=DECODER_MEMORY_BYTES,
-        **RESTARTS,
+        **decoder_pool(min(concurrency, len(groups))),
     )
 
 
@@ -115,7 +111,7 @@ class DecodeEvaluationViews:
         clip = row.drop_columns("video").to_pylist()[0]
         count, size = self.protocol.views, self.view.size
         video = np.zeros((count, self.view.num_frames, size, size, 3), np.uint8)
-        views = self._protocol_views(clip)
+        views = protocol_views(clip, self.view, self.protocol.clips, self.protocol.crops)
         failure = self.decoder.decode(clip, row["video"][0], views, list(video))
         if failure:
             video[:] = 0
@@ -132,14 +128,3 @@ class DecodeEvaluationViews:
                 "video": ArrowTensorArray.from_numpy(video),
             }
         )
-
-    def _protocol_views(self, clip: dict[str, Any]) -> list[FrameView]:
-        crops = evaluation_crops(clip["height"], clip["width"], self.protocol.crops)
-        size = self.view.size, self.view.size
-        return [
-            FrameView(
-                evaluation_indices(clip["num_frames"], clip["fps"], self.view, number, self.protocol.clips), crop, size
-            )
-            for number in range(self.protocol.clips)
-            for crop in crops
-        ]

@@ -1,8 +1,8 @@
-"""The visible chain from a prepared set to decoded micro-batches, in Ray Data.
+"""The dataset graph from a prepared set to decoded micro-batches, in Ray Data.
 
     segments of the stream ─▶ ReadMicroBatches (one actor, row groups) ─▶ DecodeMicroBatches (actors, one child each)
 
-Every block is one row, and every row is one micro-batch: blocks can then neither be merged nor split on the way, and
+Every block is one row, and every row is one micro-batch: blocks can then neither be merged nor split in between, and
 ``streaming_split(n, equal=True)`` with ``preserve_order`` deals them in turn: worker r gets r, r + n, r + 2n, ...
 `iter_micro_batches` gives the rows as arrays. Legend: B views of a micro-batch, T frames, H, W pixels.
 """
@@ -32,7 +32,7 @@ READER_CPUS = 0.25
 # A decoding actor sleeps while its child works, and its child while the actor copies: together less than one CPU.
 DECODER_CPUS = 0.75
 DECODER_MEMORY_BYTES = 512 * 2**20
-# Ray Data restarts actors for ever by default. Its warning that these arguments go in 2.64 names no other way.
+# Ray Data restarts actors without end by default. It warns that these arguments go in 2.64, but has no others yet.
 RESTARTS = {"max_restarts": 3, "max_task_retries": 3}
 
 RUN_SCHEMA = pa.schema(
@@ -66,12 +66,12 @@ def training_stream(
         micro_batch: views per row (B); fixed for a run, whatever the number of workers.
         split: a split's name, or "all".
         concurrency: decoding actors.
-        known_failures: (epoch, sample id) of views that failed before: not tried again ("failed_before"), so that a
+        known_failures: (epoch, sample id) of views that failed before: not decoded again ("failed_before"), so that a
             resumed run takes the decisions of the first.
         part: the micro-batches of some workers only, for one stream per node; default: all.
 
     Raises:
-        ValueError: no clip is there to train on, or the positions are none, or no whole number of micro-batches.
+        ValueError: the split holds no clip to train on, or the positions are none or no whole micro-batches.
         StorageError: the set's shards cannot be read.
     """
     selection = prepared.selection(split, labelled_only, view.balance_classes)
@@ -84,7 +84,8 @@ def training_stream(
     )
     pieces = segments(start_position, stop_position, micro_batch)
     plan = ray.data.from_items([{"start": int(a), "stop": int(b)} for a, b in pieces], override_num_blocks=len(pieces))
-    configure_execution(plan, block_bytes=1, options=stream_execution_options())  # one row a block
+    # One row a block. A second reader would read the same row groups again: neighbouring micro-batches share them.
+    configure_execution(plan, block_bytes=1, options=stream_execution_options())
     read = plan.map_batches(
         ReadMicroBatches,
         fn_constructor_args=(selection, order, micro_batch, prepared.classes, start_position, part),
@@ -96,14 +97,21 @@ def training_stream(
     return read.map_batches(
         DecodeMicroBatches,
         fn_constructor_args=(view, decode or DecodeConfig(), seed, frozenset(map(tuple, known_failures))),
-        batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=concurrency),
-        num_cpus=DECODER_CPUS,
-        memory=DECODER_MEMORY_BYTES,
-        **RESTARTS,
+        **decoder_pool(concurrency),
     )
+
+
+def decoder_pool(size: int) -> dict[str, Any]:
+    """Arguments of ``map_batches`` for a stage of ``size`` actors that each keep a decoding child."""
+    return {
+        "batch_size": 1,
+        "compute": ray.data.ActorPoolStrategy(size=size),
+        "num_cpus": DECODER_CPUS,
+        "memory": DECODER_MEMORY_BYTES,
+        **RESTARTS,
+    }
 
 
 def stream_execution_options(object_store_bytes: int = 2 * 2**30) -> ray.data.ExecutionOptions:
@@ -120,7 +128,7 @@ def stream_execution_options(object_store_bytes: int = 2 * 2**30) -> ray.data.Ex
 def stream_cpus(concurrency: int = 1) -> float:
     """Logical CPUs that a stream takes beside the training workers.
 
-    With fewer than those of a single decoder it waits for ever without an error: check before starting.
+    With fewer than those of a single decoder it waits without end and without an error: check before starting.
     """
     return READER_CPUS + concurrency * DECODER_CPUS
 
@@ -138,7 +146,7 @@ def iter_micro_batches(stream: ray.data.Dataset | ray.data.DataIterator, prefetc
 
 
 class ReadMicroBatches:
-    """Stage: segments of the stream in, the encoded clips of one micro-batch a row out."""
+    """Stage: segments of the stream in, the encoded clips of one micro-batch per row out."""
 
     def __init__(
         self,
@@ -158,11 +166,9 @@ class ReadMicroBatches:
 
     def __call__(self, batch: Columns) -> Iterator[pa.Table]:
         for start, stop in zip(batch["start"], batch["stop"], strict=True):
-            positions = range(int(start), int(stop), self.micro_batch)
-            for position in positions:
-                if not self.part.has((position - self.start_position) // self.micro_batch):
-                    continue
-                yield self._row(list(self.order.runs(position, position + self.micro_batch)))
+            for position in range(int(start), int(stop), self.micro_batch):
+                if self.part.has((position - self.start_position) // self.micro_batch):
+                    yield self._row(list(self.order.runs(position, position + self.micro_batch)))
 
     def _row(self, runs: list[Run]) -> pa.Table:
         self.reader.prefetch(run.clip for run in runs)
@@ -171,7 +177,7 @@ class ReadMicroBatches:
         fields = {
             "position": pa.array([run.position for run in runs], pa.int64()),
             "epoch": pa.array([run.epoch for run in runs], pa.int64()),
-            # Every copy of a clip (balanced classes) has repeats of its own, so that its views are drawn anew.
+            # Each copy of a clip (balanced classes) counts its repeats after the others', so that its draws differ.
             "first_repeat": pa.array(
                 [run.first_repeat + self.order.repeats * int(copies[run.clip]) for run in runs], pa.int64()
             ),
@@ -204,6 +210,7 @@ class DecodeMicroBatches:
         for number, run in enumerate(facts):
             samples = [f"{run['clip_id']}#{run['first_repeat'] + k}" for k in range(run["views"])]
             rows = slice(row, row + run["views"])
+            # The views of a run come from one decode, so they fail together.
             if any((run["epoch"], sample) in self.known_failures for sample in samples):
                 failure = "failed_before"
             else:
@@ -243,7 +250,10 @@ class _MicroBatch:
         self.failure[rows] = [failure] * len(samples)
 
     def replace_failures(self) -> None:
-        """Let another view stand in, chosen by position; with none left the view is black and has no label."""
+        """Replace each by another view, chosen by position; with none left the view is black and has no label.
+
+        From the same micro-batch, so that no worker waits for another one and a resumed run takes the same view.
+        """
         good = [row for row, failure in enumerate(self.failure) if not failure]
         for row, failure in enumerate(self.failure):
             if not failure:

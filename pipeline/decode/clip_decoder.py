@@ -1,4 +1,7 @@
-"""Decoding one stored clip, wherever its bytes are, with a reason instead of an error."""
+"""Decoding one stored clip, wherever its bytes are, with a reason instead of an error; and the test protocol's views.
+
+Legend: T frames, H, W pixels.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.decode.config import DecodeConfig, DecodeError, FrameView, TimeView
 from pipeline.decode.decoder import Clip, IsolatedDecoder
+from pipeline.sampling import ViewConfig, evaluation_crops, evaluation_indices
 from pipeline.storage.files import StorageError, local_copy
 
 
@@ -32,7 +36,7 @@ class ClipDecoder:
             video: its bytes; null where they stay at the clip's ``uri``.
 
         Returns:
-            '' or the reason why it cannot be decoded: one of `DecodeError`'s, or "missing" for an object that is gone.
+            '' or the reason why it cannot be decoded: one of `DecodeError`'s, or "missing" for a missing object.
 
         Raises:
             StorageError: the storage does not answer.
@@ -47,9 +51,22 @@ class ClipDecoder:
             return error.reason
         except StorageError as error:
             if not error.missing:
-                raise  # the storage is down, not the video bad: Ray tries again, then the job stops
+                raise  # the storage is down, not the video bad: Ray retries the task, then the job stops
             return "missing"
         return ""
+
+
+def protocol_views(clip: Mapping[str, Any], view: ViewConfig, clips: int, crops: int) -> list[FrameView]:
+    """The test protocol's views of one stored clip: ``clips`` over its length, each in ``crops`` parts of the picture.
+
+    In the order of the evaluation's column ``view``: clip * crops + crop.
+    """
+    boxes = evaluation_crops(clip["height"], clip["width"], crops)
+    return [
+        FrameView(evaluation_indices(clip["num_frames"], clip["fps"], view, number, clips), box, (view.size, view.size))
+        for number in range(clips)
+        for box in boxes
+    ]
 
 
 def _within_span(views: Sequence[FrameView], clip: Mapping[str, Any]) -> Sequence[FrameView | TimeView]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.datasets.evaluation import DecodeEvaluationViews, ViewProtocol
 from pipeline.datasets.validation import fixed_views
+from pipeline.decode.config import DecodeConfig
 from pipeline.shards.reader import PreparedSet
 from tests.support.small_set import BROKEN, CLASSES, VIEW, small_prepared_set
 
@@ -37,3 +39,14 @@ def test_only_the_labelled_ones_with_their_class(prepared: PreparedSet) -> None:
 
 def test_a_split_without_clips_gives_none(prepared: PreparedSet) -> None:
     assert list(fixed_views(prepared, VIEW, split="nosuch", count=5)) == []
+
+
+def test_the_view_is_the_test_protocol_s_with_one_clip_and_one_crop(prepared: PreparedSet) -> None:
+    selection = prepared.selection("val")
+    stage = DecodeEvaluationViews(selection, CLASSES, VIEW, ViewProtocol(clips=1, crops=1), DecodeConfig())
+    tables = list(stage({"group": np.flatnonzero(selection.clips_per_group)}))
+    views = list(fixed_views(prepared, VIEW, split="val", count=9))
+    assert len(views) == len(tables) == 2
+    for view, table in zip(views, tables, strict=True):
+        assert (view.clip_id, view.label) == (table["clip_id"][0].as_py(), table["label"][0].as_py())
+        np.testing.assert_array_equal(view.frames, table["video"].combine_chunks().to_numpy_ndarray()[0])
