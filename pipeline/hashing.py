@@ -21,7 +21,7 @@ def name_digests(names: pa.ChunkedArray | pa.Array) -> Digests:
 
     Multilinear hashing (a random weight per byte position; Lemire and Kaser, "Strongly universal string hashing is
     fast", 2014) with splitmix64's finish. Not for secrets; 10 million names take seconds and no Python object each.
-    Names beyond 4096 bytes are told apart by their first 4096 and their length.
+    Names beyond 4096 bytes differ by their first 4096 and their length.
     """
     chunks = names.chunks if isinstance(names, pa.ChunkedArray) else [names]
     parts = [
@@ -44,9 +44,9 @@ def _digests_of(names: pa.LargeBinaryArray) -> Digests:
     data = np.frombuffer(names.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
     starts = offsets[:-1] - offsets[0]
     lengths = np.diff(offsets)
-    place = np.arange(len(data)) - np.repeat(starts, lengths)
+    position = np.arange(len(data)) - np.repeat(starts, lengths)
     # The last weight is 0, so that bytes beyond the longest name add nothing.
-    terms = _WEIGHTS[np.minimum(place, len(_WEIGHTS) - 1)] * (data.astype(np.uint64) + 1)
+    terms = _WEIGHTS[np.minimum(position, len(_WEIGHTS) - 1)] * (data.astype(np.uint64) + 1)
     # The running sum wraps modulo 2^64, and so do its differences, which are the sums per name.
     running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
     sums = running[starts + lengths] - running[starts]

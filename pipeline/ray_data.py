@@ -1,4 +1,4 @@
-"""How Ray Data's scheduler runs the project's chains."""
+"""How Ray Data's scheduler runs the project's dataset graphs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class SteadySteps(ExecutionCallback):  # type: ignore[misc]
 
 
 class KeptBudget(ExecutionCallback):  # type: ignore[misc]
-    """A chain keeps the most that it was ever granted.
+    """A dataset graph keeps the largest budget that it was ever granted.
 
-    While a host is drained, Ray's coordinator may grant Ray Data nothing. The chain's actors, whose number is fixed,
-    hold their CPUs all the same, but nobody reads what they have: training would wait until the host is gone.
+    While a host is drained, Ray's coordinator may grant Ray Data nothing. The graph's actors, whose number is fixed,
+    keep their CPUs, but their output is not read: training would wait until the host has left.
     """
 
     def before_execution_starts(self, executor: StreamingExecutor) -> None:
-        """Put a memory before the question what there is."""
+        """Let the scheduler see the maximum of all budgets so far instead of the current one."""
         manager = executor._resource_manager
-        ask, most = manager._get_total_resources, ray.data.ExecutionResources.zero()
+        current, most = manager._get_total_resources, ray.data.ExecutionResources.zero()
 
         def most_so_far() -> ray.data.ExecutionResources:
             nonlocal most
-            most = most.max(ask())
+            most = most.max(current())
             return most
 
         manager._get_total_resources = most_so_far

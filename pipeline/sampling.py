@@ -50,7 +50,7 @@ class ViewConfig:
     """Views of each clip per epoch, from one decode (recipes: 4 in pretraining, 2 in fine-tuning)."""
 
     balance_classes: bool = False
-    """Clips of small classes several times per epoch, each time with draws of its own, so that every class comes as
+    """Clips of small classes several times per epoch, each time with other draws, so that every class comes as
     often as the largest; for small labelled sets."""
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -189,7 +189,7 @@ def evaluation_crops(height: int, width: int, crops: int) -> tuple[CropBox, ...]
         return (center_crop(height, width, 224 / 256),)
     if crops == 3:
         return three_crops(height, width)
-    raise ValueError(f"crops={crops}: must be 1 or 3; the test protocols know no other")
+    raise ValueError(f"crops={crops}: must be 1 or 3; the published test protocols use no other")
 
 
 def _spread(start: float, span: float, num_frames: int, video_frames: int) -> Indices:

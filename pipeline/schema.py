@@ -33,13 +33,13 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("message", pa.string(), nullable=False),
     ]
 )
-"""One video that is not in the set; ``reason`` is one of a few words to count by, ``message`` says it for a person."""
+"""One video that is not in the set; ``reason`` is one word to count by, ``message`` explains it to a person."""
 
 UNLABELLED = -1
 """Class index of a clip without a label in the decoded batches."""
 
 OK, PARTIAL, FAILED, DELETED = "ok", "partial", "failed", "deleted"
-"""Statuses of videos, windows and views; any other status is the one word that says why there are no scores."""
+"""Statuses of videos, windows and views; any other status is the one word for why there are no scores."""
 
 VIDEO_SUFFIXES = (
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
@@ -49,13 +49,13 @@ VIDEO_SUFFIXES = (
 
 
 def clip_id(uri: str, content_version: str, start_seconds: float, end_seconds: float) -> int:
-    """A clip's number: the same for the same bytes and span, different after the video changed.
+    """A clip's id: the same for the same bytes and span, different after the video changed.
 
     Args:
-        content_version: what tells one content of the URI from the next (an ETag; size and time; a digest).
+        content_version: what changes with the content of the URI (an ETag; size and time; a digest).
 
     Returns:
-        A non-negative int64 from a 63-bit digest: among ten million clips two collide with odds of 1 in 180,000.
+        A non-negative int64 from a 63-bit digest: two of ten million clips collide with a probability of 1 in 180,000.
     """
     name = uri.encode(errors="surrogateescape")
     version = content_version.encode()

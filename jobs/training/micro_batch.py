@@ -1,4 +1,7 @@
-"""One micro-batch as the training loop sees it, and the seeds that its random draws come from."""
+"""One micro-batch as the training loop sees it, and the seeds that its random draws come from.
+
+Legend: B views of a micro-batch, T frames, H, W pixels.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def _to_device(values: Any, device: torch.device) -> Tensor:
 def one_ahead(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
     """The same batches; while one is in use, a thread fetches the next and copies it to the device.
 
-    On CUDA the copies run on a stream of their own, beside the model's kernels.
+    On CUDA the copies run on a second stream, in parallel with the model's kernels.
     """
     new_stream: Any = torch.cuda.Stream
     side = new_stream(device) if device.type == "cuda" else None

@@ -26,58 +26,38 @@ try:
 except (ImportError, OSError):  # no wheel for this platform
     decord = None
 
-Key = int | float  # a frame's index, or a time in seconds
-
 BATCH_BYTES = 64 * 2**20
-# decord 0.6 is silently wrong on program streams without index and on AVIs with B-frames, and knows no newer codec.
+# decord 0.6 is silently wrong on program streams without index and on AVIs with B-frames, and has no newer codec.
 DECORD_CONTAINERS = ("mov", "matroska", "avi")
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4")
 
 
-class DecordFrames:
-    """The frames of a video by decord; rejects what decord cannot be trusted with."""
-
-    def __init__(self, video: Video) -> None:
-        self.video = video
-
-    @staticmethod
-    def trusted(video: Video) -> bool:
-        """True for the containers and codecs that decord 0.6 decodes correctly, in the absence of damage."""
-        return (
-            decord is not None
-            and video.container_name.startswith(DECORD_CONTAINERS)
-            and not video.counts_only
-            and video.codec.name in DECORD_CODECS
-            and len(video.container.streams.video) == 1
-        )
-
-    def read(self, indices: Sequence[int], scale: float) -> Iterator[tuple[int, Picture]]:
-        """See ``FrameSource``."""
-        try:
-            reader = self._open(scale)
-            if len(reader) <= indices[-1]:
-                raise DecodeError("missing_frames", f"decord counts {len(reader)} frames")
-            for chunk in _chunks(indices, self._frames_a_batch(scale)):
-                yield from zip(chunk, reader.get_batch(chunk).asnumpy(), strict=True)
-        except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
-            raise DecodeError(
-                "damaged", f"decord: {str(error).splitlines()[-1] if str(error) else 'failed'}"
-            ) from error
-
-    def _open(self, scale: float) -> Any:
-        if scale == 1:
-            return decord.VideoReader(self.video.path, num_threads=1)
-        height, width = (scaled(side, scale) for side in self.video.shown_size)
-        return decord.VideoReader(self.video.path, num_threads=1, height=height, width=width)
-
-    def _frames_a_batch(self, scale: float) -> int:
-        bytes_a_frame = 3 * self.video.coded_height * self.video.coded_width * scale * scale
-        return max(1, int(BATCH_BYTES / bytes_a_frame))
+def decord_is_right(video: Video) -> bool:
+    """True for the containers and codecs that decord 0.6 decodes correctly, in the absence of damage."""
+    return (
+        decord is not None
+        and video.container_name.startswith(DECORD_CONTAINERS)
+        and not video.counts_only
+        and video.codec.name in DECORD_CODECS
+        and len(video.container.streams.video) == 1
+    )
 
 
-def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def read_by_decord(video: Video, indices: Sequence[int], scale: float) -> Iterator[tuple[int, Picture]]:
+    """Like ``Video.read``, by decord."""
+    size = {}
+    if scale != 1:  # only then: the size shown needs a frame decoded by PyAV
+        size["height"], size["width"] = (scaled(side, scale) for side in video.shown_size)
+    frames_a_batch = max(1, int(BATCH_BYTES / (3 * video.coded_height * video.coded_width * scale * scale)))
+    try:
+        reader = decord.VideoReader(video.path, num_threads=1, **size)
+        if len(reader) <= indices[-1]:
+            raise DecodeError("missing_frames", f"decord counts {len(reader)} frames")
+        for start in range(0, len(indices), frames_a_batch):
+            batch = indices[start : start + frames_a_batch]
+            yield from zip(batch, reader.get_batch(batch).asnumpy(), strict=True)
+    except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
+        raise DecodeError("damaged", f"decord: {str(error).splitlines()[-1] if str(error) else 'failed'}") from error
 
 
 def render(video: Video, views: Sequence[View], outputs: Sequence[npt.NDArray[np.uint8]], backend: str) -> str:
@@ -85,9 +65,9 @@ def render(video: Video, views: Sequence[View], outputs: Sequence[npt.NDArray[np
     if views[0].keys.dtype.kind == "f":
         _render(video.read_times, video, views, outputs)
         return "pyav"
-    if backend == "decord" and DecordFrames.trusted(video):
+    if backend == "decord" and decord_is_right(video):
         try:
-            _render(DecordFrames(video).read, video, views, outputs)
+            _render(functools.partial(read_by_decord, video), video, views, outputs)
         except DecodeError:
             pass  # PyAV decides: decord gives up on videos that newer decoders read
         else:
@@ -102,26 +82,16 @@ def _render(
     views: Sequence[View],
     outputs: Sequence[npt.NDArray[np.uint8]],
 ) -> None:
-    by_scale: dict[float, list[int]] = {}
+    # Scale → frame's index or time → where it goes: number of the view, and of the frame within it.
+    uses: dict[float, dict[float, list[tuple[int, int]]]] = {}
     for number, view in enumerate(views):
-        by_scale.setdefault(_source_scale(video, view), []).append(number)
-    for scale, numbers in by_scale.items():
-        _render_at(read, scale, [views[number] for number in numbers], [outputs[number] for number in numbers])
-
-
-def _render_at(
-    read: Callable[..., Iterator[tuple[Any, Picture]]],
-    scale: float,
-    views: Sequence[View],
-    outputs: Sequence[npt.NDArray[np.uint8]],
-) -> None:
-    uses: dict[Key, list[tuple[int, int]]] = {}
-    for number, view in enumerate(views):
+        at_scale = uses.setdefault(_source_scale(video, view), {})
         for frame, key in enumerate(view.keys.tolist()):
-            uses.setdefault(key, []).append((number, frame))
-    for key, picture in read(sorted(uses), scale):
-        for number, frame in uses[key]:
-            _cut_out(picture, views[number], scale, outputs[number][frame])
+            at_scale.setdefault(key, []).append((number, frame))
+    for scale, at_scale in uses.items():
+        for key, picture in read(sorted(at_scale), scale):
+            for number, frame in at_scale[key]:
+                _cut_out(picture, views[number], scale, outputs[number][frame])
 
 
 def _cut_out(picture: Picture, view: View, scale: float, output: Picture) -> None:

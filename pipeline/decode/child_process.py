@@ -34,7 +34,7 @@ START_SECONDS = 60.0
 KILL_SECONDS = 5.0
 # A child that gets no CPU to run on is waited for, up to this many deadlines.
 MOST_DEADLINES = 10
-# decord allocates every picture anew in a thread of its own: in one arena that keeps its pages it takes 10 % less.
+# decord allocates memory for every picture in a thread: in one arena that keeps its pages it takes 10 % less time.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "DECORD_EOF_RETRY_MAX": "64",
@@ -45,7 +45,7 @@ ENVIRONMENT = {
 
 
 class IsolatedService:
-    """Requests about videos, answered in a child that is replaced when it hangs, crashes or has grown.
+    """Requests about videos, answered in a child process that is replaced when it hangs, crashes or has grown.
 
     Safe to keep for millions of videos. Use from one thread at a time. Closed by ``close``, by ``with``, or with the
     object.

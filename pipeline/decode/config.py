@@ -21,8 +21,8 @@ class DecodeConfig:
     """How videos are decoded, and what one of them may cost."""
 
     backend: Backend = "auto"
-    """Decoding library. `auto`: the faster one (PyAV, by 1.3 to 1.7 times in `make bench`), with decord for the second
-    try when it crashes or hangs. `decord`: decord, with PyAV where decord has no wheel, fails or is known to be wrong.
+    """Decoding library. `auto`: the faster one (PyAV, by 1.3 to 1.7 times in `make bench`), with decord for the retry
+    when it crashes or hangs. `decord`: decord, with PyAV where decord has no wheel, fails or is known to be wrong.
     `pyav`: PyAV alone."""
 
     deadline_seconds: float = 5.0
@@ -52,7 +52,7 @@ class DecodeConfig:
             if field.name != "backend" and value <= 0:
                 raise ValueError(f"{field.name}={value}: must be positive; leave it out for the default")
         if self.memory_bytes < 2**28:
-            raise ValueError(f"memory_bytes={self.memory_bytes}: a decoder needs 256 MiB; give {2**28} or more")
+            raise ValueError(f"memory_bytes={self.memory_bytes}: must be at least 256 MiB; use {2**28} or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class VideoInfo:
     height: int
     """Pixels as shown, after rotation."""
     fps: float
-    """Average frames per second; 0 when the file does not say."""
+    """Average frames per second; 0 when the file does not state it."""
     num_frames: int
     """Frames by their packets; after ``validate``: those that could be decoded."""
     duration_seconds: float
@@ -89,8 +89,8 @@ class FrameView:
 
     @property
     def keys(self) -> npt.NDArray[np.int64]:
-        """What tells one frame from the next. [T]"""
-        return _ascertained(np.asarray(self.frame_indices, np.int64))
+        """What identifies each frame. [T]"""
+        return _checked(np.asarray(self.frame_indices, np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +106,12 @@ class TimeView:
 
     @property
     def keys(self) -> npt.NDArray[np.float64]:
-        """What tells one frame from the next. [T]"""
-        return _ascertained(np.asarray(self.times_seconds, np.float64))
+        """What identifies each frame. [T]"""
+        return _checked(np.asarray(self.times_seconds, np.float64))
 
 
 class DecodeError(Exception):
-    """A video that cannot be used; ``reason`` is one of few words to count by, ``message`` says it for a person.
+    """A video that cannot be used; ``reason`` is one word to count by, ``message`` explains it to a person.
 
     Reasons: missing, unreadable, empty, not_a_video, no_video_stream, unsupported, damaged, missing_frames, max_pixels,
     max_frames, max_seconds, max_bytes, too_long_to_store, out_of_memory, timeout, crashed, interrupted.
@@ -136,7 +136,7 @@ class DecodeError(Exception):
         return f"{self.reason}: {self.message}"
 
 
-def _ascertained(keys: Keys) -> Keys:
+def _checked(keys: Keys) -> Keys:
     if keys.ndim != 1 or not len(keys) or keys.min() < 0:
-        raise ValueError(f"frames={keys}: must be a non-empty list of numbers that are not negative")
+        raise ValueError(f"frames={keys}: must be a non-empty list of non-negative numbers; use 0 for the first frame")
     return keys

@@ -1,8 +1,7 @@
-"""Attempts at videos, written down before they begin: what kills its worker is not tried for ever.
+"""Attempts at videos, recorded before they begin: a video that kills its worker has two, not endless ones.
 
-One small file per chunk of work counts the attempts that did not end. A decoder that dies leaves its worker to count
-on; a worker that dies leaves the file to the next one. Videos beside the culprit lose nothing: an attempt that ends is
-taken back.
+One small file per chunk of work counts the attempts that did not end. When a decoder dies, its worker counts on; when
+a worker dies, the next one reads the file. Other videos of the chunk lose nothing: an attempt that ends is taken back.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ FATAL = ("crashed", "timeout")
 
 
 class Attempts:
-    """The attempts at the videos of one chunk, kept at a place of their own over all retries of the job."""
+    """The attempts at the videos of one chunk, kept in one file over all retries of the job."""
 
     def __init__(self, place: str, refused_as: str = "crashed") -> None:
         self.place = place

@@ -81,7 +81,7 @@ class IsolatedDecoder(IsolatedService):
 
 
 class _MemoryFile:
-    """Anonymous memory that a child inherits as an open file; bound by no mount's size, gone with its last user."""
+    """Anonymous memory that a child inherits as an open file: limited by no mount's size, freed with its last user."""
 
     def __init__(self, name: str) -> None:
         self.file = os.memfd_create(name)
@@ -98,7 +98,7 @@ class _MemoryFile:
         return f"/proc/self/fd/{self.file}"
 
     def reserve(self, size: int) -> None:
-        """Make room for ``size`` bytes and map them as ``pixels``."""
+        """Grow to ``size`` bytes, mapped as ``pixels``; it never shrinks, since views of a run are alike."""
         if size > self.size:
             self.size = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
             os.ftruncate(self.file, self.size)
@@ -123,14 +123,14 @@ class _Layout:
     @classmethod
     def of(cls, views: Sequence[View]) -> _Layout:
         if not views or len({type(view) for view in views}) > 1:
-            raise ValueError("views: must be one or more of one kind; decode frame and time views apart")
+            raise ValueError("views: must be one or more of the same kind; decode frame and time views separately")
         shapes = [(len(view.keys), *view.size, 3) for view in views]
         sizes = [math.prod(shape) for shape in shapes]
         offsets = [sum(sizes[:number]) for number in range(len(sizes))]
         return cls(list(views), shapes, offsets, sum(sizes))
 
     def copied(self, pixels: Clip, outputs: Sequence[Clip] | None) -> list[Clip]:
-        """The views out of the shared memory, into ``outputs`` or arrays of their own."""
+        """The views, copied from the shared memory into ``outputs`` or new arrays: the next request overwrites it."""
         clips = list(outputs) if outputs is not None else [np.empty(shape, np.uint8) for shape in self.shapes]
         for clip, start, shape in zip(clips, self.offsets, self.shapes, strict=True):
             np.copyto(clip, pixels[start : start + math.prod(shape)].reshape(shape))

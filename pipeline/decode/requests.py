@@ -1,4 +1,4 @@
-"""What the decoder asks its child; one type for each kind of request, so that the type picks the handler."""
+"""The requests of the decoder to its child: the type of a request selects the handler."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import av
 import av.error
@@ -28,17 +28,6 @@ SEEK_AHEAD_SECONDS = 5.0
 PROGRESS_PACKETS = 32
 FLOAT_SECONDS = 1e-6  # times that were computed may be off by this much
 OPTIONS = {"protocol_whitelist": "file"}  # a playlist inside a "video" must not reach the network
-
-
-class FrameSource(Protocol):
-    """The one interface of a decoding library."""
-
-    def read(self, indices: Sequence[int], scale: float) -> Iterator[tuple[int, Picture]]:
-        """Yield ``(index, picture)`` for every index (ascending, unique), the sides shrunk to ``scale`` <= 1.
-
-        Raises:
-            DecodeError: more than a tolerable few of the frames cannot be had.
-        """
 
 
 class Video:
@@ -157,11 +146,15 @@ class Video:
         return self._key_frames
 
     def read(self, indices: Sequence[int], scale: float) -> Iterator[tuple[int, Picture]]:
-        """See ``FrameSource``."""
+        """Yield ``(index, picture)`` for every index (ascending, unique), the sides shrunk to ``scale`` <= 1.
+
+        Raises:
+            DecodeError: more than a tolerable few of the frames are missing.
+        """
         times = self.times()
         last = len(times) - 1
         if indices[-1] > last + MISSING_FRAMES_TOLERATED:
-            raise DecodeError("missing_frames", f"frame {indices[-1]} is wanted, the video has {last + 1}")
+            raise DecodeError("missing_frames", f"frame {indices[-1]} was requested, the video has {last + 1}")
         if self.counts_only:
             yield from self._numbered(indices, enumerate(self.frames()), scale)
             return
@@ -183,7 +176,7 @@ class Video:
                 while todo and shown is not None and todo[0] < now - rounded:
                     yield todo.pop(0), self._picture(shown, scale)
                 shown = frame
-                # Without a picture since the last seek, another would lead to the same key frame again, for ever.
+                # Without a picture since the last seek, another would lead to the same key frame again, without end.
                 if not todo or (todo[0] > first and todo[0] > now + SEEK_AHEAD_SECONDS):
                     break
             else:
@@ -209,7 +202,7 @@ class Video:
         shown_at = ((shown.pts or 0) - start) * float(self.stream.time_base)
         end = max(shown_at, (self.container.duration or 0) / av.time_base)
         if todo[-1] > end + (1 + MISSING_FRAMES_TOLERATED) * frame_seconds:
-            raise DecodeError("missing_frames", f"{todo[-1]:.3f} s is wanted, the video ends at {end:.3f} s")
+            raise DecodeError("missing_frames", f"{todo[-1]:.3f} s was requested, the video ends at {end:.3f} s")
         picture = self._picture(shown, scale)
         for key in todo:
             yield key, picture
@@ -230,7 +223,7 @@ class Video:
         self._seek(int(times[min(run[0], len(times) - 1)]))
         numbered = self._by_time(times)
         first = next(numbered, None)
-        if first is None or first[0] > run[0]:  # the file's index led astray
+        if first is None or first[0] > run[0]:  # the file's index pointed behind the frame
             self._seek_start()
             numbered = self._by_time(times)
             first = next(numbered, None)
@@ -291,7 +284,7 @@ class Video:
         self._seek(self.stream.start_time or 0)
 
     def _reopen(self) -> None:
-        """Some containers cannot seek; all can start again."""
+        """Some containers cannot seek; all can be read from the start."""
         self.container.close()
         self.container = av.open(self.path, options=OPTIONS, metadata_errors="replace")
         self.stream = cast(Any, self.container.streams.best("video"))
@@ -300,7 +293,7 @@ class Video:
         self.codec.options = {"max_pixels": str(self.config.max_pixels)}
 
     def _index_entries(self) -> list[tuple[int, bool]]:
-        """Time and key flag of every frame from an MP4's index, read at opening; empty where it cannot be told."""
+        """Time and key flag of every frame from an MP4's index, read at opening; empty where it is incomplete."""
         entries = self.stream.index_entries
         complete = self.container_name.startswith("mov") and 0 < self.stream.frames == len(entries)
         if not complete or self.codec.has_b_frames:
@@ -351,9 +344,9 @@ class Video:
 
 
 class Complaints:
-    """What a decoder says is wrong while it gives frames all the same; of changed H.264 files this tells some more.
+    """Errors that a decoder logs while it still returns frames; in changed H.264 files this finds some more damage.
 
-    Use around decoding, in one thread; the encoder's and the scaler's words do not count.
+    Use around decoding, in one thread; what the encoder and the scaler log does not count.
     """
 
     def __init__(self, video: Video) -> None:
@@ -391,7 +384,7 @@ def _check_file(path: str, config: DecodeConfig) -> None:
         raise DecodeError("unreadable", str(error.strerror)) from error
     size = status.st_size
     if not stat.S_ISREG(status.st_mode):
-        raise DecodeError("unreadable", "is a folder or a device")
+        raise DecodeError("unreadable", "not a regular file but a folder or a device")
     if size == 0:
         raise DecodeError("empty", "the file has 0 bytes")
     if size > config.max_bytes:
@@ -402,7 +395,7 @@ def _neighbour(index: int, before: tuple[int, Any] | None, after: tuple[int, Any
     for candidate in (before, after):
         if candidate is not None and abs(candidate[0] - index) <= MISSING_FRAMES_TOLERATED:
             return candidate[1]
-    raise DecodeError("missing_frames", f"frame {index} does not come out of the decoder")
+    raise DecodeError("missing_frames", f"frame {index} was not returned by the decoder")
 
 
 def _with_first(first: tuple[int, Any], rest: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-LONGEST_RATE_DENOMINATOR = 1001  # 30000/1001 and its kin
+LONGEST_RATE_DENOMINATOR = 1001  # 30000/1001 and the like
 IRREGULAR_SHARE = 0.5  # a frame's step may differ so much from the median (time bases of 1 ms round 33.37 to 33)
 MIN_SIDE = 16  # pixels; below this H.264 has less than one macroblock
 
@@ -17,7 +17,7 @@ def output_rate(times: npt.NDArray[np.float64], fps: float, target_fps: float | 
 
     Args:
         times: presentation time of every frame, seconds, ascending.
-        fps: what the header says; 0 when it says nothing.
+        fps: as stated by the header; 0 when it states none.
     """
     steps = np.diff(times)
     measured = [1 / step for step in (steps.mean(), np.median(steps)) if step > 0] if len(steps) else []

@@ -1,4 +1,4 @@
-"""What preparing takes and gives: configuration, clips to store, spans that were lost."""
+"""Input and output of transcoding: configuration, clips to store, spans that were lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TranscodeConfig:
         if self.short_side < MIN_SIDE or self.short_side % 2:
             raise ValueError(f"short_side={self.short_side}: must be even and at least {MIN_SIDE}; use 256")
         if not 0 < self.crf <= 51:
-            raise ValueError(f"crf={self.crf}: x264 takes 1 (best) to 51; use 22")
+            raise ValueError(f"crf={self.crf}: must be 1 (best) to 51; use 22")
         if self.gop < 1:
             raise ValueError(f"gop={self.gop}: must be positive; use 32")
         for name in ("target_fps", "clip_seconds", "hop_seconds"):
@@ -48,13 +48,13 @@ class TranscodeConfig:
         if self.hop_seconds is not None and self.clip_seconds is None:
             raise ValueError(f"hop_seconds={self.hop_seconds}: needs clip_seconds; set both or neither")
         if self.clip_seconds is not None and self.mode == "reference":
-            # Readers of a reference decode the whole object and could not tell the span.
-            raise ValueError("mode=reference: stores whole videos; leave clip_seconds out or choose another mode")
+            # Readers of a reference decode the whole object: they would not know where a clip starts in it.
+            raise ValueError("mode=reference: must store whole videos; leave clip_seconds out or use another mode")
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredClip:
-    """One clip to store: its span in the source, its own facts, its bytes (None: the source's own bytes)."""
+    """One clip to store: its span in the source, the facts of the stored bytes, these bytes (None: the source's)."""
 
     start_seconds: float
     end_seconds: float

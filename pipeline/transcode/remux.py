@@ -1,4 +1,4 @@
-"""Cutting a video at its key frames without touching the encoded frames."""
+"""Cutting a video at its key frames without re-encoding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cut_at_key_frames(
 
 
 def _copied_packets(video: Video, start: float, end: float) -> tuple[bytes, int]:
-    """The packets of a span in a container of their own: MP4, else Matroska for what MP4 does not hold."""
+    """The packets of a span in a new container: MP4, or Matroska for codecs that MP4 does not support."""
     for container_format in ("mp4", "matroska"):
         try:
             return _remuxed(video, start, end, container_format)

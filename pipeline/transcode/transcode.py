@@ -31,7 +31,7 @@ MISSING_SECONDS_TOLERATED = 0.1
 def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callable[[], None]) -> VideoInfo:
     """Check every frame of an open video and hand each clip to ``emit`` as soon as it is complete.
 
-    Without ``clip_seconds`` any damage refuses the whole video. With it, damage costs the clips that it is in.
+    Without ``clip_seconds`` any damage rejects the whole video. With it, damage costs the clips that it is in.
 
     Raises:
         DecodeError: the video cannot be used; clips that were emitted before stay valid.
@@ -80,7 +80,7 @@ def _checked_frames(video: Video, times: npt.NDArray[np.float64], progress: Call
 
 
 def _promised_seconds(video: Video) -> float:
-    """How long a Matroska or WebM file says its video is: a file that was cut off says nothing else of it.
+    """The duration that a Matroska or WebM file states for its video: nothing else in it shows that it was cut off.
 
     The duration of a file with sound may be the sound's; then only the video's own tag counts.
     """

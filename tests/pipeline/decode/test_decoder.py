@@ -250,7 +250,7 @@ def test_validation_finds_damage(videos: Path, tmp_path: Path) -> None:
 
 
 def test_views_must_be_of_one_kind(decoder: IsolatedDecoder, videos: Path) -> None:
-    with pytest.raises(ValueError, match="one kind"):
+    with pytest.raises(ValueError, match="same kind"):
         decoder.decode(videos / "plain.mp4", [whole([0]), TimeView(np.array([0.0]), None, SIZE)])
     with pytest.raises(ValueError, match="non-empty"):
         decoder.decode(videos / "plain.mp4", [whole([])])
