@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pipeline.decode.child_loop import Replies, serve
 from pipeline.decode.config import DecodeError, VideoInfo
 from pipeline.decode.requests import DecodeViews, Probe, Validate, View
-from pipeline.decode.video_file import Complaints, Picture, Video, scaled
+from pipeline.decode.video_file import Picture, Video, scaled
 
 try:
     import decord
@@ -130,18 +130,11 @@ def validate(path: str, request: Validate, replies: Replies) -> VideoInfo:
         DecodeError: "damaged", where the decoder reports an error, a corrupt frame, or frames that never came.
     """
     with Video(path, replies.limits, replies.progress) as video:
-        info = video.info()
-        count = 0
-        with Complaints(video) as complaints:
-            for frame in video.frames():
-                complaint = complaints.new()
-                if frame.is_corrupt or complaint:
-                    raise DecodeError.quoting("damaged", f"frame {count} is corrupt {complaint}".strip())
-                count += 1
-                replies.progress()
-            if complaint := complaints.new():
-                raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
-        video.require_all(count, info.num_frames)
+        info, count = video.info(), 0
+        for _, damage in video.checked_frames():
+            if damage:
+                raise DecodeError.quoting("damaged", f"frame {count}: {damage}")
+            count += 1
     return dataclasses.replace(info, num_frames=count)
 
 

@@ -34,7 +34,7 @@ class Video:
     """An open video: its facts, and its frames through PyAV.
 
     Args:
-        progress: called now and then during a pass over all packets, which takes minutes in a long file.
+        progress: called now and then during a pass over all packets or frames, which takes minutes in a long file.
     """
 
     def __init__(self, path: str, config: DecodeConfig, progress: Callable[[], None] = lambda: None) -> None:
@@ -110,16 +110,6 @@ class Video:
             rotation=-90 * self.quarter_turns % 360,
         )
 
-    def require_all(self, decoded: int, by_packets: int) -> None:
-        """After a pass over all frames: the decoder must have given those that packets and header promise.
-
-        Raises:
-            DecodeError: "damaged", more than a tolerable few are missing.
-        """
-        promised = max(by_packets, self.stream.frames - self.discarded)
-        if decoded == 0 or decoded < promised - MISSING_FRAMES_TOLERATED:
-            raise DecodeError("damaged", f"{decoded} of {promised} frames can be decoded")
-
     def times_seconds(self) -> npt.NDArray[np.float64]:
         """Presentation time of every frame, in seconds after the first. [frames]"""
         times = self.times()
@@ -187,6 +177,24 @@ class Video:
         """All frames in order as PyAV frames."""
         self._seek_start()
         return self._decoded()
+
+    def checked_frames(self) -> Iterator[tuple[Any, str]]:
+        """Like ``frames``, each with what the decoder finds wrong with it ('' for nothing); reports progress.
+
+        Raises:
+            DecodeError: "damaged", the decoder gave up, or more than a tolerable few frames never came.
+        """
+        count, by_packets = 0, len(self.times())
+        with Complaints(self) as complaints:
+            for frame in self.frames():
+                yield frame, "corrupt" if frame.is_corrupt else complaints.new()
+                count += 1
+                self._progress()
+            if complaint := complaints.new():
+                raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
+        promised = max(by_packets, self.stream.frames - self.discarded)
+        if count == 0 or count < promised - MISSING_FRAMES_TOLERATED:
+            raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")
 
     def _rounded_seconds(self) -> float:
         """How far a frame's time stamp may lie from its true time: half a tick, none where frames last whole ticks."""

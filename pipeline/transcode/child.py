@@ -12,7 +12,7 @@ from pipeline.transcode.transcode import process
 def transcode(path: str, config: TranscodeConfig, replies: Replies) -> VideoInfo:
     """Emit the clips of a video; the answer is its facts."""
     with Video(path, replies.limits, replies.progress) as video:
-        return process(video, config, replies.emit, replies.progress)
+        return process(video, config, replies.emit)
 
 
 def main(connection_file: int) -> None:

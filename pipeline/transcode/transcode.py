@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.decode.config import DecodeError, VideoInfo
-from pipeline.decode.video_file import MISSING_FRAMES_TOLERATED, Complaints, Video
+from pipeline.decode.video_file import MISSING_FRAMES_TOLERATED, Video
 from pipeline.transcode.clip_geometry import clip_spans, is_regular, output_rate, stored_size
 from pipeline.transcode.config import Damage, Emit, Output, StoredClip, TranscodeConfig
 from pipeline.transcode.h264_encoder import ClipEncoder, scaled_frame
@@ -28,7 +28,7 @@ from pipeline.transcode.remux import cut_at_key_frames
 MISSING_SECONDS_TOLERATED = 0.1
 
 
-def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callable[[], None]) -> VideoInfo:
+def process(video: Video, config: TranscodeConfig, emit: Emit) -> VideoInfo:
     """Check every frame of an open video and hand each clip to ``emit`` as soon as it is complete.
 
     Without ``clip_seconds`` any damage rejects the whole video. With it, damage costs the clips that it is in.
@@ -38,7 +38,7 @@ def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callabl
     """
     info = video.info()
     times = video.times_seconds()
-    frames = _checked_frames(video, times, progress)
+    frames = _checked_frames(video, times)
     if config.mode != "transcode":
         return _kept_as_it_is(video, info, times, frames, config, emit)
     rate = output_rate(times, info.fps, config.target_fps)
@@ -55,25 +55,18 @@ def process(video: Video, config: TranscodeConfig, emit: Emit, progress: Callabl
 Checked = tuple[float, Any, bool]  # time in seconds, frame, whether the decoder called it corrupt
 
 
-def _checked_frames(video: Video, times: npt.NDArray[np.float64], progress: Callable[[], None]) -> Iterator[Checked]:
-    """Every frame with its time; at the end the count must be what the packets promised.
+def _checked_frames(video: Video, times: npt.NDArray[np.float64]) -> Iterator[Checked]:
+    """``Video.checked_frames`` with their times; the last must come when the file promises it.
 
     Raises:
         DecodeError: "damaged", the decoder gave up or frames never came.
     """
     base = float(video.stream.time_base)
     first_time = video.times()[0]
-    count = 0
-    with Complaints(video) as complaints:
-        for frame in video.frames():
-            by_stamp = frame.pts is not None and not video.counts_only
-            time = (frame.pts - first_time) * base if by_stamp else times[min(count, len(times) - 1)]
-            yield float(time), frame, bool(frame.is_corrupt or complaints.new())
-            count += 1
-            progress()
-        if complaint := complaints.new():
-            raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
-    video.require_all(count, len(times))
+    for number, (frame, damage) in enumerate(video.checked_frames()):
+        by_stamp = frame.pts is not None and not video.counts_only
+        time = (frame.pts - first_time) * base if by_stamp else times[min(number, len(times) - 1)]
+        yield float(time), frame, bool(damage)
     end, promised_end = float(times[-1]), _promised_seconds(video)
     if end < promised_end - max(MISSING_SECONDS_TOLERATED, (MISSING_FRAMES_TOLERATED + 2) / (video.fps or 10)):
         raise DecodeError("damaged", f"the file ends after {end:.2f} of {promised_end:.2f} s")

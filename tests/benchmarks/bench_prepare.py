@@ -112,7 +112,7 @@ def _store(path: Path, config: TranscodeConfig) -> _Stored:
     outputs: list[Any] = []
     started = time.process_time()
     with Video(str(path), DecodeConfig()) as video:
-        process(video, config, outputs.append, lambda: None)
+        process(video, config, outputs.append)
     cpu_seconds = time.process_time() - started
     return _Stored(outputs[0], outputs[0].video or path.read_bytes(), cpu_seconds)
 

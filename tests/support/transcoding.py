@@ -25,7 +25,7 @@ def frames_of(size: int = 128, count: int = 40, seed: int = 0) -> np.ndarray:
 def run(path: Path, **settings: Any) -> tuple[list[StoredClip | Damage], VideoInfo]:
     outputs: list[StoredClip | Damage] = []
     with Video(str(path), DecodeConfig()) as video:
-        info = process(video, TranscodeConfig(**settings), outputs.append, lambda: None)
+        info = process(video, TranscodeConfig(**settings), outputs.append)
     return outputs, info
 
 

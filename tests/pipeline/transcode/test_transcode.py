@@ -179,7 +179,7 @@ def test_a_finished_clip_leaves_nothing_in_memory(video: Path) -> None:
         encoders.append(open_encoders() - others)
 
     with Video(str(video), DecodeConfig()) as opened:
-        process(opened, TranscodeConfig(clip_seconds=0.1), count, lambda: None)
+        process(opened, TranscodeConfig(clip_seconds=0.1), count)
     assert len(encoders) == 13
     assert max(encoders) <= 2
 
