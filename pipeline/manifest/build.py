@@ -20,7 +20,14 @@ from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.splits import SPLITS, Codes, assign_splits
 from pipeline.manifest.text_columns import malformed_named
 from pipeline.schema import REJECTED_SCHEMA, VIDEO_SUFFIXES
-from pipeline.storage.files import LISTING_SCHEMA, absolute, is_local, listed_in_parts, local_path
+from pipeline.storage.files import (
+    LISTING_SCHEMA,
+    absolute,
+    content_versions,
+    is_local,
+    listed_in_parts,
+    local_path,
+)
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
 MANIFEST_SCHEMA = pa.schema(
@@ -89,6 +96,54 @@ def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_split
         ManifestError: annotations that do not follow their convention.
         StorageError: a place that cannot be read.
     """
+    opened = _open(source, config)
+    rows = _gathered(opened.root, opened.annotations, opened.listing, bool(opened.config.unlisted))
+    table, rejected, classes = _finished(rows, opened.annotations, opened.config, seed, known_splits)
+    return Manifest(table, rejected, classes, opened.convention, opened.skipped)
+
+
+def read_uris(source: str) -> Iterator[pa.Table]:
+    """The videos that `read_manifest` finds by a list, for readers that need neither label nor split.
+
+    Tables of ``uri`` and ``content_version`` (null where the list's folder was not listed), a batch at a time; a
+    video that is listed twice comes twice. Videos that the source does not hold have the URI where they should be.
+
+    Raises:
+        ManifestError: a list that does not follow its convention.
+        StorageError: a URI that cannot be read.
+    """
+    opened = _open(source, ManifestConfig())
+    index = None if opened.listing is None else _ListingIndex(opened.listing)
+    for batch in opened.annotations.batches:
+        paths = _absolute_paths(opened.root, batch["path"])
+        found = _found(batch, paths, index)
+        expected = pc.coalesce(paths, _absolute_paths(opened.root, batch["stem"]))
+        uris = pc.coalesce(found.uris, _combined(expected))
+        yield pa.table({"uri": uris, "content_version": found.versions}).filter(uris.is_valid())
+    if opened.config.unlisted and opened.listing is not None:
+        yield pa.table({"uri": opened.listing["uri"], "content_version": content_versions(opened.listing)})
+
+
+def is_video(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each name ends as the names of videos do (`VIDEO_SUFFIXES`)."""
+    return pc.match_substring_regex(pc.utf8_lower(uris), _VIDEO_NAME)
+
+
+class _Opened(NamedTuple):
+    """A source and its annotations, of which no row was taken yet."""
+
+    root: str
+    config: ManifestConfig
+    """With the URI of the annotations filled in."""
+    convention: str
+    annotations: Annotations
+    listing: pa.Table | None
+    """`LISTING_SCHEMA` of the videos below the root, where the convention needs it."""
+    skipped: int
+    """Files of the listing that are no videos by their name."""
+
+
+def _open(source: str, config: ManifestConfig) -> _Opened:
     root, config = locate(plain_uri(absolute(source)), config)
     convention = config.convention if config.convention != "auto" else detect(root, config.annotations)
     needs_listing = convention in _LISTED or bool(config.unlisted)
@@ -101,9 +156,7 @@ def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_split
         with malformed_named(config.annotations):
             annotations = read_annotations(convention, config)
         annotations = replace(annotations, batches=_errors_named(annotations.batches, config.annotations))
-    rows = _gathered(root, annotations, listing, bool(config.unlisted))
-    table, rejected, classes = _finished(rows, annotations, config, seed, known_splits)
-    return Manifest(table, rejected, classes, convention, skipped)
+    return _Opened(root, config, convention, annotations, listing, skipped)
 
 
 def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
@@ -118,7 +171,7 @@ def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
     with malformed_named(inventory or root):
         for part in listed_in_parts(root) if inventory is None else inventory_parts(inventory):
             listed = part.filter(pc.starts_with(part["uri"], below))
-            videos.append(listed.filter(pc.match_substring_regex(pc.utf8_lower(listed["uri"]), _VIDEO_NAME)))
+            videos.append(listed.filter(is_video(listed["uri"])))
             files += len(listed)
     found = pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table()
     return found, files - len(found)
@@ -175,22 +228,22 @@ def _gathered(root: str, annotations: Annotations, listing: pa.Table | None, unl
     return rows
 
 
-class _Places:
-    """Where each of N texts stands among them; made once, for any number of batches (`index_in` hashes all anew)."""
+class _RowIndex:
+    """The row of each of N texts; made once, for any number of batches (`index_in` would hash all N for each)."""
 
     def __init__(self, texts: pa.ChunkedArray | pa.Array) -> None:
         digests = name_digests(pc.fill_null(texts, ""))
         self._order = np.argsort(digests, kind="stable")
         self._digests = digests[self._order]
 
-    def places(self, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
-        """The first place of each text, null where it is not among them. [wanted]"""
+    def rows(self, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """The first row that holds each text, null where none does. [wanted]"""
         if not len(self._digests):
             return pa.nulls(len(wanted), pa.int64())
         digests = name_digests(pc.fill_null(wanted, ""))
-        place = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
-        absent = (self._digests[place] != digests) | np.asarray(wanted.is_null())
-        return pa.array(self._order[place], pa.int64(), mask=absent)
+        nearest = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        absent = (self._digests[nearest] != digests) | np.asarray(wanted.is_null())
+        return pa.array(self._order[nearest], pa.int64(), mask=absent)
 
 
 class _ListingIndex:
@@ -201,35 +254,46 @@ class _ListingIndex:
         self.versions = content_versions(listing).combine_chunks()
         self.sizes = listing["size"].combine_chunks()
 
-    def place(self, paths: pa.ChunkedArray) -> pa.Array:
+    def rows_of(self, paths: pa.ChunkedArray) -> pa.Array:
         """By URI; null where there is none."""
-        return self._by_uri.places(paths)
+        return self._by_uri.rows(paths)
 
-    def place_of_name(self, batch: pa.Table) -> pa.Array:
+    def rows_of_names(self, batch: pa.Table) -> pa.Array:
         """By ``{id}_{start}_{end}``, else by the bare id, in whatever folder the file lies."""
-        return pc.coalesce(self._by_stem.places(batch["stem"]), self._by_stem.places(batch["bare_id"]))
+        return pc.coalesce(self._by_stem.rows(batch["stem"]), self._by_stem.rows(batch["bare_id"]))
 
     @functools.cached_property
-    def _by_uri(self) -> _Places:
-        return _Places(self.uris)
+    def _by_uri(self) -> _RowIndex:
+        return _RowIndex(self.uris)
 
     @functools.cached_property
-    def _by_stem(self) -> _Places:
-        return _Places(file_stem(self.uris))
+    def _by_stem(self) -> _RowIndex:
+        return _RowIndex(file_stem(self.uris))
 
     def not_among(self, digests: Digests) -> pa.Array:
         return self.uris.filter(pa.array(~np.isin(name_digests(self.uris), digests)))
 
 
-def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) -> None:
+class _Found(NamedTuple):
+    """What is known of the files of N annotated rows."""
+
+    uris: pa.Array
+    """Null where the listing does not hold the file."""
+    versions: pa.Array
+    sizes: pa.Array
+
+
+def _found(batch: pa.Table, paths: Any, index: _ListingIndex | None) -> _Found:
+    """Without a listing every path counts as a file: whoever opens it finds out."""
     if index is None:
-        uris = _combined(paths)
-        versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
-    else:
-        by_name = batch["path"].null_count == len(batch) > 0
-        place = index.place_of_name(batch) if by_name else index.place(paths)
-        uris = pc.take(index.uris, place)
-        versions, sizes = pc.take(index.versions, place), pc.take(index.sizes, place)
+        return _Found(_combined(paths), _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64()))
+    by_name = batch["path"].null_count == len(batch) > 0
+    rows = index.rows_of_names(batch) if by_name else index.rows_of(paths)
+    return _Found(pc.take(index.uris, rows), pc.take(index.versions, rows), pc.take(index.sizes, rows))
+
+
+def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) -> None:
+    uris, versions, sizes = _found(batch, paths, index)
     source = pc.coalesce(batch["source_video"], source_video_of(uris))
     uri_digests = name_digests(pc.fill_null(uris, ""))
     is_file = source.is_null().to_numpy()
@@ -297,13 +361,6 @@ def plain_uri(uri: str) -> str:
     except UnicodeEncodeError:
         return uri
     return path
-
-
-def content_versions(listing: pa.Table) -> pa.ChunkedArray:
-    """What tells one content of a file from the next: its ETag, else its size and time of change."""
-    size, time = (pc.cast(listing[name], pa.string()) for name in ("size", "modified_ns"))
-    size_and_time = pc.binary_join_element_wise(size, time, "-")
-    return pc.coalesce(_null_if_empty(pc.cast(listing["etag"], pa.string())), size_and_time)
 
 
 def _finished(

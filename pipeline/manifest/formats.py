@@ -25,6 +25,7 @@ Convention = Literal[
 ]
 
 CLASS_LISTS = Path(__file__).parent / "class_lists"
+LIST_SUFFIXES = (".csv", ".parquet", ".txt")
 _FOUND_BY_ITSELF = ("annotations.csv", "annotations.parquet")
 
 
@@ -54,9 +55,14 @@ class ManifestConfig:
             raise ValueError(f"split_number={self.split_number}: the official splits are 1, 2 and 3")
 
 
+def is_list(source: str) -> bool:
+    """Whether a source is a file that lists videos, and no folder of videos, by its name."""
+    return source.lower().endswith(LIST_SUFFIXES)
+
+
 def locate(source: str, config: ManifestConfig) -> tuple[str, ManifestConfig]:
-    """The root folder of the videos, and the configuration with the place of the annotations filled in."""
-    if source.lower().endswith((".csv", ".parquet", ".txt")) and config.annotations is None:
+    """The root folder of the videos, and the configuration with the URI of the annotations filled in."""
+    if is_list(source) and config.annotations is None:
         annotations: str | None = source
         source = source.rpartition("/")[0]
     elif config.annotations is not None:
