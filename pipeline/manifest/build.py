@@ -1,4 +1,4 @@
-"""From a source and its annotations to one manifest: what to prepare, with label and split, and what is left out."""
+"""From a source and its annotations to one manifest: the videos to prepare, with label and split, and the rejected."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
     ]
 )
-"""One video to prepare. ``content_version`` (ETag, or size and time of change) and ``size`` are null when the source
-was not listed; whoever opens the video finds them then."""
+"""One video to prepare. ``content_version`` (`storage.files.content_versions`) and ``size`` are null when the source
+was not listed; they are read when the video is opened."""
 
 _VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
 _LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
@@ -58,15 +58,15 @@ class Manifest:
     classes: tuple[str, ...]
     convention: str
     skipped_files: int
-    """Files in a listed source that are no videos by their name."""
+    """Files of a listed source whose names are no videos'."""
 
 
 @dataclass
 class _Rows:
-    """Annotated rows with their place, column by column, while they are gathered; N rows in all."""
+    """Annotated rows with their URIs, column by column, while they are gathered; N rows in all."""
 
     uris: list[pa.Array]
-    """Chunks of text; null where no file was found, then ``names`` says what was looked for."""
+    """Chunks of text; null where no file was found, ``names`` then holds the name in the annotations."""
     names: list[pa.Array]
     labels: list[pa.Array]
     """Chunks with dictionaries, as are ``splits``."""
@@ -78,7 +78,7 @@ class _Rows:
 
 
 class _Checked(NamedTuple):
-    """One reason to leave rows out."""
+    """One reason to reject rows."""
 
     reason: str
     out: npt.NDArray[np.bool_]
@@ -94,7 +94,7 @@ def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_split
 
     Raises:
         ManifestError: annotations that do not follow their convention.
-        StorageError: a place that cannot be read.
+        StorageError: a file or folder that cannot be read.
     """
     opened = _open(source, config)
     rows = _gathered(opened.root, opened.annotations, opened.listing, bool(opened.config.unlisted))
@@ -110,7 +110,7 @@ def read_uris(source: str) -> Iterator[pa.Table]:
 
     Raises:
         ManifestError: a list that does not follow its convention.
-        StorageError: a URI that cannot be read.
+        StorageError: a file or folder that cannot be read.
     """
     opened = _open(source, ManifestConfig())
     index = None if opened.listing is None else _ListingIndex(opened.listing)
@@ -177,9 +177,9 @@ def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
     return found, files - len(found)
 
 
-def _errors_named(batches: Iterable[pa.Table], place: str | None) -> Iterator[pa.Table]:
-    """The batches, which are read as they are taken; what is done with them meanwhile has errors of its own."""
-    with malformed_named(place):
+def _errors_named(batches: Iterable[pa.Table], uri: str | None) -> Iterator[pa.Table]:
+    """The batches, which are read as they are taken; only errors of reading name the file."""
+    with malformed_named(uri):
         yield from batches
 
 
@@ -217,7 +217,7 @@ def _null_if_empty(values: Any) -> Any:
 
 
 def _gathered(root: str, annotations: Annotations, listing: pa.Table | None, unlisted: bool) -> _Rows:
-    """Find the place of every annotated row, a batch at a time, and keep only what is needed of it."""
+    """Find the URI of every annotated row, a batch at a time, and keep only the columns that are needed."""
     rows = _Rows([], [], [], [], [], [], [], [])
     index = None if listing is None else _ListingIndex(listing)
     for batch in annotations.batches:
@@ -308,7 +308,7 @@ def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) 
 
 
 def _missing_names(batch: pa.Table, uris: pa.Array) -> pa.Array:
-    """What the annotations call the videos that were not found; null for the others."""
+    """The names in the annotations of the videos that were not found; null for the others."""
     if uris.null_count == 0:
         return _nulls(len(uris), pa.string())
     names = pc.coalesce(batch["path"], batch["stem"])
@@ -335,15 +335,15 @@ def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
     below = pc.binary_join_element_wise(
         pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
     )
-    placed = pc.fill_null(pc.match_substring_regex(paths, r"^/|^\w+://"), False)
-    # `if_else` reserves room for both choices of every row.
-    if not pc.any(placed).as_py():
+    is_absolute = pc.fill_null(pc.match_substring_regex(paths, r"^/|^\w+://"), False)
+    # `if_else` allocates memory for both choices of every row: most lists need only one of them.
+    if not pc.any(is_absolute).as_py():
         return below
-    return paths if pc.all(placed).as_py() else pc.if_else(placed, paths, below)
+    return paths if pc.all(is_absolute).as_py() else pc.if_else(is_absolute, paths, below)
 
 
 def _plain(paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """``file://`` URIs as the paths that a listing gives; those of names that are no text stay what they are."""
+    """``file://`` URIs as the paths that a listing gives; those of names that are no valid text stay URIs."""
     is_uri = pc.fill_null(pc.starts_with(paths, "file://"), False)
     if not pc.any(is_uri).as_py():
         return paths
@@ -366,7 +366,7 @@ def plain_uri(uri: str) -> str:
 def _finished(
     rows: _Rows, annotations: Annotations, config: ManifestConfig, seed: int, known_splits: pa.Table | None
 ) -> tuple[pa.Table, pa.Table, tuple[str, ...]]:
-    """Part the rows into those to prepare, with their split, and those that cannot be, with the reason."""
+    """Divide the rows into those to prepare, with their split, and the rejected, with the reason."""
     labels, label_codes = _unified(rows.labels)
     labels, label_codes, classes = _classes(labels, label_codes, annotations, config.classes)
     splits, split_codes = _unified(rows.splits)
@@ -374,12 +374,12 @@ def _finished(
     rows.uri_digests.clear()
     is_file = np.concatenate([np.empty(0, np.bool_), *(_valid(uris) for uris in rows.uris)])
     checks = (
-        _Checked("missing", ~is_file, "the annotations name it, the source does not hold it"),
+        _Checked("missing", ~is_file, "the annotations name it, but the source does not hold it"),
         _Checked("unknown_label", _outside(label_codes, labels, classes), "its label is not in the class list"),
         _Checked(
             "unused_in_split",
             ~_outside(split_codes, splits, annotations.unused, none=True),
-            "the official split leaves it out",
+            "the official split does not use it",
         ),
         _Checked("unknown_split", _outside(split_codes, splits, SPLITS), "its split is none of train, val, test"),
         _Checked("duplicate", ~first_occurrences(uri_digests), "an earlier row names the same video"),
@@ -414,10 +414,10 @@ def _unified(chunks: list[pa.Array]) -> tuple[list[str], Codes]:
 
 
 def _classes(
-    labels: list[str], codes: Codes, annotations: Annotations, place: str | None
+    labels: list[str], codes: Codes, annotations: Annotations, class_list: str | None
 ) -> tuple[list[str], Codes, tuple[str, ...]]:
     """The labels as names, their codes, and the class list."""
-    listed = read_class_list(place) if place is not None else annotations.classes
+    listed = read_class_list(class_list) if class_list is not None else annotations.classes
     if annotations.digits_are_indices and all(re.fullmatch(r"-?\d+", label) for label in labels):
         indices = [int(label) for label in labels]
         codes = np.where(np.array([*indices, -1])[codes] < 0, np.int32(-1), codes)
@@ -444,8 +444,8 @@ def _known(digests: Digests, known: pa.Table | None) -> Codes:
     names = name_digests(known["uri"])
     order = np.argsort(names)
     splits = pc.index_in(known["split"], pa.array(SPLITS)).to_numpy()[order]
-    place = np.minimum(np.searchsorted(names[order], digests), len(order) - 1)
-    return np.where(names[order][place] == digests, splits[place], np.int32(-1))
+    nearest = np.minimum(np.searchsorted(names[order], digests), len(order) - 1)
+    return np.where(names[order][nearest] == digests, splits[nearest], np.int32(-1))
 
 
 def _sifted(rows: _Rows, checks: Sequence[_Checked]) -> tuple[npt.NDArray[np.bool_], pa.Table]:

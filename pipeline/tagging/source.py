@@ -69,7 +69,7 @@ def list_source(source: str) -> SourceListing:
 
 
 def new_or_changed(listing: SourceListing, known: KnownVideos, most: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
-    """Videos to probe, ``most`` at a time: those that the output does not hold in this version (`PROBED_SCHEMA`)."""
+    """Videos to probe, ``most`` at a time: those whose content the output does not hold (`PROBED_SCHEMA`)."""
     waiting: list[pa.Table] = []
     for part in _parts(listing.videos):
         rows = part.to_pydict()
@@ -90,10 +90,10 @@ def tombstones(listing: SourceListing, known: KnownVideos) -> pa.Table:
     if not len(known.uri_keys):
         return PROBED_SCHEMA.empty_table()
     listed = np.concatenate([np.empty(0, np.int64), *(uri_keys_of(part["uri"]) for part in _parts(listing.videos))])
-    gone = known.rows(known.uri_keys[~_among(known.uri_keys, np.sort(listed))])
-    names = gone.to_pydict()
-    ids = np.fromiter(map(video_id, names["uri"], names["content_version"]), np.int64, len(gone))
-    return _probed(gone, ids, DELETED, "no longer in the source")
+    deleted = known.rows(known.uri_keys[~_among(known.uri_keys, np.sort(listed))])
+    names = deleted.to_pydict()
+    ids = np.fromiter(map(video_id, names["uri"], names["content_version"]), np.int64, len(deleted))
+    return _probed(deleted, ids, DELETED, "no longer in the source")
 
 
 def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

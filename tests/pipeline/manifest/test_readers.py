@@ -22,7 +22,6 @@ from pipeline.manifest.readers import (
     read_ucf101,
     source_video_of,
 )
-from pipeline.manifest.s3_inventory import read_inventory
 from pipeline.manifest.text_columns import ManifestError
 from pipeline.storage.files import StorageError
 
@@ -175,7 +174,6 @@ def test_tables_with_the_usual_column_names(tmp_path: Path, suffix: str) -> None
         (read_table, "a.csv", "name,label\nx,y\n", ManifestError),
         (read_table, "a.parquet", "no parquet", ManifestError),
         (read_something, "folder/a.txt", "", ManifestError),
-        (read_inventory, "manifest.json", '{"files": []}', ManifestError),
     ],
 )
 def test_files_against_their_convention(
@@ -191,40 +189,6 @@ def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         rows(read_table(str(tmp_path / "none.csv")))
     assert caught.value.missing
-
-
-@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
-def test_inventory_lists_what_exists_now(tmp_path: Path, kind: str) -> None:
-    """Keys in a CSV inventory are URL-encoded; delete markers and old versions are no objects."""
-    if kind == "CSV":
-        lines = (
-            '"b","videos/a+b%2Bc.mp4","12","etag1","true","false"\n'
-            '"b","old.mp4","1","e","false","false"\n"b","gone.mp4","","","true","true"\n'
-        )
-        write(tmp_path / "data" / "part.csv", lines)
-        schema = "Bucket, Key, Size, ETag, IsLatest, IsDeleteMarker"
-    else:
-        table = pa.table(
-            {
-                "bucket": ["b", "b"],
-                "key": ["videos/a b+c.mp4", "old.mp4"],
-                "size": pa.array([12, 1], pa.int64()),
-                "e_tag": ["etag1", "e"],
-                "is_latest": [True, False],
-                "is_delete_marker": [False, False],
-            }
-        )
-        (tmp_path / "data").mkdir()
-        pq.write_table(table, tmp_path / "data" / "part.csv")
-        schema = "message"
-    manifest = {
-        "destinationBucket": "arn:aws:s3:::lists",
-        "fileFormat": kind,
-        "fileSchema": schema,
-        "files": [{"key": "x/data/part.csv"}],
-    }
-    listed = read_inventory(write(tmp_path / "manifest.json", json.dumps(manifest))).to_pylist()
-    assert [(row["uri"], row["size"], row["etag"]) for row in listed] == [("s3://b/videos/a b+c.mp4", 12, "etag1")]
 
 
 def test_source_videos_by_name() -> None:
