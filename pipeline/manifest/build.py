@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.hashing import Digests, first_occurrences, name_digests, seeded
 from pipeline.manifest.formats import ManifestConfig, detect, locate, read_annotations, read_class_list
-from pipeline.manifest.readers import ANNOTATION_SCHEMA, Annotations, file_stem, source_video_of
+from pipeline.manifest.readers import Annotations, annotation_table, file_stem, source_video_of
 from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.splits import SPLITS, Codes, assign_splits
 from pipeline.manifest.text_columns import malformed_named
@@ -97,7 +97,7 @@ def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_split
         StorageError: a file or folder that cannot be read.
     """
     opened = _open(source, config)
-    rows = _gathered(opened.root, opened.annotations, opened.listing, bool(opened.config.unlisted))
+    rows = _gathered(opened)
     table, rejected, classes = _finished(rows, opened.annotations, opened.config, seed, known_splits)
     return Manifest(table, rejected, classes, opened.convention, opened.skipped)
 
@@ -105,23 +105,18 @@ def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_split
 def read_uris(source: str) -> Iterator[pa.Table]:
     """The videos that `read_manifest` finds by a list, for readers that need neither label nor split.
 
-    Tables of ``uri`` and ``content_version`` (null where the list's folder was not listed), a batch at a time; a
-    video that is listed twice comes twice. Videos that the source does not hold have the URI where they should be.
+    Tables of ``uri`` and ``content_version`` (null where the source was not listed). Videos that the source does not
+    hold are included with the URI that they would have; a video that is listed twice comes twice.
 
     Raises:
         ManifestError: a list that does not follow its convention.
         StorageError: a file or folder that cannot be read.
     """
     opened = _open(source, ManifestConfig())
-    index = None if opened.listing is None else _ListingIndex(opened.listing)
-    for batch in opened.annotations.batches:
-        paths = _absolute_paths(opened.root, batch["path"])
-        found = _found(batch, paths, index)
-        expected = pc.coalesce(paths, _absolute_paths(opened.root, batch["stem"]))
-        uris = pc.coalesce(found.uris, _combined(expected))
-        yield pa.table({"uri": uris, "content_version": found.versions}).filter(uris.is_valid())
-    if opened.config.unlisted and opened.listing is not None:
-        yield pa.table({"uri": opened.listing["uri"], "content_version": content_versions(opened.listing)})
+    rows = _gathered(opened)
+    for uris, names, versions in zip(rows.uris, rows.names, rows.versions, strict=True):
+        expected = _absolute_paths(opened.root, pa.chunked_array([pc.cast(names, pa.large_string())]))
+        yield pa.table({"uri": pc.coalesce(uris, _combined(expected)), "content_version": versions})
 
 
 def is_video(uris: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -203,28 +198,22 @@ def _from_folders(root: str, listing: pa.Table, convention: str, *, asked: bool)
         names = pa.array(list(_SPLIT_FOLDERS), pa.large_string())
         ours = pa.array(list(_SPLIT_FOLDERS.values()), pa.large_string())
         split = pc.take(ours, pc.index_in(split, names))
-    return Annotations([_annotation_table(path=uris, label=label, split=split)])
-
-
-def _annotation_table(**columns: Any) -> pa.Table:
-    length = len(columns["path"])
-    nothing = pa.nulls(length, pa.large_string())
-    return pa.table({name: columns.get(name, nothing) for name in ANNOTATION_SCHEMA.names}, schema=ANNOTATION_SCHEMA)
+    return Annotations([annotation_table(path=uris, label=label, split=split)])
 
 
 def _null_if_empty(values: Any) -> Any:
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
 
 
-def _gathered(root: str, annotations: Annotations, listing: pa.Table | None, unlisted: bool) -> _Rows:
+def _gathered(opened: _Opened) -> _Rows:
     """Find the URI of every annotated row, a batch at a time, and keep only the columns that are needed."""
     rows = _Rows([], [], [], [], [], [], [], [])
-    index = None if listing is None else _ListingIndex(listing)
-    for batch in annotations.batches:
-        _add(rows, batch, _absolute_paths(root, batch["path"]), index)
-    if unlisted and index is not None:
+    index = None if opened.listing is None else _ListingIndex(opened.listing)
+    for batch in opened.annotations.batches:
+        _add(rows, batch, _absolute_paths(opened.root, batch["path"]), index)
+    if opened.config.unlisted and index is not None:
         others = index.not_among(np.concatenate([np.empty(0, np.uint64), *rows.uri_digests]))
-        _add(rows, _annotation_table(path=others), others, index)
+        _add(rows, annotation_table(path=others), others, index)
     return rows
 
 
@@ -274,26 +263,15 @@ class _ListingIndex:
         return self.uris.filter(pa.array(~np.isin(name_digests(self.uris), digests)))
 
 
-class _Found(NamedTuple):
-    """What is known of the files of N annotated rows."""
-
-    uris: pa.Array
-    """Null where the listing does not hold the file."""
-    versions: pa.Array
-    sizes: pa.Array
-
-
-def _found(batch: pa.Table, paths: Any, index: _ListingIndex | None) -> _Found:
-    """Without a listing every path counts as a file: whoever opens it finds out."""
-    if index is None:
-        return _Found(_combined(paths), _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64()))
-    by_name = batch["path"].null_count == len(batch) > 0
-    rows = index.rows_of_names(batch) if by_name else index.rows_of(paths)
-    return _Found(pc.take(index.uris, rows), pc.take(index.versions, rows), pc.take(index.sizes, rows))
-
-
 def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) -> None:
-    uris, versions, sizes = _found(batch, paths, index)
+    if index is None:
+        uris = _combined(paths)
+        versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
+    else:
+        by_name = batch["path"].null_count == len(batch) > 0
+        found = index.rows_of_names(batch) if by_name else index.rows_of(paths)
+        uris = pc.take(index.uris, found)
+        versions, sizes = pc.take(index.versions, found), pc.take(index.sizes, found)
     source = pc.coalesce(batch["source_video"], source_video_of(uris))
     uri_digests = name_digests(pc.fill_null(uris, ""))
     is_file = source.is_null().to_numpy()

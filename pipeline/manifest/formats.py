@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.manifest.readers import (
+    PATH_COLUMNS,
     Annotations,
     read_hmdb51,
     read_kinetics,
@@ -17,8 +18,8 @@ from pipeline.manifest.readers import (
     read_table,
     read_ucf101,
 )
-from pipeline.manifest.text_columns import ManifestError, malformed_named
-from pipeline.storage.files import StorageError, absolute, exists, filesystem, join, list_files, read_bytes
+from pipeline.manifest.text_columns import ManifestError, first_line, malformed_named
+from pipeline.storage.files import absolute, exists, join, list_files, read_bytes
 
 Convention = Literal[
     "auto", "folder", "bare", "csv", "parquet", "kinetics", "ssv2", "ucf101", "hmdb51", "list", "inventory"
@@ -91,16 +92,11 @@ def detect(root: str, annotations: str | None) -> Convention:
 
 def _detect_table(uri: str) -> Convention:
     """By the first line: Kinetics has a youtube_id, a manifest a header with a path, a list has neither."""
-    files, path = filesystem(uri)
-    try:
-        with files.open_input_stream(path) as stream:
-            first_line = stream.read(65536).split(b"\n")[0].decode("utf-8-sig", errors="replace").lower()
-    except OSError as error:
-        raise StorageError(uri, str(error)[:200], "check annotations=", missing=not exists(uri)) from error
-    columns = {name.strip().strip('"') for name in first_line.split(",")}
+    header = first_line(uri).decode("utf-8-sig", errors="replace").lower()
+    columns = {name.strip().strip('"') for name in header.split(",")}
     if "youtube_id" in columns:
         return "kinetics"
-    return "csv" if columns & {"path", "uri", "video", "video_path", "filename", "file"} else "list"
+    return "csv" if columns & set(PATH_COLUMNS) else "list"
 
 
 def _detect_folder(folder: str) -> Convention:

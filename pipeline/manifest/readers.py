@@ -46,7 +46,7 @@ ANNOTATION_SCHEMA = pa.schema(
 alone (then ``stem`` is the file's name without suffix, and ``bare_id`` what some copies are named instead).
 ``source_video``: clips of one source video share it, so that a split never separates them."""
 
-_PATH_COLUMNS = ("uri", "path", "video", "video_path", "filename", "file")
+PATH_COLUMNS = ("uri", "path", "video", "video_path", "filename", "file")
 _LABEL_COLUMNS = ("label", "class", "class_name", "action")
 _SPLIT_COLUMNS = ("split", "subset", "set")
 _SOURCE_COLUMNS = ("source_video", "group", "youtube_id")
@@ -121,7 +121,7 @@ def read_ucf101(uri: str, split_number: int) -> Annotations:
             r"^(?P<path>(?P<label>[^/]+)/.+?)(?:\s+\d+)?\s*$",
         )
         source = extract(listed["path"], r"(?P<source>v_\w+_g\d+)_c\d+")["source"]
-        parts.append(_rows(path=listed["path"], label=listed["label"], split=kind, source_video=source))
+        parts.append(annotation_table(path=listed["path"], label=listed["label"], split=kind, source_video=source))
     return Annotations(parts, classes)
 
 
@@ -161,12 +161,12 @@ def source_video_of(paths: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _table_rows(uri: str, table: pa.Table) -> pa.Table:
-    path = _column(table, _PATH_COLUMNS)
+    path = _column(table, PATH_COLUMNS)
     if path is None:
         raise ManifestError(
-            f"{uri}: has no column {' or '.join(_PATH_COLUMNS[:3])} among {table.column_names[:12]}; rename one"
+            f"{uri}: has no column {' or '.join(PATH_COLUMNS[:3])} among {table.column_names[:12]}; rename one"
         )
-    rows = _rows(
+    rows = annotation_table(
         path=path,
         label=empty_to_null(_column(table, _LABEL_COLUMNS)),
         split=_split_names(_column(table, _SPLIT_COLUMNS)),
@@ -181,7 +181,7 @@ def _kinetics_rows(uri: str, table: pa.Table) -> pa.Table:
         raise ManifestError(f"{uri}: has no column {', '.join(sorted(missing))}; give the official Kinetics CSV")
     times = [_zero_padded(table[name]) for name in ("time_start", "time_end")]
     split = _split_names(_column(table, _SPLIT_COLUMNS))
-    return _rows(
+    return annotation_table(
         stem=joined("_", table["youtube_id"], *times),
         bare_id=table["youtube_id"],
         label=empty_to_null(_column(table, ("label",))),
@@ -206,7 +206,7 @@ def _something_rows(uri: str, split: str) -> pa.Table:
         schema = pa.schema([("id", pa.string()), ("template", pa.string())])
         table = pa.Table.from_pylist(json.loads(read_bytes(uri)), schema)
     label = pc.replace_substring_regex(table["template"], r"[\[\]]", "")
-    return _rows(stem=table["id"], label=label, split=split, source_video=table["id"])
+    return annotation_table(stem=table["id"], label=label, split=split, source_video=table["id"])
 
 
 def _hmdb51_rows(uri: str, label: str) -> pa.Table:
@@ -216,7 +216,7 @@ def _hmdb51_rows(uri: str, label: str) -> pa.Table:
     used = pc.if_else(pc.equal(listed["flag"], "1"), "train", "test")
     split = pc.if_else(pc.equal(listed["flag"], "0"), "unused", used)
     path = joined("/", label, listed["name"])
-    return _rows(path=path, label=label, split=split, source_video=source)
+    return annotation_table(path=path, label=label, split=split, source_video=source)
 
 
 def _list_rows(uri: str, lines: pa.ChunkedArray) -> pa.Table:
@@ -227,7 +227,7 @@ def _list_rows(uri: str, lines: pa.ChunkedArray) -> pa.Table:
     if pc.any(unread).as_py():
         line = lines.filter(unread)[0].as_py()
         raise ManifestError(f"{uri}: the line {line[:120]!r} is no `path label`; give a list of video files and labels")
-    return _rows(path=listed["path"], label=empty_to_null(listed["label"]), split=_split_of_file(uri))
+    return annotation_table(path=listed["path"], label=empty_to_null(listed["label"]), split=_split_of_file(uri))
 
 
 def _files(uri: str, suffixes: Sequence[str]) -> list[str]:
@@ -246,7 +246,7 @@ def _split_of_file(uri: str) -> str | None:
     return next((_SPLIT_NAMES[word] for word in reversed(words) if word in _SPLIT_NAMES), None)
 
 
-def _rows(**columns: Any) -> pa.Table:
+def annotation_table(**columns: Any) -> pa.Table:
     """Columns (Arrow, one text for all rows, or None) as a table of `ANNOTATION_SCHEMA`."""
     length = next(len(column) for column in columns.values() if isinstance(column, pa.Array | pa.ChunkedArray))
     arrays = []

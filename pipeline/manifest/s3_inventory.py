@@ -15,13 +15,8 @@ from pipeline.manifest.text_columns import ManifestError, as_text, csv_batches, 
 from pipeline.storage.files import join, read_bytes
 
 
-def read_inventory(uri: str) -> pa.Table:
-    """An S3 Inventory by its ``manifest.json`` → ``uri, size, modified_ns, etag``, as `storage.list_files` gives."""
-    return pa.concat_tables(inventory_parts(uri))
-
-
 def inventory_parts(uri: str) -> Iterator[pa.Table]:
-    """An S3 Inventory as `read_inventory` gives it, a part at a time: it may list millions.
+    """An S3 Inventory by its ``manifest.json`` as listings (`storage.files.LISTING_SCHEMA`), a part at a time.
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
     """

@@ -66,10 +66,15 @@ def csv_batches(
 
 
 def _header(uri: str) -> list[str]:
+    names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line(uri) + b"\n")).column_names
+    return names
+
+
+def first_line(uri: str) -> bytes:
+    """The first line, up to 64 KiB of it, without its end."""
     with _stream(uri) as stream:
-        first_line = stream.read(65536).split(b"\n")[0]
-        names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line + b"\n")).column_names
-        return names
+        line: bytes = stream.read(65536).split(b"\n")[0]
+        return line
 
 
 def parquet_batches(uri: str) -> Iterator[pa.Table]:

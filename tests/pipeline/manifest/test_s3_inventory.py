@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest.s3_inventory import read_inventory
+from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.text_columns import ManifestError
 
 
@@ -49,10 +49,11 @@ def test_inventory_lists_what_exists_now(tmp_path: Path, kind: str) -> None:
         "fileSchema": schema,
         "files": [{"key": "x/data/part.csv"}],
     }
-    listed = read_inventory(write(tmp_path / "manifest.json", json.dumps(manifest))).to_pylist()
+    parts = inventory_parts(write(tmp_path / "manifest.json", json.dumps(manifest)))
+    listed = pa.concat_tables(parts).to_pylist()
     assert [(row["uri"], row["size"], row["etag"]) for row in listed] == [("s3://b/videos/a b+c.mp4", 12, "etag1")]
 
 
 def test_a_file_that_is_no_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"manifest\.json: is not an S3 Inventory manifest"):
-        read_inventory(write(tmp_path / "manifest.json", '{"files": []}'))
+        list(inventory_parts(write(tmp_path / "manifest.json", '{"files": []}')))
