@@ -111,7 +111,7 @@ def _probed(paths: Sequence[Path]) -> pa.Table:
 def _with_base(
     model: torch.nn.Module, plans: Mapping[str, ScoringPlan], units: pa.Table, decode: float
 ) -> dict[str, Any]:
-    """The chain against its parts and the plain script, and how far the scores of the same windows lie apart."""
+    """The graph against its parts and the plain script, and how far the scores of the same windows lie apart."""
     torch.set_num_threads(os.cpu_count() or 1)
     started = time.perf_counter()
     theirs = _plain_script(model, units, plans["fp32"])
@@ -131,7 +131,7 @@ def _with_base(
 
 
 def _with_a_sleeping_model(plan: ScoringPlan, videos: pa.Table, decode: float, windows: int) -> dict[str, Any]:
-    """The chain with a model as fast as decoding, and one twice as fast; two decoders."""
+    """The graph with a model as fast as decoding, and one twice as fast; two decoders."""
     plan = _with(plan, workers=1, decode_workers=PROCESSES, batch_size=SLEEPING_BATCH)
     units = plan_units(videos, plan.views.grid, SLEEPING_BATCH * BATCHES_PER_CHUNK)
     units = _repeated(units, -(-windows // _count(units)))
@@ -206,7 +206,7 @@ def _rate(blocks: Iterator[int]) -> float:
 
 
 def _noted(plan: ScoringPlan, units: pa.Table, rows: list[dict[str, Any]]) -> Iterator[int]:
-    """Windows of each block of the chain; their rows are kept."""
+    """Windows of each block of the dataset graph; their rows are kept."""
     numbers = units["chunk"].to_numpy()
     chunks = [units.filter(pa.array(numbers == number)) for number in np.unique(numbers)]
     for batch in tagging_graph(chunks, plan).iter_batches(batch_size=None, batch_format="pyarrow"):

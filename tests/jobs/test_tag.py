@@ -1,4 +1,4 @@
-"""Tagging a folder with good and bad videos, resuming after a cut, and finding nothing new."""
+"""Tagging a folder with good and bad videos, resuming after a cut, and nothing new."""
 
 from __future__ import annotations
 

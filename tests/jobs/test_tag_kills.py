@@ -149,7 +149,7 @@ def test_a_source_that_cannot_be_right_stops_the_job_before_anything_is_planned(
 
 
 def test_object_storage_on_a_bad_day(config: TagConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fifth of all requests fail, stall or break off, for source and output: the view of a day in peace."""
+    """A fifth of all requests fail, stall or break off, for source and output: the snapshot of a day in peace."""
     tag.run(config)
     with light_s3_server() as server:
         set_s3_environment(monkeypatch, server)

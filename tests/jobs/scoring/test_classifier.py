@@ -93,13 +93,13 @@ def test_an_export_without_its_head_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [({"input_size": "abc"}, "model_overrides.input_size=abc: "), ({"stages": 5}, "model_overrides.stages=5: "),
      ({"embed_dim": "x"}, "model_overrides.embed_dim=x: "), ({"input_size": [8, 32, 128]}, "views are square")],
 )  # fmt: skip
-def test_how_public_weights_differ_is_checked(overrides: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_how_public_weights_differ_is_checked(overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
     file = official(tmp_path / "w.pth")
-    with pytest.raises(UserError, match=told.replace(".", r"\.")):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
         find_classifier(str(file), PublicWeightsConfig(model="hiera_test_8x64", model_overrides=overrides))
 
 

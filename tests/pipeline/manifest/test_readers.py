@@ -64,9 +64,9 @@ def test_kinetics_names_files_by_id_and_times(tmp_path: Path) -> None:
 
 
 def test_kinetics_without_ids_is_refused(tmp_path: Path) -> None:
-    place = write(tmp_path / "train.csv", "label,video\nyoga,a.mp4\n")
+    file = write(tmp_path / "train.csv", "label,video\nyoga,a.mp4\n")
     with pytest.raises(ManifestError, match="youtube_id"):
-        rows(read_kinetics(place))
+        rows(read_kinetics(file))
 
 
 def test_something_strips_the_placeholders_brackets(tmp_path: Path) -> None:
@@ -154,17 +154,17 @@ def test_a_line_that_is_no_list_entry_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "csv.gz"])
 def test_tables_with_the_usual_column_names(tmp_path: Path, suffix: str) -> None:
-    place = tmp_path / f"list.{suffix}"
+    file = tmp_path / f"list.{suffix}"
     text = "Path,label,split\na.mp4,x,Validation\nb.mp4,,train\n"
     if suffix == "csv.gz":
-        place.write_bytes(gzip.compress(text.encode()))
+        file.write_bytes(gzip.compress(text.encode()))
     elif suffix == "csv":
-        place.write_text(text)
+        file.write_text(text)
     else:
         pq.write_table(
-            pa.table({"uri": ["a.mp4", "b.mp4"], "class": ["x", None], "subset": ["validation", "train"]}), place
+            pa.table({"uri": ["a.mp4", "b.mp4"], "class": ["x", None], "subset": ["validation", "train"]}), file
         )
-    found = rows(read_table(str(place)))
+    found = rows(read_table(str(file)))
     assert found == [{"path": "a.mp4", "label": "x", "split": "val"}, {"path": "b.mp4", "split": "train"}]
 
 
@@ -179,10 +179,10 @@ def test_tables_with_the_usual_column_names(tmp_path: Path, suffix: str) -> None
 def test_files_against_their_convention(
     tmp_path: Path, read: Callable[[str], Any], name: str, content: str, error: type[Exception]
 ) -> None:
-    place = write(tmp_path / name, content)
-    place = str(Path(place).parent) if "folder" in name else place
+    file = write(tmp_path / name, content)
+    file = str(Path(file).parent) if "folder" in name else file
     with pytest.raises(error):
-        take(read(place))
+        take(read(file))
 
 
 def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def _fresh(listing: SourceListing, known: KnownVideos) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PROBED_SCHEMA)
 
 
-def _plan(output: str, fresh: pa.Table, gone: pa.Table, generation: int = 1) -> PlannedVersion | None:
-    probed = pa.concat_tables([fresh, gone]).sort_by("uri")
+def _plan(output: str, fresh: pa.Table, deleted: pa.Table, generation: int = 1) -> PlannedVersion | None:
+    probed = pa.concat_tables([fresh, deleted]).sort_by("uri")
     if len(probed) == 0:
         return None
     committed = last_commit(output)
