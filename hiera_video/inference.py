@@ -9,6 +9,14 @@ from hiera_video.augmentation.basic import normalize_video
 from hiera_video.models.hiera import Hiera
 
 
+def embed_frames(model: Hiera, frames: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """uint8 frames ``[B, T, H, W, 3]`` → the features before the head, float32 ``[B, C]``; ``dtype``: autocast."""
+    if dtype is None:
+        return model.embed(normalize_video(frames))
+    with torch.autocast(frames.device.type, dtype):
+        return model.embed(normalize_video(frames)).float()
+
+
 class Probabilities(nn.Module):
     """uint8 frames ``[B, T, H, W, 3]`` → softmax scores, float32 ``[B, classes]``.
 
@@ -24,11 +32,5 @@ class Probabilities(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """See the class."""
-        if self._dtype is None:
-            logits = self.model(normalize_video(frames))
-        else:
-            with torch.autocast(frames.device.type, self._dtype):
-                features = self.model.embed(normalize_video(frames))
-            logits = self.model.head(features.float())
-        scores: Tensor = logits.softmax(dim=1)
+        scores: Tensor = self.model.head(embed_frames(self.model, frames, self._dtype)).softmax(dim=1)
         return scores

@@ -88,6 +88,7 @@ def exclusive_lock(output: str) -> Iterator[ExclusiveLock]:
     if newest is not None and _is_alive(output, newest):
         raise UserError(_held(output, newest))
     generation = newest["generation"] + 1 if newest else 1
+    # Two commands may find the same dead holder at the same time: the conditional write of the record admits one.
     if not claim_generation(output, generation, _identity(generation)):
         raise UserError(_held(output, next(records(output))))
     writer = ExclusiveLock(FencingToken(output, generation))

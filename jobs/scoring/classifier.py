@@ -1,4 +1,4 @@
-"""A trained classifier as the scoring commands use it: found in storage, described without loading, run in actors."""
+"""A trained classifier as the scoring commands use it: found in storage, described, then loaded in actors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import ray
 import torch
-from ray.data import ActorPoolStrategy, Dataset
 
-from hiera_video.inference import Probabilities
+from hiera_video.inference import embed_frames
 from hiera_video.models.config import HieraConfig
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.presets import build_model
@@ -34,7 +31,6 @@ from jobs.core.init_source import (
     links_of,
     local_weights,
 )
-from jobs.core.ray_cluster import has_gpus
 from jobs.weights.model_config import typed_override
 from jobs.weights.registry import keep_under
 from pipeline.manifest.formats import read_class_list
@@ -43,19 +39,17 @@ from pipeline.storage.files import absolute
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# A video that ends its worker does so twice before it is given up, so one task bears two of them; by default Ray Data
-# would repeat a task for ever.
-ACTOR_RETRIES = {"max_restarts": 8, "max_task_retries": 4}
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ClassifierWeights:
-    """Where a classifier's weights are and what they say about themselves."""
+    """Where a classifier's weights are, and their metadata."""
 
     uri: str
-    """What `init` named, absolute."""
-    place: str
-    """Where the file is read: ``uri``, but for a model of the registry, which only the driver knows."""
+    """The value of `init`, absolute."""
+    file: str
+    """URI of the file: ``uri`` except for a model of the registry, which only the driver can resolve."""
     digest: str
     """First characters of the file's SHA-256."""
     input_size: tuple[int, int, int]
@@ -65,21 +59,21 @@ class ClassifierWeights:
     links: Mapping[str, str]
     """MLflow runs that made them: `pretrain_run_id`, `finetune_run_id`, as far as known."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How frames were chosen in training (`sampling`, `frame_stride`), as far as the weights say."""
+    """How frames were chosen in training (`sampling`, `frame_stride`), as far as the metadata has it."""
     architecture: HieraConfig | None = None
-    """Of public weights, which do not say it themselves; None for those of this project."""
+    """Model config of public weights, whose files have none; None for weights of this project."""
     has_class_names: bool = True
     """Whether the names are known; otherwise they are `class 0`, `class 1`, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicWeightsConfig:
-    """What public weights do not say of themselves; those of this project need none of it."""
+    """Metadata that public weights lack; weights of this project need none of it."""
 
     model: str | None = None
     """Preset of public weights (`.pth`, Hugging Face). Default: the preset whose shapes they have."""
     model_overrides: dict[str, Any] = field(default_factory=dict)
-    """How their architecture differs from the preset: `input_size`, `embed_dim`, ..."""
+    """How their model config differs from the preset: `input_size`, `embed_dim`, ..."""
     classes: str | None = None
     """Their class list: a shipped one's name, or a text file (a name a line) or JSON list. Default: `kinetics400` for
     400 classes, else unnamed."""
@@ -91,48 +85,50 @@ def find_classifier(
     """Describe the weights of ``init``: the output of a fine-tuning run, its `.safetensors`, or a public file.
 
     Args:
-        fetched: where `initial_file` has put what ``init`` names.
+        fetched: local copy of the file that ``init`` names (`initial_file`).
 
     Raises:
-        UserError: nothing is there, or it is no video classifier.
+        UserError: the file does not exist, or holds no video classifier.
     """
     public = public or PublicWeightsConfig()
-    place = fetched or init
-    metadata = initial_metadata(place)
-    with local_weights(place) as path:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARACTERS]
+    file = fetched or init
+    metadata = initial_metadata(file)
+    with local_weights(file) as path:
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()[:DIGEST_CHARACTERS]
         if "config_class" not in metadata:
-            return _public_classifier(init, place, str(path), digest, public)
+            return _public_classifier(init, file, str(path), digest, public)
     architecture = json.loads(metadata.get("config", "{}"))
     if metadata["config_class"] != "HieraConfig" or len(architecture["input_size"]) != 3:
         raise UserError(
-            f"init={init}: holds {metadata['config_class']}, not a video classifier; "
+            f"init={init}: contains {metadata['config_class']}, not a video classifier; "
             "fine-tune it first: `python -m jobs.finetune init=...`"
         )
     if metadata.get("part") == ENCODER:
         raise UserError(
-            f"init={init}: holds the encoder of a classifier without its head; fine-tune from it, or give an export "
+            f"init={init}: contains the encoder of a classifier without its head; fine-tune from it, or give an export "
             "with part=model"
         )
     if public != PublicWeightsConfig():
-        raise UserError(f"model, model_overrides, classes: are for public weights; init={init} says its own; drop them")
+        raise UserError(
+            f"model, model_overrides, classes: are for public weights, not for init={init}; remove these keys"
+        )
     frames, height, width = architecture["input_size"]
     classes = _class_names(init, metadata, architecture["num_classes"])
     return ClassifierWeights(
-        absolute_init(init), absolute(place), digest, (frames, height, width), classes, links_of(metadata),
+        absolute_init(init), absolute(file), digest, (frames, height, width), classes, links_of(metadata),
         json.loads(metadata.get(SAMPLING, "{}")),
     )  # fmt: skip
 
 
 def shared(weights: ClassifierWeights, output: str) -> ClassifierWeights:
-    """The same, with those of the registry copied under ``output``, where all workers can read them."""
+    """The weights, those of the registry as a copy under ``output``, where all workers can read it."""
     if not is_registered(weights.uri):
         return weights
-    return dataclasses.replace(weights, place=keep_under(absolute(output), weights.place))
+    return dataclasses.replace(weights, file=keep_under(absolute(output), weights.file))
 
 
-def _public_classifier(init: str, place: str, path: str, digest: str, public: PublicWeightsConfig) -> ClassifierWeights:
+def _public_classifier(init: str, file: str, path: str, digest: str, public: PublicWeightsConfig) -> ClassifierWeights:
     """Official or Hugging Face weights; a pickle is read as tensors only."""
     try:
         overrides = {key: typed_override(HieraConfig, key, value) for key, value in public.model_overrides.items()}
@@ -140,7 +136,7 @@ def _public_classifier(init: str, place: str, path: str, digest: str, public: Pu
     except ValueError as error:
         raise UserError(f"init={init}: {str(error).replace(path, 'the file')}") from error
     if len(architecture.input_size) != 3:
-        raise UserError(f"init={init}: is a classifier of images; give one of videos (`..._16x224`)")
+        raise UserError(f"init={init}: is a classifier of images; give a classifier of videos (`..._16x224`)")
     frames, height, width = architecture.input_size
     if height != width:
         raise UserError(f"model_overrides.input_size={architecture.input_size}: views are square; give one side twice")
@@ -153,12 +149,12 @@ def _public_classifier(init: str, place: str, path: str, digest: str, public: Pu
             raise UserError(str(error)) from error
     if len(names) != architecture.num_classes:
         raise UserError(
-            f"classes={listed}: names {len(names)} classes, init={init} has {architecture.num_classes}; give its own "
+            f"classes={listed}: names {len(names)} classes, init={init} has {architecture.num_classes}; give its "
             "class list"
         )
     named, size = listed is not None, (frames, height, width)
     return ClassifierWeights(
-        absolute_init(init), absolute(place), digest, size, names, {}, {}, architecture, has_class_names=named
+        absolute_init(init), absolute(file), digest, size, names, {}, {}, architecture, has_class_names=named
     )
 
 
@@ -178,109 +174,20 @@ class Classifier:
                 load_weights(model, path)
         assert isinstance(model, Hiera)  # checked by `find_classifier`
         self.model = model.to(self.device).eval()
-        self._score = Probabilities(self.model, AUTOCAST[precision])
+        self._autocast = AUTOCAST[precision]
 
     @torch.inference_mode()
-    def probabilities(self, video: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Softmax scores ``[B, classes]`` of uint8 frames ``[B, T, H, W, 3]``."""
+    def score(self, video: npt.NDArray[np.uint8], *, multi_label: bool = False) -> tuple[Floats, Floats]:
+        """Scores ``[B, classes]`` and the features before the head ``[B, D]`` of uint8 frames ``[B, T, H, W, 3]``."""
         frames = torch.from_numpy(np.require(video, np.uint8, ["C", "W"])).to(self.device)
-        return np.asarray(self._score(frames).cpu().numpy(), np.float32)
+        features = embed_frames(self.model, frames, self._autocast)
+        logits = self.model.head(features)
+        scores = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+        return scores.cpu().numpy(), features.cpu().numpy()
 
-
-class ScoreVideos:
-    """A Ray Data stage: clips → class numbers and scores; the model stays loaded in the actor."""
-
-    def __init__(
-        self, weights: ClassifierWeights, precision: Precision, use_gpu: bool, keep: tuple[str, ...], top_k: int
-    ) -> None:
-        self.classifier = Classifier(weights.place, precision, use_gpu, weights.architecture)
-        self.keep = keep
-        self.top_k = top_k
-
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> pa.Table:
-        """``video`` uint8 ``[B, T, H, W, 3]`` → ``classes`` and ``scores``, each ``[B, top_k]``, best first."""
-        probabilities = self.classifier.probabilities(batch["video"])
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]
-        scores = np.take_along_axis(probabilities, best, axis=1)
-        kept = {name: pa.array(batch[name]) for name in self.keep}
-        return pa.table({**kept, "classes": pa.array(list(best)), "scores": pa.array(list(scores))})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringConfig(PublicWeightsConfig):
-    """How many actors score, and how."""
-
-    batch_size: int = 16
-    """Clips in one forward pass, from any videos."""
-    workers: int | None = None
-    """Model actors; each takes a GPU where the cluster has some, else one CPU. Default: all GPUs, or half the CPUs."""
-    decode_workers: int | None = None
-    """Decoding actors, one CPU each. Default: the CPUs that the models leave."""
-    precision: Precision = "fp32"
-    """Arithmetic of the model."""
-
-    @property
-    def public_weights(self) -> PublicWeightsConfig:
-        """What is told of public weights."""
-        return PublicWeightsConfig(model=self.model, model_overrides=self.model_overrides, classes=self.classes)
-
-    def __post_init__(self) -> None:
-        for key in ("batch_size", "workers", "decode_workers"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value}: must be at least 1; give a larger number")
-
-
-class Actors(NamedTuple):
-    """How many actors of each kind."""
-
-    model: int
-    decode: int
-
-
-def plan_actors(scoring: ScoringConfig) -> Actors:
-    """Share the connected cluster between models and decoders.
-
-    On a CPU cluster both get half: they take turns on the cores, so none idles whichever of the two is slower.
-
-    Raises:
-        UserError: the cluster has fewer CPUs or GPUs than the actors take; they would wait for ever without an error.
-    """
-    offered, use_gpu = ray.cluster_resources(), has_gpus()
-    cpus, gpus = int(offered.get("CPU", 0)), int(offered.get("GPU", 0))
-    model = scoring.workers or (gpus if use_gpu else max(1, cpus // 2))
-    decode = scoring.decode_workers or max(1, cpus - (0 if use_gpu else model))
-    wanted = {"CPUs": (decode + (0 if use_gpu else model), cpus), "GPUs": (model if use_gpu else 0, gpus)}
-    for kind, (number, there) in wanted.items():
-        if number > there:
-            raise UserError(
-                f"workers={model}, decode_workers={decode}: take {number} {kind} and the cluster has {there}; "
-                "lower them or add nodes"
-            )
-    return Actors(model, decode)
-
-
-def score_videos(
-    clips: Dataset, weights: ClassifierWeights, scoring: ScoringConfig, actors: int, keep: tuple[str, ...], top_k: int
-) -> Dataset:
-    """Add the model's actor pool to a chain whose rows carry ``video``.
-
-    Args:
-        actors: how many.
-        keep: columns that go along to the scores.
-        top_k: classes per row; all of them when it is larger than their number.
-    """
-    use_gpu = has_gpus()
-    return clips.map_batches(
-        ScoreVideos,
-        fn_constructor_args=(weights, scoring.precision, use_gpu, keep, top_k),
-        batch_size=scoring.batch_size,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(size=actors),
-        num_cpus=0 if use_gpu else 1,
-        num_gpus=1 if use_gpu else 0,
-        **ACTOR_RETRIES,
-    )
+    def probabilities(self, video: npt.NDArray[np.uint8]) -> Floats:
+        """Softmax scores ``[B, classes]`` of uint8 frames ``[B, T, H, W, 3]``."""
+        return self.score(video)[0]
 
 
 def _class_names(init: str, metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:

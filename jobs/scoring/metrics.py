@@ -1,4 +1,4 @@
-"""From the scores of views to predictions of videos and the figures of a set. Pure but for the picture.
+"""From the scores of views to predictions of videos and the figures of a set. Pure functions.
 
 The published protocol: softmax per view, then the mean over the views of a video. Legend: C classes.
 """
@@ -47,13 +47,13 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 """One clip: the true ``label`` (several with `|` between them), the ``predicted`` one, and the best ``labels`` by
-falling ``scores``. ``repeats_frames``: some view holds a frame more than once, because the video has too few.
-``status`` is ``ok``, or why the clip was not scored."""
+falling ``scores``. ``repeats_frames``: some view has a frame more than once, because the video has too few.
+``status`` is ``ok``, or the reason why the clip was not scored."""
 
 
 @dataclass(frozen=True)
 class EvaluationFigures:
-    """How well a classifier does on a set."""
+    """The quality of a classifier on a set."""
 
     top1: float
     """Share of scored videos whose label (one of them, where there are several) has the highest score."""
@@ -70,7 +70,7 @@ class EvaluationFigures:
     videos_scored: int
     """Videos behind these shares."""
     videos_that_repeat_frames: int
-    """Of these, videos with too few frames for a view: it holds some of them more than once."""
+    """Of these, videos with too few frames for a view: it has some of them more than once."""
     videos_not_scored: int
     """Videos left out."""
     not_scored_by_reason: Mapping[str, int]
@@ -78,9 +78,9 @@ class EvaluationFigures:
 
 
 def predictions(views: Iterable[Mapping[str, Any]], classes: Sequence[str], num_views: int) -> Iterator[dict[str, Any]]:
-    """Rows of `PREDICTION_SCHEMA`, each as soon as all views of its clip are there, in whatever order they come.
+    """Rows of `PREDICTION_SCHEMA`, each as soon as all views of its clip have arrived, in any order.
 
-    Beside the schema's columns they hold ``truth``, as it came, and ``class_scores``, the mean of each class.
+    Beside the schema's columns they have ``truth``, unchanged, and ``class_scores``, the mean of each class.
 
     Args:
         views: ``clip_id, uri, truth`` (class numbers; none: unlabelled), ``view, repeats_frames, status, classes,

@@ -1,4 +1,4 @@
-"""What the tagging job is asked to do."""
+"""The keys of tag, and the plan of scoring that follows from them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from typing import Any
 from jobs.core.errors import UserError
 from jobs.runs.claim import FREE_KEYS
 from jobs.runs.tracking import TrackingConfig
-from jobs.scoring.classifier import Classifier, ClassifierWeights, ScoringConfig
-from jobs.scoring.window_scores import Answers
+from jobs.scoring.classifier import Classifier, ClassifierWeights
+from jobs.scoring.config import ScoringConfig
+from jobs.scoring.stage import Answers
 from pipeline.decode.config import DecodeConfig
 from pipeline.tagging.window_views import WholeVideo, WindowViews, grid_of
 from pipeline.tagging.windows import WindowGrid
 
-# How much at a time, and when to stop: nothing that a row depends on.
+# Sizes and limits that no row depends on.
 FREE_TAG_KEYS = (*FREE_KEYS, "decode_workers", "batch_size", "chunk_batches", "videos_per_commit", "max_failed_share",
                  "gallery_videos")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class TagConfig(ScoringConfig):
-    """What to tag, with which model, and where the tags go."""
+    """Which videos to tag, with which classifier, and the output."""
 
     source: str
-    """Folder or `s3://` prefix of videos, a manifest (`.csv`, `.parquet`) with a column `uri` or `path`, or the
-    `manifest.json` of an S3 Inventory."""
+    """Folder or `s3://` prefix of videos, a list of videos as `prepare` takes it (`.csv`, `.parquet`, `.txt`; columns
+    `uri`, `path`, `video`, or lines `path label`), or the `manifest.json` of an S3 Inventory."""
     init: str
     """Classifier: the output of a fine-tuning run, its `.safetensors` file, an official or Hugging Face file, or a
     model of the MLflow registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`)."""
     output: str
-    """Where tags, plan and commits go. Another model or window setting needs another output."""
+    """Path or URI for tags, plans and commits. Another model or window setting needs another output."""
     window_seconds: float = 2.0
-    """Length of a window; best the span of time that the model saw in training."""
+    """Length of a window; best the time span that the model saw in training."""
     hop_seconds: float = 2.0
     """From the start of one window to the start of the next."""
     whole_video: WholeVideo = field(default_factory=WholeVideo)
@@ -41,27 +42,27 @@ class TagConfig(ScoringConfig):
     top_k: int = 5
     """Labels kept per window, and per video."""
     threshold: float = 0.0
-    """Lowest score of a label that is kept in a window; also what the time spans of a video are made of."""
+    """Lowest score of a label that is kept in a window; the time spans of a video are made of kept labels."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """Thresholds of single labels, as `thresholds={jumping: 0.3, singing: 0.8}`."""
     labels: tuple[str, ...] = ()
     """The only labels to keep; none: all."""
     multi_label: bool = False
-    """A score of its own for every label (sigmoid), for classifiers trained so, instead of shares of one (softmax)."""
+    """An independent score for every label (sigmoid) instead of shares of one (softmax), for classifiers trained so."""
     embeddings: bool = False
     """Add the features before the head to every window, as a list of fixed size for a vector index."""
     chunk_batches: int = 8
-    """Batches in one output file: what a crash can cost, and how many files there are."""
+    """Batches in one output file: larger means fewer files, and more work lost in a crash."""
     videos_per_commit: int = 50_000
-    """Videos that are planned, tagged and shown to readers at a time; bounds the memory of the driver."""
+    """Videos that are planned, tagged and committed together; bounds the memory of the driver."""
     max_failed_share: float = 0.5
-    """The job stops when a larger share of the videos of a commit has failed; of fewer than 20 any number may."""
+    """The job stops when a larger share of a commit's videos has failed; of fewer than 20 any number may fail."""
     gallery_videos: int = 24
     """Videos shown in `report.html`; 0: no report."""
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0, memory_bytes=3 * 2**29))
     """Limits of decoding; a request holds up to 16 windows of a video, hence the longer deadline."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is recorded."""
+    """MLflow server and experiment of the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +70,7 @@ class TagConfig(ScoringConfig):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)}: must be positive; give a larger value")
         if self.gallery_videos < 0:
-            raise ValueError(f"gallery_videos={self.gallery_videos}: must not be negative; 0 leaves the report out")
+            raise ValueError(f"gallery_videos={self.gallery_videos}: must not be negative; 0 writes no report")
         shares = {f"thresholds.{label}": value for label, value in self.thresholds.items()}
         for key, share in {**shares, "threshold": self.threshold, "max_failed_share": self.max_failed_share}.items():
             if not 0 <= share <= 1:
@@ -83,14 +84,14 @@ class TagConfig(ScoringConfig):
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """How windows become scores, and scores labels."""
+    """From windows to scores, and from scores to labels."""
 
     config: TagConfig
     weights: ClassifierWeights
     views: WindowViews
     wanted: Answers
     thresholds: Mapping[str, float]
-    """Of every label that may be kept."""
+    """By label, of every label that may be kept."""
     embedding_size: int
     """Length of an embedding; 0 when none is wanted."""
 
@@ -109,18 +110,18 @@ class ScoringPlan:
 
 
 def plan_scoring(config: TagConfig, weights: ClassifierWeights) -> ScoringPlan:
-    """Check that labels are the classifier's, and put together what its answers become.
+    """Check the labels against the classifier's, and derive the plan.
 
     Raises:
         UserError: a label that the classifier does not know.
     """
-    place = {name: number for number, name in enumerate(weights.classes)}
+    numbers = {name: number for number, name in enumerate(weights.classes)}
     for key, names in (("labels", config.labels), ("thresholds", tuple(config.thresholds))):
         _refuse_unknown(key, names, weights)
     kept = config.labels or weights.classes
     wanted = Answers(
         top_k=config.top_k,
-        allowed=tuple(sorted(place[name] for name in set(config.labels))),
+        allowed=tuple(sorted(numbers[name] for name in set(config.labels))),
         multi_label=config.multi_label,
         views=max(1, config.whole_video.clips * config.whole_video.crops),
         embeddings=config.embeddings,
@@ -131,14 +132,14 @@ def plan_scoring(config: TagConfig, weights: ClassifierWeights) -> ScoringPlan:
 
 
 def _embedding_size(weights: ClassifierWeights) -> int:
-    """As the loaded model says: not every kind of file names its architecture."""
-    return Classifier(weights.place, "fp32", use_gpu=False, architecture=weights.architecture).model.config.widths[-1]
+    """From the loaded model: not every kind of file has a model config."""
+    return Classifier(weights.file, "fp32", use_gpu=False, architecture=weights.architecture).model.config.widths[-1]
 
 
 def _refuse_unknown(key: str, names: Sequence[str], weights: ClassifierWeights) -> None:
     unknown = sorted(set(names) - set(weights.classes))
     if unknown:
         raise UserError(
-            f"{key}={unknown}: no labels of init={weights.uri}; it knows {len(weights.classes)}: "
+            f"{key}={unknown}: no labels of init={weights.uri}; choose among its {len(weights.classes)}: "
             f"{', '.join(weights.classes[:8])}{', ...' if len(weights.classes) > 8 else ''}"
         )

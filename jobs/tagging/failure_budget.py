@@ -1,4 +1,4 @@
-"""When so many videos fail that something else is wrong: the credentials, the limits of decoding, the source."""
+"""Stops a job whose videos fail for a common cause: the credentials, the limits of decoding, the source."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ FEWEST_VIDEOS = 20
 EXAMPLES = 3
 
 
-class FailureWatch:
-    """Counts the videos without a single good window; as soon as they are too many, the job need not go on."""
+class FailureBudget:
+    """Counts the videos without a single scored window; when they are too many, the job stops."""
 
     def __init__(self, max_share: float, videos: int) -> None:
         self._max_share, self._videos = max_share, videos
@@ -22,7 +22,7 @@ class FailureWatch:
         self._good: set[int] = set()
 
     def count(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take note of rows with ``video_id, uri, status, message``.
+        """Count rows with ``video_id, uri, status, message``.
 
         Raises:
             WorkStoppedError: more than the permitted share of the videos has failed.
@@ -41,8 +41,8 @@ class FailureWatch:
         commonest = reasons.most_common(1)[0][0]
         examples = [row for row in self._failed.values() if row["status"] == commonest][:EXAMPLES]
         return (
-            f"max_failed_share={self._max_share}: {len(self._failed)} of {self._videos} videos failed already "
+            f"max_failed_share={self._max_share}: {len(self._failed)} of {self._videos} videos have failed "
             f"({', '.join(f'{reason}: {count}' for reason, count in reasons.most_common())}); look at "
             + "; ".join(f"{row['uri']} ({row['message']})" for row in examples)
-            + "; mend the cause, or allow a larger share; the same command goes on"
+            + "; correct the cause, or allow a larger share; the same command resumes"
         )

@@ -1,6 +1,6 @@
 """The test protocol's views in Ray Data: K temporal clips times crops of every clip, all from one decode.
 
-Nothing is ever replaced: a clip that cannot be decoded is rows that say why. Legend: T frames, H, W pixels.
+No clip is replaced: one that cannot be decoded gives rows with the reason. Legend: T frames, H, W pixels.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def evaluation_views(
     """Every view of every clip of a split, one a row, those of a clip together.
 
     Columns: ``clip_id`` int64, ``uri``, ``label`` int64 (-1: none), ``view`` int64 (clip * crops + crop),
-    ``repeats_frames`` (a frame comes more than once, because the video has too few), ``status`` ("ok", or why the clip
-    cannot be decoded; its pictures are black then), ``video`` uint8 [T, H, W, 3].
+    ``repeats_frames`` (a frame occurs more than once, because the video has too few), ``status`` ("ok", or why the
+    clip cannot be decoded; its frames are black then), ``video`` uint8 [T, H, W, 3].
 
     Raises:
         ValueError: the split holds no such clip.
@@ -72,7 +72,7 @@ def evaluation_views(
     if len(groups) == 0:
         known = ", ".join(f"{name} ({clips} clips)" for name, clips in sorted(prepared.splits().items()))
         raise ValueError(
-            f"split={split}: holds no {'labelled ' if labelled_only else ''}clip; {prepared.uri} has {known}"
+            f"split={split}: contains no {'labelled ' if labelled_only else ''}clip; {prepared.uri} has {known}"
         )
     plan = ray.data.from_items([{"group": int(group)} for group in groups], override_num_blocks=len(groups))
     configure_execution(plan, block_bytes=BLOCK_BYTES)

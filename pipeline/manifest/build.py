@@ -1,4 +1,4 @@
-"""From a source and its annotations to one manifest: what to prepare, with label and split, and what is left out."""
+"""From a source and its annotations to one manifest: the videos to prepare, with label and split, and the rejected."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ import pyarrow.compute as pc
 
 from pipeline.hashing import Digests, first_occurrences, name_digests, seeded
 from pipeline.manifest.formats import ManifestConfig, detect, locate, read_annotations, read_class_list
-from pipeline.manifest.readers import ANNOTATION_SCHEMA, Annotations, file_stem, source_video_of
+from pipeline.manifest.readers import Annotations, annotation_table, file_stem, source_video_of
 from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.splits import SPLITS, Codes, assign_splits
 from pipeline.manifest.text_columns import malformed_named
 from pipeline.schema import REJECTED_SCHEMA, VIDEO_SUFFIXES
-from pipeline.storage.files import LISTING_SCHEMA, absolute, is_local, listed_in_parts, local_path
+from pipeline.storage.files import (
+    LISTING_SCHEMA,
+    absolute,
+    content_versions,
+    is_local,
+    listed_in_parts,
+    local_path,
+)
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
 MANIFEST_SCHEMA = pa.schema(
@@ -32,8 +39,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
     ]
 )
-"""One video to prepare. ``content_version`` (ETag, or size and time of change) and ``size`` are null when the source
-was not listed; whoever opens the video finds them then."""
+"""One video to prepare. ``content_version`` (`storage.files.content_versions`) and ``size`` are null when the source
+was not listed; they are read when the video is opened."""
 
 _VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
 _LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
@@ -51,15 +58,15 @@ class Manifest:
     classes: tuple[str, ...]
     convention: str
     skipped_files: int
-    """Files in a listed source that are no videos by their name."""
+    """Files of a listed source whose names are no videos'."""
 
 
 @dataclass
 class _Rows:
-    """Annotated rows with their place, column by column, while they are gathered; N rows in all."""
+    """Annotated rows with their URIs, column by column, while they are gathered; N rows in all."""
 
     uris: list[pa.Array]
-    """Chunks of text; null where no file was found, then ``names`` says what was looked for."""
+    """Chunks of text; null where no file was found, ``names`` then holds the name in the annotations."""
     names: list[pa.Array]
     labels: list[pa.Array]
     """Chunks with dictionaries, as are ``splits``."""
@@ -71,7 +78,7 @@ class _Rows:
 
 
 class _Checked(NamedTuple):
-    """One reason to leave rows out."""
+    """One reason to reject rows."""
 
     reason: str
     out: npt.NDArray[np.bool_]
@@ -87,8 +94,51 @@ def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_split
 
     Raises:
         ManifestError: annotations that do not follow their convention.
-        StorageError: a place that cannot be read.
+        StorageError: a file or folder that cannot be read.
     """
+    opened = _open(source, config)
+    rows = _gathered(opened)
+    table, rejected, classes = _finished(rows, opened.annotations, opened.config, seed, known_splits)
+    return Manifest(table, rejected, classes, opened.convention, opened.skipped)
+
+
+def read_uris(source: str) -> Iterator[pa.Table]:
+    """The videos that `read_manifest` finds by a list, for readers that need neither label nor split.
+
+    Tables of ``uri`` and ``content_version`` (null where the source was not listed). Videos that the source does not
+    hold are included with the URI that they would have; a video that is listed twice comes twice.
+
+    Raises:
+        ManifestError: a list that does not follow its convention.
+        StorageError: a file or folder that cannot be read.
+    """
+    opened = _open(source, ManifestConfig())
+    rows = _gathered(opened)
+    for uris, names, versions in zip(rows.uris, rows.names, rows.versions, strict=True):
+        expected = _absolute_paths(opened.root, pa.chunked_array([pc.cast(names, pa.large_string())]))
+        yield pa.table({"uri": pc.coalesce(uris, _combined(expected)), "content_version": versions})
+
+
+def is_video(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each name ends as the names of videos do (`VIDEO_SUFFIXES`)."""
+    return pc.match_substring_regex(pc.utf8_lower(uris), _VIDEO_NAME)
+
+
+class _Opened(NamedTuple):
+    """A source and its annotations, of which no row was taken yet."""
+
+    root: str
+    config: ManifestConfig
+    """With the URI of the annotations filled in."""
+    convention: str
+    annotations: Annotations
+    listing: pa.Table | None
+    """`LISTING_SCHEMA` of the videos below the root, where the convention needs it."""
+    skipped: int
+    """Files of the listing that are no videos by their name."""
+
+
+def _open(source: str, config: ManifestConfig) -> _Opened:
     root, config = locate(plain_uri(absolute(source)), config)
     convention = config.convention if config.convention != "auto" else detect(root, config.annotations)
     needs_listing = convention in _LISTED or bool(config.unlisted)
@@ -101,9 +151,7 @@ def read_manifest(source: str, config: ManifestConfig, *, seed: int, known_split
         with malformed_named(config.annotations):
             annotations = read_annotations(convention, config)
         annotations = replace(annotations, batches=_errors_named(annotations.batches, config.annotations))
-    rows = _gathered(root, annotations, listing, bool(config.unlisted))
-    table, rejected, classes = _finished(rows, annotations, config, seed, known_splits)
-    return Manifest(table, rejected, classes, convention, skipped)
+    return _Opened(root, config, convention, annotations, listing, skipped)
 
 
 def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
@@ -118,15 +166,15 @@ def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
     with malformed_named(inventory or root):
         for part in listed_in_parts(root) if inventory is None else inventory_parts(inventory):
             listed = part.filter(pc.starts_with(part["uri"], below))
-            videos.append(listed.filter(pc.match_substring_regex(pc.utf8_lower(listed["uri"]), _VIDEO_NAME)))
+            videos.append(listed.filter(is_video(listed["uri"])))
             files += len(listed)
     found = pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table()
     return found, files - len(found)
 
 
-def _errors_named(batches: Iterable[pa.Table], place: str | None) -> Iterator[pa.Table]:
-    """The batches, which are read as they are taken; what is done with them meanwhile has errors of its own."""
-    with malformed_named(place):
+def _errors_named(batches: Iterable[pa.Table], uri: str | None) -> Iterator[pa.Table]:
+    """The batches, which are read as they are taken; only errors of reading name the file."""
+    with malformed_named(uri):
         yield from batches
 
 
@@ -150,47 +198,41 @@ def _from_folders(root: str, listing: pa.Table, convention: str, *, asked: bool)
         names = pa.array(list(_SPLIT_FOLDERS), pa.large_string())
         ours = pa.array(list(_SPLIT_FOLDERS.values()), pa.large_string())
         split = pc.take(ours, pc.index_in(split, names))
-    return Annotations([_annotation_table(path=uris, label=label, split=split)])
-
-
-def _annotation_table(**columns: Any) -> pa.Table:
-    length = len(columns["path"])
-    nothing = pa.nulls(length, pa.large_string())
-    return pa.table({name: columns.get(name, nothing) for name in ANNOTATION_SCHEMA.names}, schema=ANNOTATION_SCHEMA)
+    return Annotations([annotation_table(path=uris, label=label, split=split)])
 
 
 def _null_if_empty(values: Any) -> Any:
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
 
 
-def _gathered(root: str, annotations: Annotations, listing: pa.Table | None, unlisted: bool) -> _Rows:
-    """Find the place of every annotated row, a batch at a time, and keep only what is needed of it."""
+def _gathered(opened: _Opened) -> _Rows:
+    """Find the URI of every annotated row, a batch at a time, and keep only the columns that are needed."""
     rows = _Rows([], [], [], [], [], [], [], [])
-    index = None if listing is None else _ListingIndex(listing)
-    for batch in annotations.batches:
-        _add(rows, batch, _absolute_paths(root, batch["path"]), index)
-    if unlisted and index is not None:
+    index = None if opened.listing is None else _ListingIndex(opened.listing)
+    for batch in opened.annotations.batches:
+        _add(rows, batch, _absolute_paths(opened.root, batch["path"]), index)
+    if opened.config.unlisted and index is not None:
         others = index.not_among(np.concatenate([np.empty(0, np.uint64), *rows.uri_digests]))
-        _add(rows, _annotation_table(path=others), others, index)
+        _add(rows, annotation_table(path=others), others, index)
     return rows
 
 
-class _Places:
-    """Where each of N texts stands among them; made once, for any number of batches (`index_in` hashes all anew)."""
+class _RowIndex:
+    """The row of each of N texts; made once, for any number of batches (`index_in` would hash all N for each)."""
 
     def __init__(self, texts: pa.ChunkedArray | pa.Array) -> None:
         digests = name_digests(pc.fill_null(texts, ""))
         self._order = np.argsort(digests, kind="stable")
         self._digests = digests[self._order]
 
-    def places(self, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
-        """The first place of each text, null where it is not among them. [wanted]"""
+    def rows(self, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """The first row that holds each text, null where none does. [wanted]"""
         if not len(self._digests):
             return pa.nulls(len(wanted), pa.int64())
         digests = name_digests(pc.fill_null(wanted, ""))
-        place = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
-        absent = (self._digests[place] != digests) | np.asarray(wanted.is_null())
-        return pa.array(self._order[place], pa.int64(), mask=absent)
+        nearest = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        absent = (self._digests[nearest] != digests) | np.asarray(wanted.is_null())
+        return pa.array(self._order[nearest], pa.int64(), mask=absent)
 
 
 class _ListingIndex:
@@ -201,21 +243,21 @@ class _ListingIndex:
         self.versions = content_versions(listing).combine_chunks()
         self.sizes = listing["size"].combine_chunks()
 
-    def place(self, paths: pa.ChunkedArray) -> pa.Array:
+    def rows_of(self, paths: pa.ChunkedArray) -> pa.Array:
         """By URI; null where there is none."""
-        return self._by_uri.places(paths)
+        return self._by_uri.rows(paths)
 
-    def place_of_name(self, batch: pa.Table) -> pa.Array:
+    def rows_of_names(self, batch: pa.Table) -> pa.Array:
         """By ``{id}_{start}_{end}``, else by the bare id, in whatever folder the file lies."""
-        return pc.coalesce(self._by_stem.places(batch["stem"]), self._by_stem.places(batch["bare_id"]))
+        return pc.coalesce(self._by_stem.rows(batch["stem"]), self._by_stem.rows(batch["bare_id"]))
 
     @functools.cached_property
-    def _by_uri(self) -> _Places:
-        return _Places(self.uris)
+    def _by_uri(self) -> _RowIndex:
+        return _RowIndex(self.uris)
 
     @functools.cached_property
-    def _by_stem(self) -> _Places:
-        return _Places(file_stem(self.uris))
+    def _by_stem(self) -> _RowIndex:
+        return _RowIndex(file_stem(self.uris))
 
     def not_among(self, digests: Digests) -> pa.Array:
         return self.uris.filter(pa.array(~np.isin(name_digests(self.uris), digests)))
@@ -227,9 +269,9 @@ def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) 
         versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
     else:
         by_name = batch["path"].null_count == len(batch) > 0
-        place = index.place_of_name(batch) if by_name else index.place(paths)
-        uris = pc.take(index.uris, place)
-        versions, sizes = pc.take(index.versions, place), pc.take(index.sizes, place)
+        found = index.rows_of_names(batch) if by_name else index.rows_of(paths)
+        uris = pc.take(index.uris, found)
+        versions, sizes = pc.take(index.versions, found), pc.take(index.sizes, found)
     source = pc.coalesce(batch["source_video"], source_video_of(uris))
     uri_digests = name_digests(pc.fill_null(uris, ""))
     is_file = source.is_null().to_numpy()
@@ -244,7 +286,7 @@ def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) 
 
 
 def _missing_names(batch: pa.Table, uris: pa.Array) -> pa.Array:
-    """What the annotations call the videos that were not found; null for the others."""
+    """The names in the annotations of the videos that were not found; null for the others."""
     if uris.null_count == 0:
         return _nulls(len(uris), pa.string())
     names = pc.coalesce(batch["path"], batch["stem"])
@@ -271,15 +313,15 @@ def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
     below = pc.binary_join_element_wise(
         pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
     )
-    placed = pc.fill_null(pc.match_substring_regex(paths, r"^/|^\w+://"), False)
-    # `if_else` reserves room for both choices of every row.
-    if not pc.any(placed).as_py():
+    is_absolute = pc.fill_null(pc.match_substring_regex(paths, r"^/|^\w+://"), False)
+    # `if_else` allocates memory for both choices of every row: most lists need only one of them.
+    if not pc.any(is_absolute).as_py():
         return below
-    return paths if pc.all(placed).as_py() else pc.if_else(placed, paths, below)
+    return paths if pc.all(is_absolute).as_py() else pc.if_else(is_absolute, paths, below)
 
 
 def _plain(paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """``file://`` URIs as the paths that a listing gives; those of names that are no text stay what they are."""
+    """``file://`` URIs as the paths that a listing gives; those of names that are no valid text stay URIs."""
     is_uri = pc.fill_null(pc.starts_with(paths, "file://"), False)
     if not pc.any(is_uri).as_py():
         return paths
@@ -299,17 +341,10 @@ def plain_uri(uri: str) -> str:
     return path
 
 
-def content_versions(listing: pa.Table) -> pa.ChunkedArray:
-    """What tells one content of a file from the next: its ETag, else its size and time of change."""
-    size, time = (pc.cast(listing[name], pa.string()) for name in ("size", "modified_ns"))
-    size_and_time = pc.binary_join_element_wise(size, time, "-")
-    return pc.coalesce(_null_if_empty(pc.cast(listing["etag"], pa.string())), size_and_time)
-
-
 def _finished(
     rows: _Rows, annotations: Annotations, config: ManifestConfig, seed: int, known_splits: pa.Table | None
 ) -> tuple[pa.Table, pa.Table, tuple[str, ...]]:
-    """Part the rows into those to prepare, with their split, and those that cannot be, with the reason."""
+    """Divide the rows into those to prepare, with their split, and the rejected, with the reason."""
     labels, label_codes = _unified(rows.labels)
     labels, label_codes, classes = _classes(labels, label_codes, annotations, config.classes)
     splits, split_codes = _unified(rows.splits)
@@ -317,12 +352,12 @@ def _finished(
     rows.uri_digests.clear()
     is_file = np.concatenate([np.empty(0, np.bool_), *(_valid(uris) for uris in rows.uris)])
     checks = (
-        _Checked("missing", ~is_file, "the annotations name it, the source does not hold it"),
+        _Checked("missing", ~is_file, "the annotations name it, but the source does not hold it"),
         _Checked("unknown_label", _outside(label_codes, labels, classes), "its label is not in the class list"),
         _Checked(
             "unused_in_split",
             ~_outside(split_codes, splits, annotations.unused, none=True),
-            "the official split leaves it out",
+            "the official split does not use it",
         ),
         _Checked("unknown_split", _outside(split_codes, splits, SPLITS), "its split is none of train, val, test"),
         _Checked("duplicate", ~first_occurrences(uri_digests), "an earlier row names the same video"),
@@ -357,10 +392,10 @@ def _unified(chunks: list[pa.Array]) -> tuple[list[str], Codes]:
 
 
 def _classes(
-    labels: list[str], codes: Codes, annotations: Annotations, place: str | None
+    labels: list[str], codes: Codes, annotations: Annotations, class_list: str | None
 ) -> tuple[list[str], Codes, tuple[str, ...]]:
     """The labels as names, their codes, and the class list."""
-    listed = read_class_list(place) if place is not None else annotations.classes
+    listed = read_class_list(class_list) if class_list is not None else annotations.classes
     if annotations.digits_are_indices and all(re.fullmatch(r"-?\d+", label) for label in labels):
         indices = [int(label) for label in labels]
         codes = np.where(np.array([*indices, -1])[codes] < 0, np.int32(-1), codes)
@@ -387,8 +422,8 @@ def _known(digests: Digests, known: pa.Table | None) -> Codes:
     names = name_digests(known["uri"])
     order = np.argsort(names)
     splits = pc.index_in(known["split"], pa.array(SPLITS)).to_numpy()[order]
-    place = np.minimum(np.searchsorted(names[order], digests), len(order) - 1)
-    return np.where(names[order][place] == digests, splits[place], np.int32(-1))
+    nearest = np.minimum(np.searchsorted(names[order], digests), len(order) - 1)
+    return np.where(names[order][nearest] == digests, splits[nearest], np.int32(-1))
 
 
 def _sifted(rows: _Rows, checks: Sequence[_Checked]) -> tuple[npt.NDArray[np.bool_], pa.Table]:

@@ -1,4 +1,4 @@
-"""Which convention a collection follows, and where its annotations and class list are."""
+"""Which convention a collection follows, and the URIs of its annotations and class list."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.manifest.readers import (
+    PATH_COLUMNS,
     Annotations,
     read_hmdb51,
     read_kinetics,
@@ -17,14 +18,15 @@ from pipeline.manifest.readers import (
     read_table,
     read_ucf101,
 )
-from pipeline.manifest.text_columns import ManifestError, malformed_named
-from pipeline.storage.files import StorageError, absolute, exists, filesystem, join, list_files, read_bytes
+from pipeline.manifest.text_columns import ManifestError, first_line, malformed_named
+from pipeline.storage.files import absolute, exists, join, list_files, read_bytes
 
 Convention = Literal[
     "auto", "folder", "bare", "csv", "parquet", "kinetics", "ssv2", "ucf101", "hmdb51", "list", "inventory"
 ]
 
 CLASS_LISTS = Path(__file__).parent / "class_lists"
+LIST_SUFFIXES = (".csv", ".parquet", ".txt")
 _FOUND_BY_ITSELF = ("annotations.csv", "annotations.parquet")
 
 
@@ -35,28 +37,33 @@ class ManifestConfig:
     annotations: str | None = None
     """Annotation file or folder. Default: `annotations.csv` or `.parquet` in the source when there is one."""
     convention: Convention = "auto"
-    """What the annotations follow; `auto` looks at the names and the first line. `folder`: class folders."""
+    """Convention of the annotations; `auto` detects it by the names and the first line. `folder`: class folders."""
     classes: str | None = None
     """The full class list, in the order of the indices: a text file (a name a line), a JSON list, or a name that
     ships with the project (kinetics400). Default: the list that the convention has, else all labels, sorted."""
     split_number: int = 1
-    """Which of the official splits (UCF101, HMDB51: 1, 2, 3)."""
+    """Number of the official split (UCF101, HMDB51: 1, 2, 3)."""
     val_share: float = 0.1
-    """Share of each class's source videos held out as `val` where the annotations name no split."""
+    """Share of each class's source videos that becomes `val` where the annotations name no split."""
     unlisted: bool | None = None
     """Whether videos in the source that the annotations do not name are taken, without a label. Default: yes when
     the annotations are the source's own `annotations.csv` or `.parquet`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_share < 1:
-            raise ValueError(f"val_share={self.val_share}: must be in [0, 1); 0 holds nothing out")
+            raise ValueError(f"val_share={self.val_share}: must be in [0, 1); 0 makes no `val` split")
         if self.split_number not in (1, 2, 3):
-            raise ValueError(f"split_number={self.split_number}: the official splits are 1, 2 and 3")
+            raise ValueError(f"split_number={self.split_number}: must be an official split: 1, 2 or 3")
+
+
+def is_list(source: str) -> bool:
+    """Whether a source is a file that lists videos, and no folder of videos, by its name."""
+    return source.lower().endswith(LIST_SUFFIXES)
 
 
 def locate(source: str, config: ManifestConfig) -> tuple[str, ManifestConfig]:
-    """The root folder of the videos, and the configuration with the place of the annotations filled in."""
-    if source.lower().endswith((".csv", ".parquet", ".txt")) and config.annotations is None:
+    """The root folder of the videos, and the configuration with the URI of the annotations filled in."""
+    if is_list(source) and config.annotations is None:
         annotations: str | None = source
         source = source.rpartition("/")[0]
     elif config.annotations is not None:
@@ -85,16 +92,11 @@ def detect(root: str, annotations: str | None) -> Convention:
 
 def _detect_table(uri: str) -> Convention:
     """By the first line: Kinetics has a youtube_id, a manifest a header with a path, a list has neither."""
-    files, path = filesystem(uri)
-    try:
-        with files.open_input_stream(path) as stream:
-            first_line = stream.read(65536).split(b"\n")[0].decode("utf-8-sig", errors="replace").lower()
-    except OSError as error:
-        raise StorageError(uri, str(error)[:200], "check annotations=", missing=not exists(uri)) from error
-    columns = {name.strip().strip('"') for name in first_line.split(",")}
+    header = first_line(uri).decode("utf-8-sig", errors="replace").lower()
+    columns = {name.strip().strip('"') for name in header.split(",")}
     if "youtube_id" in columns:
         return "kinetics"
-    return "csv" if columns & {"path", "uri", "video", "video_path", "filename", "file"} else "list"
+    return "csv" if columns & set(PATH_COLUMNS) else "list"
 
 
 def _detect_folder(folder: str) -> Convention:
@@ -108,18 +110,18 @@ def _detect_folder(folder: str) -> Convention:
         return "ssv2"
     tables = [file for file in files if file.lower().endswith((".csv", ".txt"))]
     if not tables:
-        raise ManifestError(f"annotations={folder}: holds no annotation file of a known convention; set convention=")
+        raise ManifestError(f"annotations={folder}: contains no annotation file of a known convention; set convention=")
     return _detect_table(tables[0])
 
 
 def read_annotations(convention: str, config: ManifestConfig) -> Annotations:
-    place = config.annotations
-    if place is None:
-        raise ManifestError(f"annotations: convention={convention} needs them; give annotations=PLACE")
+    uri = config.annotations
+    if uri is None:
+        raise ManifestError(f"annotations: missing, convention={convention} reads them; give annotations=FILE")
     if convention == "ucf101":
-        return read_ucf101(place, config.split_number)
+        return read_ucf101(uri, config.split_number)
     if convention == "hmdb51":
-        return read_hmdb51(place, config.split_number)
+        return read_hmdb51(uri, config.split_number)
     readers = {
         "csv": read_table,
         "parquet": read_table,
@@ -127,21 +129,21 @@ def read_annotations(convention: str, config: ManifestConfig) -> Annotations:
         "ssv2": read_something,
         "list": read_list,
     }
-    return readers[convention](place)
+    return readers[convention](uri)
 
 
-def read_class_list(place: str) -> tuple[str, ...]:
+def read_class_list(name_or_uri: str) -> tuple[str, ...]:
     """A class list by its shipped name, from a text file (a name a line) or a JSON list.
 
     Raises:
         ManifestError: it is empty, no text in UTF-8 or no JSON list, or names a class twice.
     """
-    shipped = CLASS_LISTS / f"{place}.txt"
-    content = shipped.read_bytes() if shipped.exists() else read_bytes(place)
-    with malformed_named(f"classes={place}"):
+    shipped = CLASS_LISTS / f"{name_or_uri}.txt"
+    content = shipped.read_bytes() if shipped.exists() else read_bytes(name_or_uri)
+    with malformed_named(f"classes={name_or_uri}"):
         text = content.decode()
-        names = json.loads(text) if place.endswith(".json") else [line.strip() for line in text.splitlines()]
+        names = json.loads(text) if name_or_uri.endswith(".json") else [line.strip() for line in text.splitlines()]
         names = [str(name) for name in names if name]
     if not names or len(set(names)) != len(names):
-        raise ManifestError(f"classes={place}: is empty or names a class twice; give one name a line, each once")
+        raise ManifestError(f"classes={name_or_uri}: is empty or names a class twice; give each name once, one a line")
     return tuple(names)

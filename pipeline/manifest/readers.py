@@ -15,8 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.orc
 
 from pipeline.manifest.text_columns import (
     ManifestError,
@@ -46,9 +44,9 @@ ANNOTATION_SCHEMA = pa.schema(
 )
 """One annotated video. ``path``: relative to the source, absolute, or a URI; null where the convention gives an id
 alone (then ``stem`` is the file's name without suffix, and ``bare_id`` what some copies are named instead).
-``source_video``: clips of one source video share it, so that a split never parts them."""
+``source_video``: clips of one source video share it, so that a split never separates them."""
 
-_PATH_COLUMNS = ("uri", "path", "video", "video_path", "filename", "file")
+PATH_COLUMNS = ("uri", "path", "video", "video_path", "filename", "file")
 _LABEL_COLUMNS = ("label", "class", "class_name", "action")
 _SPLIT_COLUMNS = ("split", "subset", "set")
 _SOURCE_COLUMNS = ("source_video", "group", "youtube_id")
@@ -67,16 +65,16 @@ _SUFFIX_PATTERN = "|".join(re.escape(suffix[1:]) for suffix in VIDEO_SUFFIXES)
 
 @dataclass(frozen=True)
 class Annotations:
-    """What annotation files say."""
+    """The content of annotation files."""
 
     batches: Iterable[pa.Table]
     """Tables of `ANNOTATION_SCHEMA`, to be taken once: a list of ten million videos is never in memory as text."""
     classes: tuple[str, ...] | None = None
     """The convention's full class list in its own order; None when it has none besides the labels themselves."""
     digits_are_indices: bool = False
-    """Labels that are all whole numbers are class indices, and negative ones say "no label"."""
+    """Labels that are all whole numbers are class indices, negative ones mean "no label"."""
     unused: frozenset[str] = field(default_factory=frozenset)
-    """Values of ``split`` that say "not used in this split"."""
+    """Values of ``split`` that mean "not used in this split"."""
 
 
 def read_table(uri: str) -> Annotations:
@@ -97,7 +95,7 @@ def read_something(uri: str) -> Annotations:
     """Something-Something v2: a folder with the JSON files of labels, train, validation and test (any prefix)."""
     files = {_something_part(file): file for file in _files(uri, (".json",))}
     if "labels" not in files:
-        raise ManifestError(f"{uri}: has no labels.json, which holds the full class list; add it")
+        raise ManifestError(f"{uri}: has no labels.json, the full class list; add it")
     with malformed_named(files["labels"]):
         indices = json.loads(read_bytes(files["labels"]))
         classes = tuple(sorted(indices, key=lambda name: int(indices[name])))
@@ -123,7 +121,7 @@ def read_ucf101(uri: str, split_number: int) -> Annotations:
             r"^(?P<path>(?P<label>[^/]+)/.+?)(?:\s+\d+)?\s*$",
         )
         source = extract(listed["path"], r"(?P<source>v_\w+_g\d+)_c\d+")["source"]
-        parts.append(_rows(path=listed["path"], label=listed["label"], split=kind, source_video=source))
+        parts.append(annotation_table(path=listed["path"], label=listed["label"], split=kind, source_video=source))
     return Annotations(parts, classes)
 
 
@@ -154,7 +152,7 @@ def file_stem(paths: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def source_video_of(paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What a file's name says of its source video: Kinetics clips and UCF101 clips; null otherwise."""
+    """The source video by the file's name, of Kinetics clips and UCF101 clips; null otherwise."""
     named = pc.match_substring_regex(paths, r"_(\d{6}_\d{6}|c\d+)\.\w+$")
     if not pc.any(named).as_py():
         return pa.chunked_array([pa.nulls(len(paths), pa.large_string())])
@@ -163,17 +161,18 @@ def source_video_of(paths: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _table_rows(uri: str, table: pa.Table) -> pa.Table:
-    path = _column(table, _PATH_COLUMNS)
+    path = _column(table, PATH_COLUMNS)
     if path is None:
         raise ManifestError(
-            f"{uri}: has no column {' or '.join(_PATH_COLUMNS[:3])} among {table.column_names[:12]}; rename one"
+            f"{uri}: has no column {' or '.join(PATH_COLUMNS[:3])} among {table.column_names[:12]}; rename one"
         )
-    return _rows(
+    rows = annotation_table(
         path=path,
         label=empty_to_null(_column(table, _LABEL_COLUMNS)),
         split=_split_names(_column(table, _SPLIT_COLUMNS)),
         source_video=empty_to_null(_column(table, _SOURCE_COLUMNS)),
     )
+    return rows.filter(pc.is_valid(rows["path"])) if path.null_count else rows
 
 
 def _kinetics_rows(uri: str, table: pa.Table) -> pa.Table:
@@ -182,7 +181,7 @@ def _kinetics_rows(uri: str, table: pa.Table) -> pa.Table:
         raise ManifestError(f"{uri}: has no column {', '.join(sorted(missing))}; give the official Kinetics CSV")
     times = [_zero_padded(table[name]) for name in ("time_start", "time_end")]
     split = _split_names(_column(table, _SPLIT_COLUMNS))
-    return _rows(
+    return annotation_table(
         stem=joined("_", table["youtube_id"], *times),
         bare_id=table["youtube_id"],
         label=empty_to_null(_column(table, ("label",))),
@@ -207,17 +206,17 @@ def _something_rows(uri: str, split: str) -> pa.Table:
         schema = pa.schema([("id", pa.string()), ("template", pa.string())])
         table = pa.Table.from_pylist(json.loads(read_bytes(uri)), schema)
     label = pc.replace_substring_regex(table["template"], r"[\[\]]", "")
-    return _rows(stem=table["id"], label=label, split=split, source_video=table["id"])
+    return annotation_table(stem=table["id"], label=label, split=split, source_video=table["id"])
 
 
 def _hmdb51_rows(uri: str, label: str) -> pa.Table:
     listed = extract(read_lines(uri), r"^(?P<name>.+?)\s+(?P<flag>[012])\s*$")
-    # {film}_{class}_{body part}_{camera}_..._{number}.avi: all clips of a film share its people and places.
+    # {film}_{class}_{body part}_{camera}_..._{number}.avi: all clips of a film share its people and scenes.
     source = extract(listed["name"], rf"^(?P<source>.+)_{re.escape(label)}_.+_\d+\.\w+$")["source"]
     used = pc.if_else(pc.equal(listed["flag"], "1"), "train", "test")
     split = pc.if_else(pc.equal(listed["flag"], "0"), "unused", used)
     path = joined("/", label, listed["name"])
-    return _rows(path=path, label=label, split=split, source_video=source)
+    return annotation_table(path=path, label=label, split=split, source_video=source)
 
 
 def _list_rows(uri: str, lines: pa.ChunkedArray) -> pa.Table:
@@ -228,17 +227,17 @@ def _list_rows(uri: str, lines: pa.ChunkedArray) -> pa.Table:
     if pc.any(unread).as_py():
         line = lines.filter(unread)[0].as_py()
         raise ManifestError(f"{uri}: the line {line[:120]!r} is no `path label`; give a list of video files and labels")
-    return _rows(path=listed["path"], label=empty_to_null(listed["label"]), split=_split_of_file(uri))
+    return annotation_table(path=listed["path"], label=empty_to_null(listed["label"]), split=_split_of_file(uri))
 
 
 def _files(uri: str, suffixes: Sequence[str]) -> list[str]:
-    """The file itself, or those of a folder whose names tell train, val or test (or labels)."""
+    """The file itself, or the files of a folder that are named after train, val or test (or labels)."""
     if uri.lower().endswith(tuple(suffixes)):
         return [uri]
     listed: list[str] = list_files(uri, suffixes, recursive=False)["uri"].to_pylist()
     known = [file for file in listed if _split_of_file(file) or _something_part(file) == "labels"]
     if not known:
-        raise ManifestError(f"{uri}: holds no annotation file named after train, val or test; name the file itself")
+        raise ManifestError(f"{uri}: contains no annotation file named after train, val or test; name the file itself")
     return known
 
 
@@ -247,7 +246,7 @@ def _split_of_file(uri: str) -> str | None:
     return next((_SPLIT_NAMES[word] for word in reversed(words) if word in _SPLIT_NAMES), None)
 
 
-def _rows(**columns: Any) -> pa.Table:
+def annotation_table(**columns: Any) -> pa.Table:
     """Columns (Arrow, one text for all rows, or None) as a table of `ANNOTATION_SCHEMA`."""
     length = next(len(column) for column in columns.values() if isinstance(column, pa.Array | pa.ChunkedArray))
     arrays = []

@@ -1,4 +1,4 @@
-"""S3 Inventory: the listing that object storage writes of itself, for buckets too large to list."""
+"""S3 Inventory: a listing that object storage writes every day or week, for buckets too large to list."""
 
 from __future__ import annotations
 
@@ -15,13 +15,8 @@ from pipeline.manifest.text_columns import ManifestError, as_text, csv_batches, 
 from pipeline.storage.files import join, read_bytes
 
 
-def read_inventory(uri: str) -> pa.Table:
-    """An S3 Inventory by its ``manifest.json`` → ``uri, size, modified_ns, etag``, as `storage.list_files` gives."""
-    return pa.concat_tables(inventory_parts(uri))
-
-
 def inventory_parts(uri: str) -> Iterator[pa.Table]:
-    """An S3 Inventory as `read_inventory` gives it, a part at a time: it may list millions.
+    """An S3 Inventory by its ``manifest.json`` as listings (`storage.files.LISTING_SCHEMA`), a part at a time.
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
     """
@@ -33,7 +28,7 @@ def inventory_parts(uri: str) -> Iterator[pa.Table]:
         read = {"CSV": _inventory_csv, "Parquet": _inventory_parquet, "ORC": _inventory_orc}[manifest["fileFormat"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ManifestError(
-            f"{uri}: is no S3 Inventory manifest ({error!r} is missing); give its manifest.json"
+            f"{uri}: is not an S3 Inventory manifest ({error!r} is missing); give its manifest.json"
         ) from error
     for file in files:
         for part in read(_beside(uri, file), columns):
@@ -78,14 +73,14 @@ def _inventory_rows(table: pa.Table) -> pa.Table:
 
 
 def _url_decoded(keys: pa.Array) -> pa.Array:
-    """Keys of a CSV inventory are URL-encoded; all are decoded in one go, parted by a byte that no key holds."""
+    """Keys of a CSV inventory are URL-encoded; all are decoded in one call, separated by a byte that no key holds."""
     if len(keys) == 0:
         return keys
     return pa.array(urllib.parse.unquote_plus("\0".join(keys.to_pylist())).split("\0"), pa.large_string())
 
 
 def _beside(manifest: str, file: str) -> str:
-    """The inventory's data file; a copy that was downloaded with its manifest has it in ``data/`` beside."""
+    """The inventory's data file; of a downloaded inventory it lies in ``data/`` beside the manifest."""
     if manifest.startswith("s3://"):
         return file
     return join(manifest.rpartition("/")[0] or ".", "data", PurePosixPath(file).name)

@@ -17,7 +17,7 @@ def assign_splits(groups: Digests, classes: Codes, given: Codes, *, val_share: f
 
     Of each class, ``val_share`` of its source videos, and at least one when it has two, go to ``val``: those with
     the smallest digests. The others and all unlabelled ones go to ``train``. A source video that has rows with a
-    given split follows the first of those, so that no draw parts its clips.
+    given split follows the first of those, so that no draw separates its clips.
 
     Args:
         groups: seeded digest of each row's source video, ``[N]``.
@@ -37,7 +37,7 @@ def assign_splits(groups: Digests, classes: Codes, given: Codes, *, val_share: f
 
 
 def _is_val(class_of_group: Codes, val_share: float) -> npt.NDArray[np.bool_]:
-    """Which groups ``[G]`` (in the order of their digests) are held out: the first few of each class."""
+    """Which groups ``[G]`` (in the order of their digests) become `val`: the first few of each class."""
     order = np.argsort(class_of_group, kind="stable")
     ordered = class_of_group[order]
     first = np.searchsorted(ordered, ordered)

@@ -19,12 +19,12 @@ _ROWS_AT_ONCE = 250_000
 
 
 class ManifestError(ValueError):
-    """Annotations that do not follow their convention: what, where, and what to do."""
+    """Annotations that do not follow their convention: file, error and remedy."""
 
 
 @contextlib.contextmanager
-def malformed_named(place: str | None) -> Iterator[None]:
-    """Turn whatever a malformed file does to its reader into one error that names the file.
+def malformed_named(uri: str | None) -> Iterator[None]:
+    """Turn any error that a malformed file raises in its reader into one that names the file.
 
     Raises:
         ManifestError: it does not follow its convention.
@@ -35,11 +35,11 @@ def malformed_named(place: str | None) -> Iterator[None]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         happened = f"{type(error).__name__}: {str(error)[:200]}"
-        raise ManifestError(f"{place}: does not follow its convention ({happened}); check the file") from error
+        raise ManifestError(f"{uri}: does not follow its convention ({happened}); check the file") from error
 
 
 def line_batches(uri: str) -> Iterator[pa.ChunkedArray]:
-    # A byte that text does not hold as the separator: every line is one field, whatever its spaces and quotes.
+    # The separator is a byte that text never holds: every line is one field, whatever its spaces and quotes.
     parse = pyarrow.csv.ParseOptions(delimiter="\x01", quote_char=False)
     for batch in csv_batches(uri, ["line"], parse):
         yield batch["line"]
@@ -52,7 +52,7 @@ def read_csv(uri: str, columns: list[str] | None = None) -> pa.Table:
 def csv_batches(
     uri: str, columns: list[str] | None = None, parse: pyarrow.csv.ParseOptions | None = None
 ) -> Iterator[pa.Table]:
-    """Every column as text: an id such as 007 or 1e5 must stay what it is."""
+    """Every column as text: an id such as 007 or 1e5 must not become a number."""
     with _stream(uri) as stream:
         names = columns or _header(uri)
         reader = pyarrow.csv.open_csv(
@@ -66,10 +66,15 @@ def csv_batches(
 
 
 def _header(uri: str) -> list[str]:
+    names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line(uri) + b"\n")).column_names
+    return names
+
+
+def first_line(uri: str) -> bytes:
+    """The first line, up to 64 KiB of it, without its end."""
     with _stream(uri) as stream:
-        first_line = stream.read(65536).split(b"\n")[0]
-        names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line + b"\n")).column_names
-        return names
+        line: bytes = stream.read(65536).split(b"\n")[0]
+        return line
 
 
 def parquet_batches(uri: str) -> Iterator[pa.Table]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 
 from pipeline.storage import s3 as object_storage
@@ -29,6 +30,7 @@ __all__ = [
     "StorageError",
     "absolute",
     "content_version",
+    "content_versions",
     "delete",
     "exists",
     "filesystem",
@@ -216,7 +218,7 @@ def listed_in_parts(uri: str) -> Iterator[pa.Table]:
 
 
 def content_version(uri: str) -> str:
-    """What tells one content of an object from the next: the ETag, or size and time of the last change.
+    """The content version of one object, by the rule of `content_versions`.
 
     Raises:
         StorageError: it is missing, unreachable or not permitted.
@@ -224,9 +226,22 @@ def content_version(uri: str) -> str:
     path = local_path(uri)
     with errors_named(uri):
         if path is None:
-            return object_storage.etag(uri)
-        status = path.stat()
-        return f"{status.st_size}-{status.st_mtime_ns}"
+            row = (uri, 0, 0, object_storage.etag(uri))
+        else:
+            status = path.stat()
+            row = (uri, status.st_size, status.st_mtime_ns, "")
+    return str(content_versions(_listing([row]))[0].as_py())
+
+
+def content_versions(listing: pa.Table) -> pa.ChunkedArray:
+    """What distinguishes the contents that a URI has over time: the ETag, without one the size and time of change.
+
+    Args:
+        listing: rows of `LISTING_SCHEMA`; null where neither is known.
+    """
+    etag, size, modified = (pc.cast(listing[name], pa.string()) for name in ("etag", "size", "modified_ns"))
+    has_etag = pc.not_equal(pc.fill_null(etag, ""), "")
+    return pc.if_else(has_etag, etag, pc.binary_join_element_wise(size, modified, "-"))
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

@@ -1,4 +1,4 @@
-"""What a reader of a tagging output sees: the rows of the newest commit, of every video the newest ones.
+"""The current snapshot of a tagging output: the rows of the newest commit, of every video the newest ones.
 
 The same in DuckDB, over the files that the newest of ``_commits/`` names: ``SELECT tags.* FROM read_parquet([its
 tags]) tags JOIN (FROM read_parquet([its videos]) QUALIFY version = max(version) OVER (PARTITION BY uri)) videos
@@ -23,21 +23,21 @@ from pipeline.storage.files import StorageError, exists, filesystem, join, list_
 from pipeline.storage.retry import patiently
 from pipeline.tagging.schema import VIDEO_SCHEMA, tag_schema
 
-# What may be well the next time; everything else stays as it is until the object changes.
-TRIED_AGAIN = ("unreadable", "forbidden")
+# May succeed in the next run; every other failure stays until the object changes.
+RETRIED = ("unreadable", "forbidden")
 
 Mask = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int64]
 
 
 def read_tags(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current view of a tagging output: one row per window (`tag_schema`), or per video that failed.
+    """The current snapshot, one row per window (`tag_schema`), or per video that failed.
 
     Args:
         columns: the only ones to read; default: all.
 
     Raises:
-        StorageError: nothing was committed there.
+        StorageError: the output has no commit.
     """
     commit = _commit_to_read(output)
     schema = tag_schema(commit["settings"].get("embedding_size", 0))
@@ -47,13 +47,13 @@ def read_tags(output: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_videos(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current view of a tagging output: one row per video (`VIDEO_SCHEMA`).
+    """The current snapshot, one row per video (`VIDEO_SCHEMA`).
 
     Args:
         columns: the only ones to read; default: all.
 
     Raises:
-        StorageError: nothing was committed there.
+        StorageError: the output has no commit.
     """
     files = _commit_to_read(output)["videos"]
     table = read_files(output, files, VIDEO_SCHEMA, _with(columns, "uri", "version", "status"))
@@ -77,7 +77,7 @@ def last_commit(output: str) -> dict[str, Any] | None:
 
 
 class KnownVideos:
-    """The videos of the current view by numbers alone, a few bytes each: outputs of millions are compared with."""
+    """The videos of the current snapshot as numbers, a few bytes each: a source of millions is compared with them."""
 
     def __init__(self, output: str) -> None:
         self.output = output
@@ -88,7 +88,7 @@ class KnownVideos:
         self.uri_keys: Ids = np.sort(keys[newest & (ids >= 0)])
         """`uri_key` of every video, failed ones included."""
         self.settled_ids: Ids = np.sort(ids[newest & settled & (ids >= 0)])
-        """`video_id` of those that are not to be tried again."""
+        """`video_id` of those that need no retry."""
 
     def rows(self, uri_keys: Ids) -> pa.Table:
         """``uri, content_version`` of some videos."""
@@ -106,9 +106,9 @@ class KnownVideos:
         parts = []
         for table in self._tables(["uri", "video_id", "version", "status", "error_class"]):
             deleted = pc.equal(table["status"], DELETED).to_numpy()
-            again = pc.is_in(table["error_class"], value_set=pa.array(TRIED_AGAIN)).to_numpy()
+            retried = pc.is_in(table["error_class"], value_set=pa.array(RETRIED)).to_numpy()
             ids = np.where(deleted, -1, table["video_id"].to_numpy())
-            parts.append((uri_keys_of(table["uri"]), ids, table["version"].to_numpy(), ~again))
+            parts.append((uri_keys_of(table["uri"]), ids, table["version"].to_numpy(), ~retried))
         nothing = np.empty(0, np.int64)
         if not parts:
             return nothing, nothing, nothing, nothing.astype(bool)
@@ -130,11 +130,11 @@ def read_files(output: str, names: Sequence[str], schema: pa.Schema, columns: li
     if not names:
         return schema.empty_table().select(columns or schema.names)
     files, root = filesystem(output)
-    places = [f"{root.rstrip('/')}/{name}" for name in names]
+    paths = [f"{root.rstrip('/')}/{name}" for name in names]
 
     def read() -> pa.Table:
         with errors_named(output):
-            return pq.read_table(places, filesystem=files, schema=schema, columns=columns)
+            return pq.read_table(paths, filesystem=files, schema=schema, columns=columns)
 
     return patiently(read)
 
@@ -146,11 +146,11 @@ def last_number(output: str, folder: str, suffix: str) -> int | None:
 
 
 def file_names(output: str, folder: str, prefix: str = "") -> list[str]:
-    """Names of the files directly in a folder of the output; none where there is no folder."""
-    place = join(output, folder)
-    if not exists(place):
+    """Names of the files directly in a folder of the output; none if it does not exist."""
+    uri = join(output, folder)
+    if not exists(uri):
         return []
-    names = (uri.rsplit("/", 1)[-1] for uri in list_files(place, recursive=False)["uri"].to_pylist())
+    names = (file.rsplit("/", 1)[-1] for file in list_files(uri, recursive=False)["uri"].to_pylist())
     return [name for name in names if name.startswith(prefix)]
 
 
@@ -175,6 +175,6 @@ def _rows_of(tags: pa.Table, videos: pa.Table) -> Mask:
         return np.zeros(len(tags), bool)
     order = np.argsort(videos["video_id"].to_numpy())
     ids, versions = videos["video_id"].to_numpy()[order], videos["version"].to_numpy()[order]
-    place = np.minimum(np.searchsorted(ids, tags["video_id"].to_numpy()), len(ids) - 1)
-    belongs: Mask = (ids[place] == tags["video_id"].to_numpy()) & (versions[place] == tags["version"].to_numpy())
+    nearest = np.minimum(np.searchsorted(ids, tags["video_id"].to_numpy()), len(ids) - 1)
+    belongs: Mask = (ids[nearest] == tags["video_id"].to_numpy()) & (versions[nearest] == tags["version"].to_numpy())
     return belongs

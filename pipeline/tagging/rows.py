@@ -1,4 +1,4 @@
-"""From scores to rows: the windows of a chunk, and of each video its labels, time spans and what went wrong."""
+"""From scores to rows: the windows of a chunk, and of each video its labels, time spans and first error."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def tag_rows(units: pa.Table, scored: Mapping[tuple[int, int], Row], grid: Windo
 
 
 def video_rows(tags: Iterable[pa.Table], units: pa.Table, facts: Row) -> Iterator[dict[str, Any]]:
-    """Rows of `VIDEO_SCHEMA`, one for every video whose windows are all there.
+    """Rows of `VIDEO_SCHEMA`, one for every video whose windows are complete.
 
     Args:
         tags: rows of whole chunks, in the order of the plan; a video's rows follow each other there.
         units: the plan.
-        facts: what every row also tells.
+        facts: further columns, the same in every row.
     """
     plan: dict[int, dict[str, Any]] = {}
     for unit in units.select(["video_id", "num_windows", *_VIDEO_FACTS]).to_pylist():

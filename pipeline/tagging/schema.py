@@ -23,9 +23,9 @@ EMBEDDING = "embedding"
 
 
 def tag_schema(embedding_size: int = 0) -> pa.Schema:
-    """One window: ``labels`` by falling ``scores``; ``status`` is ``ok`` or one word for what went wrong.
+    """One window: ``labels`` by falling ``scores``; ``status`` is ``ok`` or one word for the error.
 
-    A video that could not be opened at all is one row without window and times. ``attempts``: how often it was tried.
+    A video that could not be opened at all is one row without window and times. ``attempts``: attempts at the video.
     ``run_key`` is a tag of the MLflow run. With an ``embedding_size`` there is a column ``embedding``, a list of so
     many float32 (the features before the head); zeros where the window failed, because Parquet cannot be read back with
     a missing list of fixed size.
@@ -68,5 +68,5 @@ VIDEO_SCHEMA = pa.schema(
 )
 """One video: the top ``labels`` by the mean of its windows' ``scores`` (a window that does not name a label counts 0),
 and ``spans``, by start, of every label that a window names. ``status`` is ``ok``, ``partial`` (some windows failed),
-``failed`` (no window was scored) or, in the files only, ``deleted``; ``error_class`` is one word for what went wrong
-first, ``message`` tells it. ``run_id`` is MLflow's, where it was known at the commit."""
+``failed`` (no window was scored) or, in the files only, ``deleted``; ``error_class`` is one word for the first
+error, ``message`` describes it. ``run_id`` is MLflow's, where it was known at the commit."""

@@ -1,4 +1,4 @@
-"""The stages of the tagging chain that touch videos, as callable classes for Ray Data actors.
+"""The stages of the tagging pipeline that read videos, as callable classes for Ray Data actors.
 
 Legend: W windows of a batch, T frames, H, W pixels.
 """
@@ -27,7 +27,7 @@ from pipeline.tagging.windows import PROBED_SCHEMA
 # Bounds of one request to the decoder, so that long videos fit in memory and large ones meet the deadline.
 WINDOWS_PER_REQUEST = 16
 PIXELS_PER_REQUEST = 300e6
-# A second attempt at parts of the video helps against damaged frames, not against what hangs or kills the decoder.
+# Decoding window by window helps against damaged frames, not against what hangs or kills the decoder.
 HOPELESS = ("timeout", "crashed", "out_of_memory")
 # A single frame without a rate has no duration of its own; a window must have some.
 NOMINAL_FPS = 25.0
@@ -37,7 +37,7 @@ Frames = npt.NDArray[np.uint8]  # [T, H, W, 3]
 
 
 class ProbeVideos:
-    """Videos of `PROBED_SCHEMA` → the same rows with what the probe found, or why it failed."""
+    """Videos of `PROBED_SCHEMA` → the same rows with the result of the probe, or why it failed."""
 
     def __init__(self, decode: DecodeConfig) -> None:
         self.decoder = IsolatedDecoder(decode)
@@ -65,7 +65,7 @@ class ProbeVideos:
 
 @dataclass(frozen=True)
 class DecodedWindow:
-    """One window with its frames, or without them and why."""
+    """One window with its frames, or with the reason why it has none."""
 
     unit: dict[str, Any]
     window_index: int
@@ -79,39 +79,39 @@ class DecodeWindows:
     """The units of one chunk → a row per window, in tables of exactly ``batch_size`` rows but for the last.
 
     Windows that cannot be decoded come last, with black frames, so that the batches before them stay full. With
-    ``attempts_folder`` the attempts at every unit are written down there: what killed two workers is not tried again.
+    ``begun_folder`` the attempts at every unit are recorded there: a unit that killed two workers is not retried.
     """
 
     def __init__(
-        self, decode: DecodeConfig, views: WindowViews, batch_size: int, attempts_folder: str | None = None
+        self, decode: DecodeConfig, views: WindowViews, batch_size: int, begun_folder: str | None = None
     ) -> None:
         self.decoder = IsolatedDecoder(decode)
         self.views = views
         self.batch_size = batch_size
-        self.attempts_folder = attempts_folder
+        self.begun_folder = begun_folder
 
     def __call__(self, units: pa.Table) -> Iterator[dict[str, npt.NDArray[Any]]]:
         batch: list[DecodedWindow] = []
         failed: list[DecodedWindow] = []
         attempts = self._attempts(units)
-        again = attempts is not None and attempts.begun_before
+        repeated = attempts is not None and attempts.begun_before
         for unit in units.to_pylist():
             for window in self._windows(unit) if attempts is None else self._counted(unit, attempts):
                 (batch if window.frames is not None else failed).append(window)
                 if len(batch) == self.batch_size:
-                    yield self._columns(batch, again)
+                    yield self._columns(batch, repeated)
                     batch = []
         rest = batch + failed
         for start in range(0, len(rest), self.batch_size):
-            yield self._columns(rest[start : start + self.batch_size], again)
+            yield self._columns(rest[start : start + self.batch_size], repeated)
 
     def _attempts(self, units: pa.Table) -> Attempts | None:
-        if self.attempts_folder is None or len(units) == 0:
+        if self.begun_folder is None or len(units) == 0:
             return None
-        return Attempts(join(self.attempts_folder, f"{units['chunk'][0].as_py():06d}.json"))
+        return Attempts(join(self.begun_folder, f"{units['chunk'][0].as_py():06d}.json"))
 
     def _counted(self, unit: dict[str, Any], attempts: Attempts) -> Iterator[DecodedWindow]:
-        """The windows of a unit, as one attempt at it; all failed when two were made before."""
+        """The windows of a unit, as one attempt at it; all failed when two attempts were made before."""
         key = str(unit["unit_id"])
         number = min(MOST, MOST - attempts.left(key) + 1)
         try:
@@ -119,7 +119,7 @@ class DecodeWindows:
                 for window in self._windows(unit):
                     if window.status in FATAL and attempts.left(key):
                         attempts.give_up(key)
-                    # The decoder itself has tried such a window twice.
+                    # `IsolatedDecoder` has tried such a window twice itself.
                     yield replace(window, attempts=MOST if window.status in FATAL else number)
         except DecodeError as error:
             yield from (replace(window, attempts=MOST) for window in _all_failed(unit, _indices(unit), error))
@@ -132,7 +132,7 @@ class DecodeWindows:
                 for start in range(0, len(indices), size):
                     for window in self._request(path, unit, indices[start : start + size]):
                         yield window
-                    if window.status in FATAL:  # what kills the decoder once does so again
+                    if window.status in FATAL:  # the rest of the video would kill the decoder again
                         error = DecodeError(window.status, window.message)
                         yield from _all_failed(unit, indices[start + size :], error)
                         return
@@ -140,11 +140,12 @@ class DecodeWindows:
             yield from _all_failed(unit, indices, error)
 
     def _request(self, path: Path, unit: dict[str, Any], indices: Sequence[int]) -> Iterator[DecodedWindow]:
-        """Decode some windows together; when that fails, one by one, to save those beside the damage."""
+        """Decode some windows together; when that fails, one by one, to keep those beside the damage."""
         views = [view for index in indices for view in self.views.of(unit, index)]
         try:
             clips = self.decoder.decode(path, views)
-            if is_local(unit["uri"]):  # a copy cannot change any more
+            # A download cannot change while it is decoded; a local file can, so its version is checked again.
+            if is_local(unit["uri"]):
                 _refuse_replaced(unit)
         except DecodeError as error:
             if error.reason in HOPELESS or len(indices) == 1:
@@ -162,11 +163,11 @@ class DecodeWindows:
         affordable = PIXELS_PER_REQUEST / (pixels_per_second * self.views.grid.hop_seconds)
         return max(1, min(WINDOWS_PER_REQUEST, int(affordable)))
 
-    def _columns(self, windows: Sequence[DecodedWindow], again: bool) -> dict[str, npt.NDArray[Any]]:
-        """``video`` uint8 ``[W, views * T, H, W, 3]`` and what names each row.
+    def _columns(self, windows: Sequence[DecodedWindow], repeated: bool) -> dict[str, npt.NDArray[Any]]:
+        """``video`` uint8 ``[W, views * T, H, W, 3]`` and the columns that identify each row.
 
         Args:
-            again: whether the chunk was begun before.
+            repeated: whether the chunk was begun before.
         """
         video = np.zeros((len(windows), *self.views.stacked_size, 3), np.uint8)
         for row, window in enumerate(windows):
@@ -179,18 +180,18 @@ class DecodeWindows:
             "status": np.asarray([window.status for window in windows], object),
             "message": np.asarray([window.message for window in windows], object),
             "attempts": np.asarray([window.attempts for window in windows], np.int64),
-            "again": np.full(len(windows), again),
+            "repeated": np.full(len(windows), repeated),
             "video": video,
         }
 
 
 @contextlib.contextmanager
 def _fetched(unit: Mapping[str, Any]) -> Iterator[Path]:
-    """A local path with the content that was planned; storage that fails now and then is asked again.
+    """A local path with the content that was planned; transient errors of the storage are retried.
 
     Raises:
         DecodeError: the object has other content by now.
-        StorageError: it is gone or forbidden, or the storage failed several times.
+        StorageError: it is missing or forbidden, or the storage kept failing.
     """
     with contextlib.ExitStack() as stack:
         path = patiently(lambda: stack.enter_context(local_copy(unit["uri"])))

@@ -1,4 +1,4 @@
-"""Which pictures the model sees of a window: the window's own frames, or the test protocol's views of a whole video."""
+"""The views that the model sees of a window: the window's own frames, or the test protocol's of a whole video."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class WindowViews:
         views = []
         for clip in range(self.whole.clips):
             indices = evaluation_indices(unit["num_frames"], unit["fps"], view, clip, self.whole.clips)
-            # The middle of a frame's time, so that rounding cannot show its neighbour.
+            # The middle of a frame's time, so that rounding cannot select its neighbour.
             times = (indices + 0.5) / unit["fps"]
             crops = evaluation_crops(unit["height"], unit["width"], self.whole.crops)
             views += [TimeView(np.asarray(times), crop, (height, width)) for crop in crops]

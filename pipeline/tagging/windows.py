@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.schema import OK, clip_id
 
-# Rows of videos without windows (failed the probe, gone from the source) are cheap: many to a file.
+# Rows of videos without windows (the probe failed, deleted from the source) are cheap: many to a file.
 FAILURES_PER_CHUNK = 4096
 
 PROBED_SCHEMA = pa.schema(
@@ -33,7 +33,7 @@ PROBED_SCHEMA = pa.schema(
         pa.field("message", pa.string(), nullable=False),
     ]
 )
-"""One video as the probe found it; ``status`` is ``ok`` or one word for what is wrong, ``message`` says it in full."""
+"""One video as the probe found it; ``status`` is ``ok`` or one word for the error, ``message`` describes it."""
 
 UNIT_SCHEMA = pa.schema(
     [

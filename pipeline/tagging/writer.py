@@ -1,12 +1,15 @@
 """What a tagging job writes: plans, immutable files, numbered commits. Readers: `pipeline.tagging.reader`.
 
     units/000002.parquet                 the plan of version 2, written only if absent
-    tags/000002-000005-00000007.parquet  rows of its chunk 5, a single PUT by the writer of attempt 7
+    tags/000002-000005-00000007.parquet  rows of its chunk 5, a single PUT by the writer of generation 7
     videos/000002-00000008.parquet       one row a video, derived from them at the commit
-    _commits/2.json                      written last: all files of the current view
+    _commits/2.json                      written last: all files of the current snapshot
+    _begun/000002/000005.json            chunk 5 was begun: attempts at its units (`pipeline.decode.crash_budget`)
+    _begun/000002/00000008.lost-3        generation 8 found three chunks begun and not finished
 
-A video that changed has rows of a later version, which supersede the earlier ones; one that is gone has a tombstone.
-Files carry the attempt of their writer: one that was cut off and comes back touches nobody else's.
+A video that changed has rows of a later version, which supersede the earlier ones; a deleted one has a tombstone.
+Files carry the generation of their writer, the number of its exclusive lock: a writer that was cut off and returns
+never overwrites a file of a later one.
 """
 
 from __future__ import annotations
@@ -40,25 +43,25 @@ Commit = Mapping[str, Any]
 class PlannedVersion:
     """One version of an output, from its plan to its commit."""
 
-    def __init__(self, output: str, version: int, writer: int = 0) -> None:
+    def __init__(self, output: str, version: int, generation: int = 0) -> None:
         """Open the plan of ``version``.
 
         Args:
-            writer: names the files that are written from here; higher than that of every earlier writer.
+            generation: names the files that this writer writes; higher than that of every earlier writer.
 
         Raises:
             StorageError: it cannot be read.
         """
-        self.output, self.version, self.writer = output, version, writer
+        self.output, self.version, self.generation = output, version, generation
         self.units = pq.read_table(pa.BufferReader(patiently(lambda: read_bytes(_plan_uri(output, version)))))
         self.settings: dict[str, Any] = json.loads(self.units.schema.metadata[b"settings"])
         boundaries = np.flatnonzero(np.diff(self.units["chunk"].to_numpy(), prepend=-1))
         self._offsets = [*boundaries.tolist(), len(self.units)]
 
     @property
-    def attempts_folder(self) -> str:
-        """Where the attempts at this version's units are counted (`pipeline.decode.crash_budget`)."""
-        return join(self.output, "_attempts", f"{self.version:06d}")
+    def begun_folder(self) -> str:
+        """Where each chunk that was begun has a file with the attempts at its units."""
+        return join(self.output, "_begun", f"{self.version:06d}")
 
     @property
     def num_chunks(self) -> int:
@@ -81,40 +84,40 @@ class PlannedVersion:
 
     @property
     def num_videos(self) -> int:
-        """Videos of the plan, those included that are gone."""
+        """Videos of the plan, deleted ones included."""
         return len(pc.unique(self.units["video_id"]))
 
     def count_begun(self, missing: Sequence[int]) -> set[int]:
-        """Those of the missing chunks on which an earlier job had begun; their number is kept (`chunks_lost`)."""
-        names = self._attempt_files()
+        """Those of the missing chunks that an earlier job had begun; their number is kept (`chunks_lost`)."""
+        names = self._begun_files()
         begun = {int(name.removesuffix(".json")) for name in names if name.endswith(".json")} & set(missing)
         if begun:
-            place = join(self.attempts_folder, f"{self.writer:08d}.lost-{len(begun)}")
-            patiently(lambda: write_bytes(place, b""))
+            marker = join(self.begun_folder, f"{self.generation:08d}.lost-{len(begun)}")
+            patiently(lambda: write_bytes(marker, b""))
         return begun
 
     def chunks_lost(self) -> int:
         """How many chunks were begun and not finished by jobs that ended, all of them together."""
-        return sum(int(name.rpartition("-")[2]) for name in self._attempt_files() if ".lost-" in name)
+        return sum(int(name.rpartition("-")[2]) for name in self._begun_files() if ".lost-" in name)
 
-    def _attempt_files(self) -> list[str]:
-        return patiently(lambda: file_names(self.output, f"_attempts/{self.version:06d}"))
+    def _begun_files(self) -> list[str]:
+        return patiently(lambda: file_names(self.output, f"_begun/{self.version:06d}"))
 
     def write_chunk(self, number: int, rows: pa.Table) -> None:
         """Write the rows of one chunk as its file: the same rows whenever and wherever it is done."""
-        name = f"{self.version:06d}-{number:06d}-{self.writer:08d}.parquet"
+        name = f"{self.version:06d}-{number:06d}-{self.generation:08d}.parquet"
         content = _parquet(rows.cast(self._tag_schema))
         patiently(lambda: write_bytes(join(self.output, "tags", name), content))
 
     def commit(
         self, facts: Mapping[str, Any], *, partial: bool = False, seal: Callable[[Commit], None] = lambda _: None
     ) -> dict[str, Any]:
-        """Derive ``videos/`` from the version's tags and name all files of the new view.
+        """Derive ``videos/`` from the version's tags and name all files of the new snapshot.
 
         Args:
-            facts: what the commit should also tell (run id, source).
-            partial: commit what is done; videos of which windows are missing are left to a later version.
-            seal: decides, once all files are there, whether this commit holds; raises when it must not.
+            facts: further entries of the commit (run id, source).
+            partial: commit the finished chunks; videos of which windows are missing are left to a later version.
+            seal: decides, once all files exist, whether this commit holds; raises when it must not.
 
         Raises:
             StorageError: another job committed this version, or a chunk is missing.
@@ -126,7 +129,7 @@ class PlannedVersion:
                 join(self.output, "tags"), f"chunk {missing[0]} of version {self.version} is missing", "run tag again"
             )
         tags = [files[number] for number in sorted(files)]
-        videos = f"videos/{self.version:06d}-{self.writer:08d}.parquet"
+        videos = f"videos/{self.version:06d}-{self.generation:08d}.parquet"
         self._write_videos(videos, tags, facts)
         previous = last_commit(self.output) or {"version": -1, "tags": [], "videos": []}
         commit = {
@@ -139,13 +142,16 @@ class PlannedVersion:
             "settings": self.settings,
             **facts,
         }
+        # The seal takes the next generation by one conditional write. Without it, a writer that was cut off after its
+        # last check of the lock could publish beside its successor. Who dies between the two lines has decided already:
+        # the next start publishes the sealed commit.
         seal(commit)
         publish(self.output, commit)
         return commit
 
     def _write_videos(self, name: str, tags: Sequence[str], facts: Mapping[str, Any]) -> None:
-        told = {"weights_digest": str(self.settings["weights_digest"]), "run_id": facts.get("run_id")}
-        rows = video_rows(self._tables(tags), self.units, told)
+        common = {"weights_digest": str(self.settings["weights_digest"]), "run_id": facts.get("run_id")}
+        rows = video_rows(self._tables(tags), self.units, common)
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, VIDEO_SCHEMA, compression="zstd") as file:
             while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
@@ -173,7 +179,7 @@ class PlannedVersion:
 
 
 def write_plan(output: str, version: int, units: pa.Table, settings: Mapping[str, Any]) -> bool:
-    """Keep the plan of a version before any of its work begins.
+    """Write the plan of a version before any of its work begins.
 
     Returns:
         False when the version has a plan already; that one holds.
@@ -182,25 +188,25 @@ def write_plan(output: str, version: int, units: pa.Table, settings: Mapping[str
     return patiently(lambda: write_if_absent(_plan_uri(output, version), _parquet(table)))
 
 
-def unfinished_version(output: str, writer: int = 0) -> PlannedVersion | None:
+def unfinished_version(output: str, generation: int = 0) -> PlannedVersion | None:
     """The version that was planned but not committed, when an earlier run was cut off."""
     planned = last_number(output, "units", ".parquet")
     committed = last_number(output, "_commits", ".json")
     if planned is None or planned == committed:
         return None
-    return PlannedVersion(output, planned, writer)
+    return PlannedVersion(output, planned, generation)
 
 
 def publish(output: str, commit: Commit) -> None:
-    """Show a commit to readers; one that is shown already stays as it is.
+    """Make a commit visible to readers; a published one never changes.
 
     Raises:
         StorageError: its version has another commit.
     """
-    place = join(output, "_commits", f"{commit['version']}.json")
+    uri = join(output, "_commits", f"{commit['version']}.json")
     content = json.dumps(dict(commit), indent=2).encode()
-    if not patiently(lambda: write_if_absent(place, content)) and patiently(lambda: read_bytes(place)) != content:
-        raise StorageError(place, "another job committed this version", "give each tagging job its own output")
+    if not patiently(lambda: write_if_absent(uri, content)) and patiently(lambda: read_bytes(uri)) != content:
+        raise StorageError(uri, "another job committed this version", "give each tagging job its own output")
 
 
 def _parquet(table: pa.Table) -> bytes:

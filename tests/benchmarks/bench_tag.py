@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -33,11 +34,12 @@ from ray.cluster_utils import Cluster
 
 from hiera_video.augmentation.basic import normalize_video
 from jobs.runs.tracking import TrackingConfig
+from jobs.scoring import stage as scoring_stage
 from jobs.scoring.classifier import find_classifier
-from jobs.scoring.window_scores import Answers, ScoreWindows, best_classes
-from jobs.tagging import pipeline as tag_chain
+from jobs.scoring.stage import Answers, ScoreViews, best_classes
+from jobs.tagging import pipeline as tagging_pipeline
 from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tagging.pipeline import WINDOW_COLUMNS, tagging_chain
+from jobs.tagging.pipeline import WINDOW_COLUMNS, tagging_graph
 from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import center_crop
 from pipeline.storage.files import content_version
@@ -109,7 +111,7 @@ def _probed(paths: Sequence[Path]) -> pa.Table:
 def _with_base(
     model: torch.nn.Module, plans: Mapping[str, ScoringPlan], units: pa.Table, decode: float
 ) -> dict[str, Any]:
-    """The chain against its parts and the plain script, and how far the scores of the same windows lie apart."""
+    """The graph against its parts and the plain script, and how far the scores of the same windows lie apart."""
     torch.set_num_threads(os.cpu_count() or 1)
     started = time.perf_counter()
     theirs = _plain_script(model, units, plans["fp32"])
@@ -129,14 +131,14 @@ def _with_base(
 
 
 def _with_a_sleeping_model(plan: ScoringPlan, videos: pa.Table, decode: float, windows: int) -> dict[str, Any]:
-    """The chain with a model as fast as decoding, and one twice as fast; two decoders."""
+    """The graph with a model as fast as decoding, and one twice as fast; two decoders."""
     plan = _with(plan, workers=1, decode_workers=PROCESSES, batch_size=SLEEPING_BATCH)
     units = plan_units(videos, plan.views.grid, SLEEPING_BATCH * BATCHES_PER_CHUNK)
     units = _repeated(units, -(-windows // _count(units)))
     figures: dict[str, Any] = {}
     with _ray():
         for seconds in (1 / decode, 0.5 / decode):
-            with _stage("ScoreWindows", sleeping_model(seconds)):
+            with _replaced(scoring_stage, "ScoreViews", sleeping_model(seconds)):
                 rate = _rate(_noted(plan, units, []))
             name = f"chain, model sleeps {seconds * 1e3:.0f} ms a window"
             figures[name] = _row(rate, min(decode, 1 / seconds), decode, 1 / seconds)
@@ -181,7 +183,7 @@ def bare(kind: str, folder: str) -> None:
     if kind == "decode":
         work: Callable[[], int] = lambda: sum(len(batch["video"]) for _ in range(3) for batch in decode(units))  # noqa: E731
     else:
-        score = ScoreWindows(plan.weights, plan.config.precision, False, WINDOW_COLUMNS, plan.wanted, BATCH)
+        score = ScoreViews(plan.weights, plan.config.precision, False, WINDOW_COLUMNS, plan.wanted, BATCH)
         work = functools.partial(_score_some, score, batch, 4)
         score(batch)
     Path(folder, f"ready-{os.getpid()}").touch()
@@ -192,7 +194,7 @@ def bare(kind: str, folder: str) -> None:
     print(windows / (time.perf_counter() - started))
 
 
-def _score_some(score: ScoreWindows, batch: dict[str, npt.NDArray[Any]], times: int) -> int:
+def _score_some(score: ScoreViews, batch: dict[str, npt.NDArray[Any]], times: int) -> int:
     return sum(len(score(batch)) for _ in range(times))
 
 
@@ -204,10 +206,10 @@ def _rate(blocks: Iterator[int]) -> float:
 
 
 def _noted(plan: ScoringPlan, units: pa.Table, rows: list[dict[str, Any]]) -> Iterator[int]:
-    """Windows of each block of the chain; their rows are kept."""
+    """Windows of each block of the dataset graph; their rows are kept."""
     numbers = units["chunk"].to_numpy()
     chunks = [units.filter(pa.array(numbers == number)) for number in np.unique(numbers)]
-    for batch in tagging_chain(chunks, plan).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in tagging_graph(chunks, plan).iter_batches(batch_size=None, batch_format="pyarrow"):
         rows += batch.to_pylist()
         yield len(batch)
 
@@ -221,7 +223,7 @@ class SleepingModel:
         self.keep = keep
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> pa.Table:
-        """See `ScoreWindows`."""
+        """See `ScoreViews`."""
         time.sleep(self.seconds * len(batch["chunk"]))
         scores = np.ones((len(batch["chunk"]), 1), np.float32)
         return pa.table({name: pa.array(batch[name]) for name in self.keep} | best_classes(scores, Answers(top_k=1)))
@@ -248,14 +250,14 @@ class SleepingDecoder(DecodeWindows):
 
 
 @contextmanager
-def _stage(name: str, replacement: Any) -> Iterator[None]:
-    """Another class as a stage of the chain."""
-    original = getattr(tag_chain, name)
-    setattr(tag_chain, name, replacement)
+def _replaced(module: ModuleType, name: str, replacement: Any) -> Iterator[None]:
+    """Another class as a stage of the dataset graph."""
+    original = getattr(module, name)
+    setattr(module, name, replacement)
     try:
         yield
     finally:
-        setattr(tag_chain, name, original)
+        setattr(module, name, original)
 
 
 def _plain_script(model: torch.nn.Module, units: pa.Table, plan: ScoringPlan) -> Scores:
@@ -329,7 +331,10 @@ def _rate_on(nodes: int, plan: ScoringPlan, chunks: int) -> float:
     plan = _with(plan, workers=nodes, decode_workers=nodes, batch_size=SLEEPING_BATCH)
     plan = dataclasses.replace(plan, views=dataclasses.replace(plan.views, input_size=SMALL))
     try:
-        with _stage("DecodeWindows", SleepingDecoder), _stage("ScoreWindows", SleepingModel):
+        with (
+            _replaced(tagging_pipeline, "DecodeWindows", SleepingDecoder),
+            _replaced(scoring_stage, "ScoreViews", SleepingModel),
+        ):
             return _rate(_noted(plan, units, []))
     finally:
         ray.shutdown()

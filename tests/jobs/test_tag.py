@@ -1,4 +1,4 @@
-"""Tagging a folder with good and bad videos, going on after a cut, and finding nothing new."""
+"""Tagging a folder with good and bad videos, resuming after a cut, and nothing new."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_cut_run_does_only_what_is_missing(tagged: tuple[TagConfig, dict[str, 
     output = Path(config.output)
     (output / "_commits" / "0.json").unlink()
     next((output / "tags").glob("000000-000001-*.parquet")).unlink()
-    shutil.rmtree(output / "attempts")  # as if the run had been killed before it could decide on the commit
+    shutil.rmtree(output / "generations")  # as if the run had been killed before it could decide on the commit
     again = run(replace(config, workers=2))
     assert (again["chunks_done"], again["chunks_skipped"]) == (1, report["chunks_done"] - 1)
     assert again["chunks_done_again"] == 1
@@ -133,7 +133,7 @@ def test_another_setting_or_other_weights_need_another_output(
     save_model(other, create_model("mae_hiera_test_8x64"))
     with pytest.raises(UserError, match="not a video classifier"):
         run(replace(config, init=str(other)))
-    with pytest.raises(UserError, match=r"labels=\['flies'\]: no labels of init=.* it knows 8: moves_left"):
+    with pytest.raises(UserError, match=r"labels=\['flies'\]: no labels of init=.* choose among its 8: moves_left"):
         run(replace(config, labels=("flies",)))
     with pytest.raises(UserError, match="take 99 CPUs"):
         run(replace(config, workers=98, output=str(tmp_path / "out")))

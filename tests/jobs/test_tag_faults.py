@@ -25,7 +25,7 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.runs.tracking import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig, run
-from jobs.tagging import pipeline as tag_chain
+from jobs.tagging import pipeline as tagging_pipeline
 from pipeline.storage.files import join, write_bytes
 from pipeline.storage.s3 import s3_client
 from pipeline.tagging.reader import read_tags, read_videos
@@ -59,11 +59,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def peace(weights: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
-    """The view of a run that was left in peace."""
+    """The snapshot of a run that was left in peace."""
     output = tmp_path_factory.mktemp("peace") / "tags"
     keys = _keys(source, weights, output)
     subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, timeout=300)
-    return _view(output)
+    return _snapshot(output)
 
 
 def _keys(source: Path | str, weights: Path, output: Path | str) -> list[str]:
@@ -71,17 +71,17 @@ def _keys(source: Path | str, weights: Path, output: Path | str) -> list[str]:
     return [*(f"{key}={value}" for key, value in settings.items()), "tracking.uri=none", "gallery_videos=0"]
 
 
-def _view(output: Path | str) -> dict[tuple[str, int], Any]:
+def _snapshot(output: Path | str) -> dict[tuple[str, int], Any]:
     """(name, window) → labels and scores, each once."""
     rows = read_tags(str(output)).to_pylist()
-    view = {(row["uri"].rsplit("/", 1)[-1], row["window_index"]): row for row in rows}
-    assert len(view) == len(rows)
-    return view
+    snapshot = {(row["uri"].rsplit("/", 1)[-1], row["window_index"]): row for row in rows}
+    assert len(snapshot) == len(rows)
+    return snapshot
 
 
-def _assert_equal(view: dict[tuple[str, int], Any], peace: dict[tuple[str, int], Any]) -> None:
-    assert view.keys() == peace.keys()
-    for key, row in view.items():
+def _assert_equal(snapshot: dict[tuple[str, int], Any], peace: dict[tuple[str, int], Any]) -> None:
+    assert snapshot.keys() == peace.keys()
+    for key, row in snapshot.items():
         assert row["labels"] == peace[key]["labels"]
         np.testing.assert_allclose(row["scores"], peace[key]["scores"], atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_five_kills_in_a_row_leave_every_unit_once(
         done = now
         begun_not_done += len(_begun(output) - {name.split("-")[1] for name in done})
     finished = subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, text=True, timeout=300)
-    _assert_equal(_view(output), peace)
+    _assert_equal(_snapshot(output), peace)
     assert len(read_videos(str(output))) == VIDEOS + 1
     report = json.loads((output / "report.json").read_text())
     assert report["chunks_skipped"] >= len(done), finished.stderr
@@ -131,7 +131,7 @@ def _chunk_times(output: Path) -> dict[str, int]:
 
 
 def _begun(output: Path) -> set[str]:
-    return {path.stem for path in (output / "_attempts" / "000000").glob("*.json")}
+    return {path.stem for path in (output / "_begun" / "000000").glob("*.json")}
 
 
 def _kill_a_worker(job: subprocess.Popen[bytes], draw: random.Random) -> None:
@@ -155,7 +155,7 @@ def test_sigterm_commits_what_is_done_and_the_next_run_the_rest(
     output = tmp_path / "tags"
     keys = _keys(source, weights, output)
     job = subprocess.Popen(command("jobs.tag", *keys), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (output / "attempts").exists():
+    while not (output / "generations").exists():
         assert job.poll() is None
         time.sleep(0.1)
     second = subprocess.run(command("jobs.tag", *keys), capture_output=True, text=True, timeout=100, check=False)
@@ -166,7 +166,7 @@ def test_sigterm_commits_what_is_done_and_the_next_run_the_rest(
     assert job.wait(60) == 3
     assert 0 < len(read_videos(str(output))) < VIDEOS + 1
     subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, timeout=300)
-    _assert_equal(_view(output), peace)
+    _assert_equal(_snapshot(output), peace)
 
 
 class _DiesOfOneVideo(DecodeWindows):
@@ -193,7 +193,7 @@ def test_one_crashing_video_is_one_failed_row_after_two_attempts(
     source = tmp_path / "source"
     render_motion_videos(source, 40, seed=5, size=64, num_frames=20)
     next(source.rglob("*.mp4")).rename(source / "killer.mp4")
-    monkeypatch.setattr(tag_chain, "DecodeWindows", _DiesOfOneVideo)
+    monkeypatch.setattr(tagging_pipeline, "DecodeWindows", _DiesOfOneVideo)
     config = TagConfig(
         source=str(source), init=str(weights), output=str(tmp_path / "tags"), batch_size=4, chunk_batches=2,
         gallery_videos=0, tracking=TrackingConfig(uri="none"),
@@ -214,7 +214,7 @@ def test_object_storage_on_a_bad_day(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A fifth of all requests fail, stall or break off, for source and output: the same view as in peace."""
+    """A fifth of all requests fail, stall or break off, for source and output: the same snapshot as in peace."""
     with light_s3_server() as server:
         set_s3_environment(monkeypatch, server)
         s3_client().create_bucket(Bucket="tags")
@@ -226,7 +226,7 @@ def test_object_storage_on_a_bad_day(
             subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, text=True, timeout=500)
         assert all(counts[fault] > 10 for fault in FAULTS)
         monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-        _assert_equal(_view("s3://tags/out"), peace)
+        _assert_equal(_snapshot("s3://tags/out"), peace)
         assert read_videos("s3://tags/out")["status"].to_pylist().count("ok") == VIDEOS
 
 

@@ -27,8 +27,9 @@ from jobs.register import RegisterConfig
 from jobs.register import run as register
 from jobs.runs import exclusive_lock as exclusive_lock
 from jobs.runs.tracking import TrackingConfig
-from jobs.scoring.window_scores import ScoreWindows
+from jobs.scoring.stage import ScoreViews
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.tagging import job
 from jobs.tagging.config import ScoringPlan, TagConfig
 from jobs.tagging.pipeline import WINDOW_COLUMNS, ScoredChunk, answer
 from pipeline.decode.config import DecodeConfig
@@ -51,22 +52,22 @@ def _probed(fresh: pa.Table, decode: DecodeConfig, _scoring: Any) -> pa.Table:
 
 
 def _scored(planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan) -> Iterator[ScoredChunk]:
-    """The stages of `tagging_chain`, one after the other."""
-    decode = DecodeWindows(plan.config.decode, plan.views, plan.config.batch_size, planned.attempts_folder)
-    weights, batch_size = plan.weights, plan.config.batch_size
-    score = ScoreWindows(weights, plan.config.precision, False, WINDOW_COLUMNS, plan.wanted, batch_size)
+    """The stages of `tagging_graph`, one after the other."""
+    decode = DecodeWindows(plan.config.decode, plan.views, plan.config.batch_size, planned.begun_folder)
+    batch_size = plan.config.batch_size
+    score = ScoreViews(plan.weights, plan.config.precision, False, WINDOW_COLUMNS, plan.wanted, batch_size)
     for number in missing:
         batches = decode(planned.chunk(number)) if planned.count_windows([number]) else ()
         rows = [row for batch in batches for row in score(batch).to_pylist()]
         answers = {(row["unit_id"], row["window_index"]): answer(row, plan) for row in rows}
         time.sleep(PACE_SECONDS)
-        yield ScoredChunk(number, answers, any(row["again"] for row in rows))
+        yield ScoredChunk(number, answers, any(row["repeated"] for row in rows))
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TagConfig:
-    monkeypatch.setattr(tag, "probe_videos", _probed)
-    monkeypatch.setattr(tag, "scored_chunks", _scored)
+    monkeypatch.setattr(job, "probe_videos", _probed)
+    monkeypatch.setattr(job, "scored_chunks", _scored)
     monkeypatch.setattr(exclusive_lock, "BEAT_SECONDS", 0.2)
     torch.manual_seed(0)
     save_model(tmp_path / "w.safetensors", create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
@@ -84,12 +85,12 @@ def test_five_kills_in_a_row_leave_every_unit_once(config: TagConfig, tmp_path: 
     draw, output = random.Random(0), Path(config.output)
     done: dict[str, int] = {}
     for _ in range(5):
-        job = _started(config)
+        running = _started(config)
         _wait_for_chunks(output, len(done) + 2)
         time.sleep(draw.uniform(0, 0.15))
-        assert job.is_alive()
-        job.kill()
-        job.join()
+        assert running.is_alive()
+        running.kill()
+        running.join()
         now = {path.name: path.stat().st_mtime_ns for path in (output / "tags").glob("*.parquet")}
         assert {name: now[name] for name in done} == done
         done = now
@@ -103,13 +104,13 @@ def test_five_kills_in_a_row_leave_every_unit_once(config: TagConfig, tmp_path: 
 
 
 def test_a_second_job_is_refused_and_sigterm_commits_what_is_done(config: TagConfig, tmp_path: Path) -> None:
-    job = _started(config)
+    running = _started(config)
     _wait_for_chunks(Path(config.output), 5)
-    with pytest.raises(UserError, match=r"another job is at work on it \(attempt 1, process"):
+    with pytest.raises(UserError, match=r"another job is at work on it \(generation 1, process"):
         tag.run(config)
-    assert job.is_alive()
-    job.terminate()
-    job.join()
+    assert running.is_alive()
+    running.terminate()
+    running.join()
     done = len(read_videos(config.output))
     assert 0 < done < VIDEOS + 1
     report = tag.run(config)
@@ -141,14 +142,14 @@ def test_weights_of_the_registry_tag_until_the_alias_moves(config: TagConfig, tm
 def test_a_source_that_cannot_be_right_stops_the_job_before_anything_is_planned(config: TagConfig) -> None:
     for number in range(VIDEOS + 2):
         (Path(config.source) / f"text{number:02d}.mp4").write_text("no video")
-    with pytest.raises(WorkStoppedError, match=r"15 of 27 videos failed already \(not_a_video: 15\); look at .*broken"):
+    with pytest.raises(WorkStoppedError, match=r"15 of 27 videos have failed \(not_a_video: 15\); look at .*broken"):
         tag.run(config)
     assert not (Path(config.output) / "units").exists()
     assert tag.run(replace(config, max_failed_share=0.6))["failed_videos"] == VIDEOS + 3
 
 
 def test_object_storage_on_a_bad_day(config: TagConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fifth of all requests fail, stall or break off, for source and output: the view of a day in peace."""
+    """A fifth of all requests fail, stall or break off, for source and output: the snapshot of a day in peace."""
     tag.run(config)
     with light_s3_server() as server:
         set_s3_environment(monkeypatch, server)
@@ -166,9 +167,9 @@ def test_object_storage_on_a_bad_day(config: TagConfig, tmp_path: Path, monkeypa
 
 
 def _started(config: TagConfig) -> multiprocessing.process.BaseProcess:
-    job = multiprocessing.get_context("fork").Process(target=tag.run, args=(config,))
-    job.start()
-    return job
+    running = multiprocessing.get_context("fork").Process(target=tag.run, args=(config,))
+    running.start()
+    return running
 
 
 def _wait_for_chunks(output: Path, count: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 from jobs.runs import exclusive_lock as module
 from jobs.runs.exclusive_lock import exclusive_lock
 from jobs.runs.fencing import SupersededError
-from jobs.tag import publish_what_was_decided
+from jobs.tagging.job import publish_sealed_commit
 from pipeline.tagging import writer as tag_output
 from pipeline.tagging.reader import last_commit, read_videos
 from pipeline.tagging.rows import tag_rows
@@ -32,7 +32,7 @@ def output(tmp_path: Path) -> str:
     rows = [{"video_id": number, "uri": f"{number}.mp4", **video} for number in range(2)]
     units = plan_units(pa.Table.from_pylist(rows, schema=PROBED_SCHEMA), GRID, 4)
     write_plan(str(tmp_path), 0, units, {"weights_digest": "abc"})
-    planned = PlannedVersion(str(tmp_path), 0, writer=1)
+    planned = PlannedVersion(str(tmp_path), 0, generation=1)
     planned.write_chunk(0, tag_rows(planned.chunk(0), {}, GRID, 0, "key"))
     return str(tmp_path)
 
@@ -47,11 +47,11 @@ def test_what_was_decided_is_shown_by_whoever_comes_next(output: str, monkeypatc
             PlannedVersion(output, 0, writer.generation).commit({"run_id": "first"}, seal=writer.seal)
     assert last_commit(output) is None
     with exclusive_lock(output):
-        publish_what_was_decided(output)
+        publish_sealed_commit(output)
     commit = last_commit(output)
     assert commit is not None
     assert commit["run_id"] == "first"
-    publish_what_was_decided(output)
+    publish_sealed_commit(output)
     assert len(read_videos(output)) == 2
 
 

@@ -17,11 +17,7 @@ from hiera_video.models.presets import create_model, model_config
 from hiera_video.weights.checkpoint_files import huggingface_state_dict, official_state_dict, save_model
 from jobs import export
 from jobs.core.errors import UserError
-from jobs.core.init_source import SAMPLING
-from jobs.evaluate import EvaluateConfig, match_classes, named_by_the_set, warn_other_sampling
 from jobs.scoring.classifier import Classifier, PublicWeightsConfig, find_classifier
-from pipeline.schema import UNLABELLED
-from pipeline.shards.reader import PreparedSet
 
 
 def official(path: Path, classes: int = 400) -> Path:
@@ -31,16 +27,11 @@ def official(path: Path, classes: int = 400) -> Path:
     return path
 
 
-def prepared(*classes: str) -> PreparedSet:
-    return PreparedSet("set", 1, "digest", classes, (), {})
-
-
 def test_official_weights_of_400_classes_are_kinetics(tmp_path: Path) -> None:
     found = find_classifier(str(official(tmp_path / "hiera.pth")))
     assert (found.input_size, len(found.classes)) == ((8, 64, 64), 400)
     assert (found.classes[0], found.classes[399]) == ("abseiling", "zumba")
     assert found.architecture == model_config("hiera_test_8x64", num_classes=400)
-    assert match_classes(found, prepared("zumba", "abseiling")) == {0: (399,), 1: (0,), UNLABELLED: ()}
 
 
 def test_scores_are_those_of_the_model_that_was_saved(tmp_path: Path) -> None:
@@ -73,44 +64,10 @@ def test_weights_of_an_untracked_run_are_no_other_runs(tmp_path: Path) -> None:
     assert find_classifier(str(tmp_path)).links == {"pretrain_run_id": "p"}
 
 
-def test_nameless_weights_take_the_sets_names_where_there_are_as_many(tmp_path: Path) -> None:
-    found = find_classifier(str(official(tmp_path / "w.pth", classes=3)))
-    assert not found.has_class_names
-    assert named_by_the_set(found, prepared("up", "down", "still")).classes == ("up", "down", "still")
-    with pytest.raises(UserError, match=r"has 3 classes without names, .* has 2"):
-        named_by_the_set(found, prepared("up", "down"))
-
-
-def test_frames_that_are_chosen_otherwise_than_in_training_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    facts = {"classes": json.dumps(["a"] * 8), SAMPLING: json.dumps({"sampling": "stride", "frame_stride": 2})}
-    save_model(tmp_path / "w.safetensors", create_model("hiera_test_8x64"), facts)
-    weights = find_classifier(str(tmp_path / "w.safetensors"))
-    places = {"init": weights.uri, "data": "set", "output": "out"}
-    warn_other_sampling(EvaluateConfig(**places, sampling="stride", frame_stride=2), weights)
-    assert capsys.readouterr().err == ""
-    warn_other_sampling(EvaluateConfig(**places), weights)
-    assert "give sampling=stride frame_stride=2 to score it so" in " ".join(capsys.readouterr().err.split())
-
-
-def test_labels_of_several_parts(tmp_path: Path) -> None:
-    save_model(
-        tmp_path / "w.safetensors",
-        create_model("hiera_test_8x64", num_classes=3),
-        {"classes": json.dumps(["jump", "run", "swim"])},
-    )
-    weights = find_classifier(str(tmp_path / "w.safetensors"))
-    several = match_classes(weights, prepared("jump|swim", "run"), "|")
-    assert several == {0: (0, 2), 1: (1,), UNLABELLED: ()}
-    with pytest.raises(UserError, match=r"has 1 classes that the classifier was not trained on \(jump\|swim\)"):
-        match_classes(weights, prepared("jump|swim", "run"))
-
-
 def test_what_is_no_video_classifier_is_refused(tmp_path: Path) -> None:
     images = create_model("hiera_tiny_224", num_classes=4)
     save_file(huggingface_state_dict(images), tmp_path / "images.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="is a classifier of images; give one of videos"):
+    with pytest.raises(UserError, match="is a classifier of images; give a classifier of videos"):
         find_classifier(str(tmp_path / "images.safetensors"))
     torch.save(official_state_dict(create_model("mae_hiera_test_8x64")), tmp_path / "mae.pth")
     with pytest.raises(UserError, match="holds no classification head"):
@@ -131,18 +88,18 @@ def test_an_export_without_its_head_is_refused(tmp_path: Path) -> None:
     export.run(exported)
     with safe_open(exported.output, framework="pt") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"encoder"}  # noqa: SIM118
-    with pytest.raises(UserError, match="holds the encoder of a classifier without its head; fine-tune from it"):
+    with pytest.raises(UserError, match="contains the encoder of a classifier without its head; fine-tune from it"):
         find_classifier(exported.output)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [({"input_size": "abc"}, "model_overrides.input_size=abc: "), ({"stages": 5}, "model_overrides.stages=5: "),
      ({"embed_dim": "x"}, "model_overrides.embed_dim=x: "), ({"input_size": [8, 32, 128]}, "views are square")],
 )  # fmt: skip
-def test_how_public_weights_differ_is_checked(overrides: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_how_public_weights_differ_is_checked(overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
     file = official(tmp_path / "w.pth")
-    with pytest.raises(UserError, match=told.replace(".", r"\.")):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
         find_classifier(str(file), PublicWeightsConfig(model="hiera_test_8x64", model_overrides=overrides))
 
 

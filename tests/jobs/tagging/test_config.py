@@ -1,11 +1,10 @@
-"""From the keys of a tagging job to the labels that a window keeps. No Ray."""
+"""From the keys of a tagging job to its plan. No Ray."""
 
 from __future__ import annotations
 
 import json
 import math
 
-import numpy as np
 import pytest
 
 from hiera_video.models.presets import create_model
@@ -13,11 +12,10 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.scoring.classifier import find_classifier
-from jobs.scoring.window_scores import Answers, best_classes
+from jobs.scoring.stage import Answers
 from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tagging.pipeline import answer
 
-PLACES = ["source=videos", "init=weights", "output=tags"]
+PATHS = ["source=videos", "init=weights", "output=tags"]
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +27,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _plan(weights: str, *keys: str) -> ScoringPlan:
-    return plan_scoring(load_config(TagConfig, "tag", [*PLACES, *keys]), find_classifier(weights))
-
-
-def test_labels_must_reach_their_own_threshold_or_the_common_one(weights: str) -> None:
-    plan = _plan(weights, "threshold=0.2", "thresholds={run: 0.5, sing: 0}")
-    row = {"status": "ok", "message": "", "attempts": 1, "classes": [1, 0, 3, 2], "scores": [0.45, 0.3, 0.15, 0.1]}
-    kept = answer(row, plan)
-    assert (kept["labels"], kept["scores"]) == (["jump", "sing"], [0.3, 0.1])
-    failed = answer(row | {"status": "timeout", "message": "10 s"}, plan)
-    assert (failed["labels"], failed["scores"], failed["status"]) == ([], [], "timeout")
-
-
-def test_only_allowed_classes_are_ranked() -> None:
-    scores = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]], np.float32)
-    best = best_classes(scores, Answers(top_k=2, allowed=(0, 2, 3)))
-    assert best["classes"].to_pylist() == [[0, 2], [3, 2]]
-    np.testing.assert_allclose(np.array(best["scores"].to_pylist()), [[0.4, 0.2], [0.4, 0.3]])
-    assert best_classes(scores, Answers(top_k=9))["classes"].to_pylist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+    return plan_scoring(load_config(TagConfig, "tag", [*PATHS, *keys]), find_classifier(weights))
 
 
 def test_a_whole_video_is_one_window_of_several_views(weights: str) -> None:
@@ -63,7 +44,7 @@ def test_a_whole_video_is_one_window_of_several_views(weights: str) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("labels=[fly]", r"labels=\['fly'\]: no labels of init=.*it knows 4: jump, run, sing, swim"),
+        ("labels=[fly]", r"labels=\['fly'\]: no labels of init=.*choose among its 4: jump, run, sing, swim"),
         ("thresholds={fly: 0.5}", r"thresholds=\['fly'\]"),
         ("thresholds={run: 2}", r"thresholds\.run=2\.0: must lie between 0 and 1"),
         ("threshold=-1", "threshold=-1.0: must lie"),

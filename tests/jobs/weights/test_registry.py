@@ -145,7 +145,7 @@ def test_a_classifier_says_what_was_asked_and_is_read_where_workers_can(
         kept = shared(found, str(tmp_path))
     assert (kept.uri, kept.classes, kept.input_size) == (init, CLASSES, (8, 64, 64))
     assert dict(kept.links) == {"pretrain_run_id": "p1", "finetune_run_id": "f1"}
-    assert Path(kept.place) == tmp_path / "initial" / f"{kept.digest}.safetensors"
+    assert Path(kept.file) == tmp_path / "initial" / f"{kept.digest}.safetensors"
     registry.set_registered_model_alias("motion", "best", "2")
     with initial_file(init, tracking, None) as file:
         assert find_classifier(init, fetched=file).digest != kept.digest

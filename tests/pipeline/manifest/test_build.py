@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.manifest.build import Manifest, read_manifest, shuffled_order
-from pipeline.manifest.formats import ManifestConfig, read_class_list
+from pipeline.manifest.formats import ManifestConfig
 from pipeline.manifest.text_columns import ManifestError
 from pipeline.storage.files import StorageError
 
@@ -123,7 +123,7 @@ def test_a_csv_as_spreadsheets_write_it(tmp_path: Path, header: str) -> None:
 
 
 def test_a_manifest_elsewhere_is_not_looked_up(tmp_path: Path) -> None:
-    """Ten million paths on object storage are not asked for one by one: whoever opens a video finds it missing."""
+    """Ten million paths on object storage are not looked up one by one: the video is found missing when it is opened."""
     (tmp_path / "list.csv").write_text("path,label\na.mp4,x\ns3://bucket/b.mp4,x\n/c.mp4,y\n")
     manifest = read_manifest(str(tmp_path / "list.csv"), ManifestConfig(), seed=0)
     assert [row["uri"] for row in manifest.rows.to_pylist()] == [f"{tmp_path}/a.mp4", "s3://bucket/b.mp4", "/c.mp4"]
@@ -265,18 +265,6 @@ def test_order_hangs_on_the_seed_and_not_on_the_listing(tmp_path: Path) -> None:
     assert sorted(shuffled) != shuffled
 
 
-def test_kinetics_400_names_ship() -> None:
-    names = read_class_list("kinetics400")
-    assert len(names) == 400
-    assert (names[0], names[399]) == ("abseiling", "zumba")
-
-
-def test_class_lists_hold_each_name_once(tmp_path: Path) -> None:
-    (tmp_path / "names.json").write_text('["a", "b", "a"]')
-    with pytest.raises(ManifestError, match="twice"):
-        read_class_list(str(tmp_path / "names.json"))
-
-
 KINETICS = "label,youtube_id,time_start,time_end,split\nyoga,abc,,10,train\n"
 GOOD = {"labels.json": '{"a": "0"}', "train.json": '[{"id": "1", "template": "a"}]'}
 
@@ -298,16 +286,9 @@ def test_malformed_annotations_are_named(files: dict[str, str], named: str, tmp_
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
-    place = folder if files.keys() == GOOD.keys() else folder / named
+    annotations = folder if files.keys() == GOOD.keys() else folder / named
     with pytest.raises(ManifestError, match=named):
-        read_manifest(make(tmp_path, "1.mp4"), ManifestConfig(annotations=str(place)), seed=0)
-
-
-@pytest.mark.parametrize(("name", "content"), [("c.json", b'["a", '), ("c.json", b"5"), ("c.txt", b"caf\xe9\n")])
-def test_malformed_class_lists_are_named(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ManifestError, match=rf"classes=.*{name}"):
-        read_class_list(str(tmp_path / name))
+        read_manifest(make(tmp_path, "1.mp4"), ManifestConfig(annotations=str(annotations)), seed=0)
 
 
 def test_a_missing_source_is_one_error(tmp_path: Path) -> None:

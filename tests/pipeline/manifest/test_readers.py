@@ -22,7 +22,6 @@ from pipeline.manifest.readers import (
     read_ucf101,
     source_video_of,
 )
-from pipeline.manifest.s3_inventory import read_inventory
 from pipeline.manifest.text_columns import ManifestError
 from pipeline.storage.files import StorageError
 
@@ -65,9 +64,9 @@ def test_kinetics_names_files_by_id_and_times(tmp_path: Path) -> None:
 
 
 def test_kinetics_without_ids_is_refused(tmp_path: Path) -> None:
-    place = write(tmp_path / "train.csv", "label,video\nyoga,a.mp4\n")
+    file = write(tmp_path / "train.csv", "label,video\nyoga,a.mp4\n")
     with pytest.raises(ManifestError, match="youtube_id"):
-        rows(read_kinetics(place))
+        rows(read_kinetics(file))
 
 
 def test_something_strips_the_placeholders_brackets(tmp_path: Path) -> None:
@@ -155,17 +154,17 @@ def test_a_line_that_is_no_list_entry_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "csv.gz"])
 def test_tables_with_the_usual_column_names(tmp_path: Path, suffix: str) -> None:
-    place = tmp_path / f"list.{suffix}"
+    file = tmp_path / f"list.{suffix}"
     text = "Path,label,split\na.mp4,x,Validation\nb.mp4,,train\n"
     if suffix == "csv.gz":
-        place.write_bytes(gzip.compress(text.encode()))
+        file.write_bytes(gzip.compress(text.encode()))
     elif suffix == "csv":
-        place.write_text(text)
+        file.write_text(text)
     else:
         pq.write_table(
-            pa.table({"uri": ["a.mp4", "b.mp4"], "class": ["x", None], "subset": ["validation", "train"]}), place
+            pa.table({"uri": ["a.mp4", "b.mp4"], "class": ["x", None], "subset": ["validation", "train"]}), file
         )
-    found = rows(read_table(str(place)))
+    found = rows(read_table(str(file)))
     assert found == [{"path": "a.mp4", "label": "x", "split": "val"}, {"path": "b.mp4", "split": "train"}]
 
 
@@ -175,56 +174,21 @@ def test_tables_with_the_usual_column_names(tmp_path: Path, suffix: str) -> None
         (read_table, "a.csv", "name,label\nx,y\n", ManifestError),
         (read_table, "a.parquet", "no parquet", ManifestError),
         (read_something, "folder/a.txt", "", ManifestError),
-        (read_inventory, "manifest.json", '{"files": []}', ManifestError),
     ],
 )
 def test_files_against_their_convention(
     tmp_path: Path, read: Callable[[str], Any], name: str, content: str, error: type[Exception]
 ) -> None:
-    place = write(tmp_path / name, content)
-    place = str(Path(place).parent) if "folder" in name else place
+    file = write(tmp_path / name, content)
+    file = str(Path(file).parent) if "folder" in name else file
     with pytest.raises(error):
-        take(read(place))
+        take(read(file))
 
 
 def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         rows(read_table(str(tmp_path / "none.csv")))
     assert caught.value.missing
-
-
-@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
-def test_inventory_lists_what_exists_now(tmp_path: Path, kind: str) -> None:
-    """Keys in a CSV inventory are URL-encoded; delete markers and old versions are no objects."""
-    if kind == "CSV":
-        lines = (
-            '"b","videos/a+b%2Bc.mp4","12","etag1","true","false"\n'
-            '"b","old.mp4","1","e","false","false"\n"b","gone.mp4","","","true","true"\n'
-        )
-        write(tmp_path / "data" / "part.csv", lines)
-        schema = "Bucket, Key, Size, ETag, IsLatest, IsDeleteMarker"
-    else:
-        table = pa.table(
-            {
-                "bucket": ["b", "b"],
-                "key": ["videos/a b+c.mp4", "old.mp4"],
-                "size": pa.array([12, 1], pa.int64()),
-                "e_tag": ["etag1", "e"],
-                "is_latest": [True, False],
-                "is_delete_marker": [False, False],
-            }
-        )
-        (tmp_path / "data").mkdir()
-        pq.write_table(table, tmp_path / "data" / "part.csv")
-        schema = "message"
-    manifest = {
-        "destinationBucket": "arn:aws:s3:::lists",
-        "fileFormat": kind,
-        "fileSchema": schema,
-        "files": [{"key": "x/data/part.csv"}],
-    }
-    listed = read_inventory(write(tmp_path / "manifest.json", json.dumps(manifest))).to_pylist()
-    assert [(row["uri"], row["size"], row["etag"]) for row in listed] == [("s3://b/videos/a b+c.mp4", 12, "etag1")]
 
 
 def test_source_videos_by_name() -> None:

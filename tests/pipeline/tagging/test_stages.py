@@ -1,4 +1,4 @@
-"""The stages of the tagging chain, without Ray: which frames a window gets, and what a bad video becomes."""
+"""The stages of the tagging pipeline, without Ray: which frames a window gets, and what a bad video becomes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_an_object_replaced_after_the_listing_is_a_row_with_that_reason(videos: 
     assert [list(batch["status"]) for batch in batches] == [["ok"] * 6, ["replaced"] * 6]
 
 
-def test_storage_that_fails_now_and_then_is_asked_again(videos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transient_storage_errors_are_retried(videos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
     @contextlib.contextmanager
@@ -145,7 +145,7 @@ def test_storage_that_fails_now_and_then_is_asked_again(videos: list[Path], monk
 @pytest.mark.parametrize(
     ("happened", "status"), [("answered 503", "unreadable"), ("answered AccessDenied", "forbidden")]
 )
-def test_storage_that_goes_on_failing_is_a_reason(
+def test_storage_that_keeps_failing_is_a_reason(
     videos: list[Path], monkeypatch: pytest.MonkeyPatch, happened: str, status: str
 ) -> None:
     def failing(uri: str) -> None:

@@ -1,8 +1,7 @@
-"""Versions of a tagging output: plan, chunks, commit, and what a reader sees."""
+"""Versions of a tagging output: plan, chunks, commit, and the snapshot that a reader gets."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,12 @@ GRID = WindowGrid(1.0, 1.0)
 SETTINGS = {"weights_digest": "abc"}
 
 
-def _tag_everything(source: Path, output: str, writer: int = 1) -> PlannedVersion | None:
+def _tag_everything(source: Path, output: str, generation: int = 1) -> PlannedVersion | None:
     """One pass of a job whose videos all last 2.5 seconds; files named `bad*` fail."""
     listing, known = list_source(str(source)), KnownVideos(output)
-    planned = unfinished_version(output, writer) or _plan(output, _fresh(listing, known), tombstones(listing, known))
+    planned = unfinished_version(output, generation) or _plan(
+        output, _fresh(listing, known), tombstones(listing, known)
+    )
     if planned is None:
         return None
     for number in planned.missing_chunks():
@@ -45,14 +46,14 @@ def _fresh(listing: SourceListing, known: KnownVideos) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PROBED_SCHEMA)
 
 
-def _plan(output: str, fresh: pa.Table, gone: pa.Table, writer: int = 1) -> PlannedVersion | None:
-    probed = pa.concat_tables([fresh, gone]).sort_by("uri")
+def _plan(output: str, fresh: pa.Table, deleted: pa.Table, generation: int = 1) -> PlannedVersion | None:
+    probed = pa.concat_tables([fresh, deleted]).sort_by("uri")
     if len(probed) == 0:
         return None
     committed = last_commit(output)
     version = committed["version"] + 1 if committed else 0
     assert write_plan(output, version, plan_units(probed, GRID, 4), SETTINGS)
-    return PlannedVersion(output, version, writer)
+    return PlannedVersion(output, version, generation)
 
 
 def _write(planned: PlannedVersion, number: int) -> None:
@@ -82,7 +83,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_view_follows_the_source(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snapshot_follows_the_source(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_output, "ROWS_AT_ONCE", 2)  # of four videos: none is lost between two parts
     output = str(tmp_path / "out")
     with pytest.raises(StorageError, match="no committed tags"):
@@ -122,7 +123,7 @@ def test_the_view_follows_the_source(source: Path, tmp_path: Path, monkeypatch: 
     assert _tag_everything(source, output) is None
 
 
-def test_a_cut_off_version_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
+def test_a_cut_off_version_resumes(source: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     (source / "bad.avi").unlink()
     listing, known = list_source(str(source)), KnownVideos(output)
@@ -133,7 +134,7 @@ def test_a_cut_off_version_goes_on_where_it_was(source: Path, tmp_path: Path) ->
     _write(planned, 1)
     with pytest.raises(StorageError, match="chunk 0 of version 0 is missing"):
         planned.commit({})
-    again = unfinished_version(output, writer=2)
+    again = unfinished_version(output, generation=2)
     assert again is not None
     assert again.settings == SETTINGS
     assert again.missing_chunks() == [0, 2]
@@ -169,7 +170,7 @@ def test_what_is_done_can_be_committed_and_the_rest_later(source: Path, tmp_path
     assert _tag_everything(source, output) is None
 
 
-def test_what_the_storage_kept_back_is_tried_again(source: Path, tmp_path: Path) -> None:
+def test_what_the_storage_did_not_give_is_retried(source: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     listing, known = list_source(str(source)), KnownVideos(output)
     rows = _fresh(listing, known).to_pylist()
@@ -190,7 +191,7 @@ class DiedError(Exception):
 def test_a_kill_between_any_two_writes_leaves_every_unit_once(
     source: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed at its first write, started again, killed at its second, and so on: the view of an undisturbed run."""
+    """Killed at its first write, started again, killed at its second, and so on: the snapshot of an undisturbed run."""
     _tag_everything(source, f"{place}/peace")
     output, writes, allowed = f"{place}/out", 0, 0
 
@@ -209,42 +210,9 @@ def test_a_kill_between_any_two_writes_leaves_every_unit_once(
     for allowed in range(4):
         writes = 0
         with pytest.raises(DiedError):  # at the plan, at two chunks, between videos and commit
-            _tag_everything(source, output, writer=allowed)
+            _tag_everything(source, output, generation=allowed)
         assert last_commit(output) is None
     writes, allowed = 0, 9
-    _tag_everything(source, output, writer=allowed)
+    _tag_everything(source, output, generation=allowed)
     for read in (read_tags, read_videos):
         assert read(output).sort_by("uri").to_pylist() == read(f"{place}/peace").sort_by("uri").to_pylist()
-
-
-def test_a_manifest_names_missing_files_too(source: Path, tmp_path: Path) -> None:
-    manifest = source / "list.csv"
-    manifest.write_text(f'path,label\na.mp4,x\n"b, \' [c].webm",y\n{source}/partly.mp4,\nnowhere/gone.mp4,z\n')
-    versions = _versions(manifest)
-    assert [Path(uri).name for uri in versions] == ["a.mp4", "b, ' [c].webm", "partly.mp4", "gone.mp4"]
-    assert versions[f"{source}/nowhere/gone.mp4"] == "missing"
-    assert versions[f"{source}/a.mp4"] == _versions(source)[f"{source}/a.mp4"]
-    manifest.write_text("name\na.mp4\n")
-    with pytest.raises(StorageError, match="has no column uri or path"):
-        list_source(str(manifest))
-
-
-def _versions(source: Path) -> dict[str, str]:
-    rows = list_source(str(source)).videos.to_pydict()
-    return dict(zip(rows["uri"], rows["content_version"], strict=True))
-
-
-def test_an_inventory_names_the_videos(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    rows = [("b", "a%20b.mp4", "e1"), ("b", "c.webm", "e2"), ("b", "notes.txt", "e3")]
-    (tmp_path / "data" / "1.csv").write_text("".join(f'"{bucket}","{key}","{etag}"\n' for bucket, key, etag in rows))
-    manifest = {"destinationBucket": "arn:aws:s3:::lists", "fileFormat": "CSV", "fileSchema": "Bucket, Key, ETag"}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"files": [{"key": "data/1.csv"}]}))
-    listing = list_source(str(tmp_path / "manifest.json"))
-    assert _versions(tmp_path / "manifest.json") == {"s3://b/a b.mp4": "e1", "s3://b/c.webm": "e2"}
-    assert listing.skipped == {".txt": 1}
-    (tmp_path / "manifest.json").write_text(
-        json.dumps(manifest | {"fileSchema": "Bucket, Key, StorageClass", "files": [{"key": "data/1.csv"}]})
-    )
-    with pytest.raises(StorageError, match="lists no ETag; give an S3 Inventory"):
-        list_source(str(tmp_path / "manifest.json"))

@@ -1,0 +1,104 @@
+"""The scores of a prepared set: from its clips to predictions, figures and pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data import Dataset
+from rich.progress import track
+
+from jobs.core.cli import console, echo
+from jobs.core.errors import UserError
+from jobs.scoring.classifier import ClassifierWeights
+from jobs.scoring.config import EvaluateConfig
+from jobs.scoring.metrics import (
+    PREDICTION_SCHEMA,
+    confused_pairs_picture,
+    confusion,
+    confusion_picture,
+    predictions,
+)
+from jobs.scoring.stage import Answers, plan_actors, score_views
+from pipeline.datasets.evaluation import evaluation_views
+from pipeline.prepare.versions import rejections
+from pipeline.sampling import ViewConfig
+from pipeline.shards.reader import PreparedSet
+from pipeline.storage.files import StorageError, join, write_bytes
+
+VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")
+
+
+def evaluation_graph(config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet) -> Dataset:
+    """The dataset graph: clips of the split → views, all of a clip from one decode → scores of all classes."""
+    frames, size, _ = weights.input_size
+    view = ViewConfig(num_frames=frames, frame_stride=config.frame_stride, size=size, sampling=config.sampling)
+    decoders = plan_actors(config).decode
+    try:
+        views = evaluation_views(
+            prepared, view, config.views, split=config.split, decode=config.decode, concurrency=decoders
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return score_views(views, weights, config, Answers(top_k=len(weights.classes)), keep=VIEW_COLUMNS)
+
+
+def clip_predictions(
+    config: EvaluateConfig,
+    weights: ClassifierWeights,
+    prepared: PreparedSet,
+    logits_of_labels: Mapping[int, tuple[int, ...]],
+) -> list[dict[str, Any]]:
+    """A row for every clip of the split (`jobs.scoring.metrics.predictions`), by clip id."""
+    views = _scored_views(config, weights, prepared)
+    with_truth = (row | {"truth": logits_of_labels[row["label"]]} for row in views)
+    rows = predictions(with_truth, weights.classes, config.views.views)
+    return sorted(rows, key=lambda row: int(row["clip_id"]))
+
+
+def _scored_views(
+    config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet
+) -> Iterator[dict[str, Any]]:
+    """Every view of the split with its scores, in no particular order."""
+    batches = evaluation_graph(config, weights, prepared).iter_batches(batch_size=None, batch_format="pyarrow")
+    views = prepared.num_clips(config.split) * config.views.views
+    rows = (row for batch in batches for row in batch.to_pylist())
+    yield from track(rows, "scoring views", total=views, console=console)
+
+
+def count_rejected(prepared: PreparedSet, split: str) -> dict[str, Any]:
+    """Videos of the split that `prepare` stored no clip of, by reason, and those rejected before they had a split.
+
+    They are not among ``videos_not_scored``. Papers differ in them: validation videos that are deleted or damaged.
+    """
+    try:
+        of_split, without_split = rejections(prepared.uri, prepared.version, split)
+    except StorageError as error:
+        if not error.missing:
+            raise
+        echo(f"the videos that prepare rejected are not counted: {error}", warning=True)
+        return {}
+    return {
+        "videos_not_in_the_set": sum(of_split.values()),
+        "not_in_the_set_by_reason": of_split,
+        "videos_never_read_by_reason": without_split,
+    }
+
+
+def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWeights) -> dict[str, bytes]:
+    """Write ``predictions.parquet`` and the pictures; returns the pictures by name."""
+    table = pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(join(output, "predictions.parquet"), buffer.getvalue())
+    counts = confusion(rows, weights.classes)
+    pictures = {
+        "confusion.png": confusion_picture(counts, weights.classes),
+        "confused_pairs.png": confused_pairs_picture(counts, weights.classes),
+    }
+    for name, picture in pictures.items():
+        write_bytes(join(output, name), picture)
+    return pictures

@@ -1,0 +1,29 @@
+"""Class lists: shipped, and given as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.manifest.formats import read_class_list
+from pipeline.manifest.text_columns import ManifestError
+
+
+def test_kinetics_400_names_ship() -> None:
+    names = read_class_list("kinetics400")
+    assert len(names) == 400
+    assert (names[0], names[399]) == ("abseiling", "zumba")
+
+
+def test_class_lists_hold_each_name_once(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('["a", "b", "a"]')
+    with pytest.raises(ManifestError, match="twice"):
+        read_class_list(str(tmp_path / "names.json"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("c.json", b'["a", '), ("c.json", b"5"), ("c.txt", b"caf\xe9\n")])
+def test_malformed_class_lists_are_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError, match=rf"classes=.*{name}"):
+        read_class_list(str(tmp_path / name))
