@@ -24,6 +24,7 @@ from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.ray_cluster import connect
 from jobs.core.signals import keeping_finished_work
+from jobs.reports.confusion import confused_pairs_picture, confusion_picture
 from jobs.runs.claim import FREE_KEYS, claim_output
 from jobs.runs.tracking import Run, TrackingConfig, data_tags, recorded, start_run
 from jobs.scoring.classifier import (
@@ -36,9 +37,7 @@ from jobs.scoring.classifier import (
 )
 from jobs.scoring.metrics import (
     PREDICTION_SCHEMA,
-    confused_pairs_picture,
     confusion,
-    confusion_picture,
     figures,
     predictions,
 )

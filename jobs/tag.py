@@ -21,7 +21,7 @@ from jobs.core.cli import console, echo, replace, run_command
 from jobs.core.config import config_dict
 from jobs.core.errors import StopRequestedError, UserError
 from jobs.core.signals import keeping_finished_work, stopping_on_sigterm
-from jobs.reports.tag_html import VIDEO_COLUMNS, page
+from jobs.reports.tag_page import VIDEO_COLUMNS, page
 from jobs.reports.tag_thumbnails import choose_videos, gallery
 from jobs.runs.claim import Claim, claim_output, release_output
 from jobs.runs.exclusive_lock import ExclusiveLock, exclusive_lock, last_sealed
