@@ -1,4 +1,4 @@
-"""Pictures of a confusion matrix: all of it, and its commonest mistakes. Legend: C classes."""
+"""Pictures of a confusion matrix: all of it, and its most common mistakes. Legend: C classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
 
 
 def confused_pairs_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
-    """The commonest mistakes of ``counts`` ``[C, C]`` as PNG, as shares of their true class."""
+    """The most common mistakes of ``counts`` ``[C, C]`` as PNG, as shares of their true class."""
     pairs = confused_pairs(counts, PAIRS_SHOWN)
     videos = counts.sum(dim=1).tolist()
 
@@ -43,7 +43,7 @@ def confused_pairs_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
         bars = axes.barh(range(len(pairs)), [number / videos[true] for true, _, number in pairs])
         axes.bar_label(bars, [f"{number} of {videos[true]}" for true, _, number in pairs], padding=3)
         axes.set_yticks(range(len(pairs)), names)
-        axes.set(xlim=(0, 1.1), xlabel="share of the true class", title="true → predicted, the commonest mistakes")
+        axes.set(xlim=(0, 1.1), xlabel="share of the true class", title="most common mistakes: true → predicted")
         axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
 

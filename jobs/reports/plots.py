@@ -24,6 +24,8 @@ STYLE: dict[RcKeyType, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 11,
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.1,
     "figure.dpi": DOTS_PER_INCH,
     "grid.alpha": 0.3,
     "legend.fontsize": 8,

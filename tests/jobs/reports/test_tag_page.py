@@ -92,7 +92,7 @@ def test_a_source_without_labels_or_failures() -> None:
 
 @pytest.mark.faults
 def test_a_real_browser_shows_it(videos: pa.Table, tmp_path: Path) -> None:
-    """Headless Chromium: the pictures are there, in their colours."""
+    """Headless Chromium: the pictures are shown, in their colours."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.fail("no chromium or google-chrome on the path; on Debian: apt-get install chromium")
