@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,13 @@ def test_templates_escape_without_exception() -> None:
     sources = [file.read_text() for file in (resources.files("jobs.reports") / "templates").iterdir()]
     assert len(sources) >= 4
     assert not [source for source in sources if re.search(r"\|\s*safe|autoescape", source)]
+
+
+def test_templates_are_in_the_wheel() -> None:
+    root = Path(__file__).parents[3]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {path for pattern in settings["jobs"] for path in (root / "jobs").glob(pattern)}
+    assert set((root / "jobs/reports/templates").iterdir()) <= packed
 
 
 @pytest.mark.parametrize(
