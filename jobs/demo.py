@@ -1,13 +1,14 @@
-"""The whole way once: videos, prepared set, pretraining, fine-tuning, evaluation, tags, comparison."""
+"""Run every command once: videos, prepared set, pretraining, fine-tuning, evaluation, tags, comparison."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -25,18 +26,18 @@ DESCRIPTION = (
     "Run every command once, on videos that the demo renders itself or on a folder of your own: "
     "prepare, pretrain, finetune, evaluate, tag, compare."
 )
-CLASS_HINT = "annotations.csv"
+LABELS_FILE = "annotations.csv"
 NEED_LABELS = ("finetune", "evaluate", "tag")
-STAGES = ("set", "pretrain", "finetune", "evaluate", "tag")
+FOLDERS = ("set", "pretrain", "finetune", "evaluate", "tag")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The demo's few dials; each stage runs its own `demo` recipe."""
+    """The demo's few keys; each stage runs its own `demo` recipe."""
 
     source: str | None = None
-    """Folder of your own videos; with an `annotations.csv` (columns path, label) in it, labels come from there. By
-    default the demo renders labelled videos of eight motions."""
+    """Folder of your own videos; an `annotations.csv` (columns path, label) in it gives the labels. Default: labelled
+    videos of eight motions, which the demo renders."""
     output: str = "build/demo"
     """Every stage writes its own folder below."""
     videos: int = 800
@@ -48,150 +49,132 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         if self.videos < 80:
-            raise ValueError(f"videos={self.videos}: eight classes need at least 80; use 800")
+            raise ValueError(f"videos={self.videos}: must be at least 80, for eight classes; use 800")
         if not 0 <= self.difficulty <= 1:
             raise ValueError(f"difficulty={self.difficulty}: must lie in [0, 1]; use 0 for the easiest")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command with its recipe and the keys that the demo sets."""
+class Stage(NamedTuple):
+    """One command with the arguments that the demo gives it."""
 
-    name: str
     config_class: type
     run: Callable[[Any], Mapping[str, Any]]
-    keys: dict[str, str]
-    recipe: str | None = "demo"
+    arguments: str
+    """Recipe and keys; a stage reads what the ones before it wrote."""
+    repeated: str = ""
+    """What of the command's report the closing report repeats."""
 
     @property
-    def arguments(self) -> list[str]:
-        """As on the command line."""
-        return [*([self.recipe] if self.recipe else []), *(f"{key}={value}" for key, value in self.keys.items())]
+    def name(self) -> str:
+        """The command's name."""
+        return self.run.__module__.rpartition(".")[2]
+
+
+STAGES = (
+    Stage(
+        prepare.PrepareConfig, prepare.run, "demo source={source} annotations={annotations} output={set} seed={seed}",
+        "clips clips_by_split rejected",
+    ),
+    Stage(
+        pretrain.PretrainConfig, pretrain.run, "demo data={set} output={pretrain} seed={seed} tracking.uri={tracking}",
+        "first_loss final_loss clips_per_second reconstructions",
+    ),
+    Stage(
+        finetune.FinetuneConfig, finetune.run,
+        "demo data={set} init={pretrain} output={finetune} seed={seed} tracking.uri={tracking}",
+        "final_loss clips_per_second",
+    ),
+    Stage(
+        evaluate.EvaluateConfig, evaluate.run,
+        "demo data={set} init={finetune} output={evaluate} tracking.uri={tracking}",
+        "top1 top5 videos_scored confusion",
+    ),
+    Stage(
+        tag.TagConfig, tag.run, "demo source={source} init={finetune} output={tag} tracking.uri={tracking}",
+        "videos windows failed_videos report",
+    ),
+    Stage(compare.CompareConfig, compare.run, "tracking.uri={tracking}"),
+)  # fmt: skip
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
     """Render if needed, run every stage, return the figures worth reading."""
     started = time.monotonic()
     figures: dict[str, Any] = {}
-    if config.source:
-        _refuse_no_videos(config.source)
-    _start_afresh_if_changed(config)
+    if config.source and len(list_source(config.source).videos) == 0:  # before the last demo's folders are deleted
+        raise UserError(f"source={config.source}: holds no video; give a folder or prefix of videos")
+    clear_if_changed(config)
     with watch_memory() as memory:
-        source = absolute(config.source) if config.source else _rendered(config)
-        for stage in _stages(config, source):
-            missing = _missing_labels(stage, config)
+        source = absolute(config.source) if config.source else rendered(config)
+        for stage in STAGES:
+            missing = missing_labels(stage.name, config)
             if missing:
                 console.print(f"[yellow]{stage.name} is left out[/]: {missing}", highlight=False)
             else:
-                figures |= _run_stage(stage)
+                figures |= run_stage(stage, stage_arguments(stage, config, source))
     ray.shutdown()
-    return {
-        **figures,
-        "everything under": absolute(config.output),
-        "minutes": (time.monotonic() - started) / 60,
-        "peak memory of all processes, GiB": memory.gib,
-    }
+    figures |= {"everything under": absolute(config.output), "minutes": (time.monotonic() - started) / 60}
+    return figures | memory.figures()
 
 
-def _refuse_no_videos(source: str) -> None:
-    """Before a finished demo makes capacity for another."""
-    if len(list_source(source).videos) == 0:
-        raise UserError(f"source={source}: holds no video; give a folder or prefix of videos")
-
-
-def _missing_labels(stage: Stage, config: DemoConfig) -> str | None:
-    """Why a stage that needs labels cannot run on this set; None: it can."""
-    if stage.name not in NEED_LABELS:
-        return None
-    prepared = open_prepared(join(absolute(config.output), "set"))
-    if not prepared.num_clips("train", labelled_only=True):
-        return f"no labelled video; put them in class folders, or a {CLASS_HINT} (path,label) beside them"
-    if stage.name == "evaluate" and not prepared.num_clips("val", labelled_only=True):
-        return "no labelled video fell into the held-out split; label more of them"
-    return None
-
-
-def _start_afresh_if_changed(config: DemoConfig) -> None:
-    """Stages resume; with other videos or dials than last time the demo's own folders make capacity."""
+def clear_if_changed(config: DemoConfig) -> None:
+    """Stages resume; with another configuration than last time the demo's own folders are deleted first."""
     output = Path(absolute(config.output))
-    dials = config_yaml(replace(config, source=absolute(config.source) if config.source else None))
+    current = config_yaml(replace(config, source=absolute(config.source) if config.source else None))
     record = output / "demo.yaml"
-    if record.exists() and record.read_text() != dials:
-        echo(f"other videos or dials than last time: {output} starts afresh")
-        for stage in STAGES:
-            shutil.rmtree(output / stage, ignore_errors=True)
+    if record.exists() and record.read_text() != current:
+        echo(f"output={output}: was made with other keys; its stages start again")
+        for folder in FOLDERS:
+            shutil.rmtree(output / folder, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    record.write_text(dials)
+    record.write_text(current)
 
 
-def _rendered(config: DemoConfig) -> str:
-    """A folder of rendered videos, one folder a class; made again only when the dials changed."""
-    name = f"videos-{config.videos}-{config.difficulty:g}-{config.seed}"
-    folder = Path(absolute(config.output)) / name
-    if not (folder / CLASS_HINT).exists():
+def rendered(config: DemoConfig) -> str:
+    """A folder of rendered videos, one folder per class; an existing one of the same keys is used again."""
+    folder = Path(absolute(config.output)) / f"videos-{config.videos}-{config.difficulty:g}-{config.seed}"
+    if not (folder / LABELS_FILE).exists():  # written last
         console.rule("render")
         render_motion_videos(folder, config.videos, config.seed, config.difficulty, progress=True, annotations=True)
     return str(folder)
 
 
-def _stages(config: DemoConfig, source: str) -> list[Stage]:
-    place = {name: join(absolute(config.output), name) for name in STAGES}
-    annotations = join(source, CLASS_HINT)
-    labels = {"annotations": annotations} if exists(annotations) else {}
-    seed, tracking = {"seed": str(config.seed)}, {"tracking.uri": f"sqlite:///{absolute(config.output)}/mlflow.db"}
-    classifier = {"init": place["finetune"], **tracking}
-    return [
-        Stage(
-            "prepare", prepare.PrepareConfig, prepare.run, {"source": source, "output": place["set"], **labels, **seed}
-        ),
-        Stage(
-            "pretrain",
-            pretrain.PretrainConfig,
-            pretrain.run,
-            {"data": place["set"], "output": place["pretrain"], **seed, **tracking},
-        ),
-        Stage(
-            "finetune",
-            finetune.FinetuneConfig,
-            finetune.run,
-            {"data": place["set"], "init": place["pretrain"], "output": place["finetune"], **seed, **tracking},
-        ),
-        Stage(
-            "evaluate",
-            evaluate.EvaluateConfig,
-            evaluate.run,
-            {"data": place["set"], "output": place["evaluate"], **classifier},
-        ),
-        Stage("tag", tag.TagConfig, tag.run, {"source": source, "output": place["tag"], **classifier}),
-        Stage("compare", compare.CompareConfig, compare.run, tracking, recipe=None),
-    ]
+def missing_labels(stage: str, config: DemoConfig) -> str | None:
+    """Why a stage cannot run on this set; None: it can."""
+    if stage not in NEED_LABELS:
+        return None
+    prepared = open_prepared(join(absolute(config.output), "set"))
+    if not prepared.num_clips("train", labelled_only=True):
+        return f"no labelled video; put them in class folders, or a {LABELS_FILE} (path,label) beside them"
+    if stage == "evaluate" and not prepared.num_clips("val", labelled_only=True):
+        return "no labelled video is in the val split; label more of them"
+    return None
 
 
-def _run_stage(stage: Stage) -> dict[str, Any]:
-    """Run one stage as a command of its own, and print that command."""
+def stage_arguments(stage: Stage, config: DemoConfig, source: str) -> list[str]:
+    """A stage's arguments as on the command line."""
+    output, labels = absolute(config.output), join(source, LABELS_FILE)
+    values = {
+        "source": source,
+        "annotations": labels if exists(labels) else "null",
+        "seed": config.seed,
+        "tracking": f"sqlite:///{output}/mlflow.db",
+        **{folder: join(output, folder) for folder in FOLDERS},
+    }
+    return [word.format(**values) for word in stage.arguments.split()]  # split first: paths may hold spaces
+
+
+def run_stage(stage: Stage, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run one stage as its command would, and print that command."""
     console.rule(stage.name)
-    console.print(
-        f"python -m jobs.{stage.name} {' '.join(stage.arguments)}", style="dim", soft_wrap=True, highlight=False
-    )
+    console.print(f"python -m jobs.{stage.name} {shlex.join(arguments)}", style="dim", soft_wrap=True, highlight=False)
     started = time.monotonic()
-    config: Any = load_config(stage.config_class, stage.name, stage.arguments)
+    config: Any = load_config(stage.config_class, stage.name, arguments)
     report = stage.run(config)
     finish(stage.name, config, report)
-    seconds = time.monotonic() - started
-    worth = {key: report[key] for key in WORTH_READING.get(stage.name, ()) if key in report}
-    return {
-        f"{stage.name} seconds": round(seconds, 1),
-        **{f"{stage.name} {key}": value for key, value in worth.items()},
-    }
-
-
-WORTH_READING = {
-    "prepare": ("clips", "clips_by_split", "rejected"),
-    "pretrain": ("first_loss", "final_loss", "clips_per_second", "reconstructions"),
-    "finetune": ("final_loss", "clips_per_second"),
-    "evaluate": ("top1", "top5", "videos_scored", "confusion"),
-    "tag": ("videos", "windows", "failed_videos", "report"),
-}
+    seconds = round(time.monotonic() - started, 1)
+    repeated = {f"{stage.name} {key}": report[key] for key in stage.repeated.split() if key in report}
+    return {f"{stage.name} seconds": seconds, **repeated}
 
 
 def main() -> None:

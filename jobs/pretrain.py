@@ -19,7 +19,7 @@ from hiera_video.models.random_draws import random_keep_mask, sample_uniforms
 from hiera_video.weights.checkpoint_files import load_weights
 from jobs.core.cli import run_command
 from jobs.core.init_source import is_registered, local_weights
-from jobs.reports.training_plots import reconstruction_picture
+from jobs.reports.reconstruction import reconstruction_picture
 from jobs.runs.tracking import unrecorded
 from jobs.training.config import TrainConfig
 from jobs.training.driver import (

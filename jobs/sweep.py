@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.compare import best_index
 from jobs.core.cli import console, run_command
 from jobs.core.config import config_dict, flatten
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.core.ray_cluster import LOCAL_CPUS, connect
 from jobs.core.redaction import without_secrets
 from jobs.core.signals import stopping_on_sigterm
+from jobs.reports.comparison import best_index
 from jobs.runs.claim import claim_output, is_free
 from jobs.runs.tracking import recorded, start_run, tracking_uri
 from jobs.sweep_plan import Child, SweepConfig, plan_children, read_arguments

@@ -37,7 +37,7 @@ DOORS = {
         frozenset({"hiera_video", "pipeline"}),
         frozenset(
             {"torch", "ray", "deepspeed", "mlflow", "pyarrow", "numpy", "omegaconf", "yaml", "rich"}
-            | {"av", "cv2", "matplotlib", "pandas", "psutil", "safetensors"}
+            | {"av", "cv2", "jinja2", "matplotlib", "pandas", "psutil", "safetensors"}
             # only to name the errors that MLflow's stores let through
             | {"sqlalchemy", "boto3.exceptions", "botocore.exceptions"}
         ),

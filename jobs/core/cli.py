@@ -178,11 +178,22 @@ def print_help(name: str, config_class: type, description: str, usage: str) -> N
 
 
 def print_report(title: str, report: Report) -> None:
-    """The figures of a run as a two-column table."""
+    """The figures of a run as a two-column table; below it paths and URIs, each whole on a line: a table cuts them."""
+    shown = {
+        key: f"{value:.4g}" if isinstance(value, float) else escape(without_secrets(str(value)))
+        for key, value in report.items()
+    }
+    paths = {key: value for key, value in shown.items() if value.startswith("/") or "://" in value}
     table = Table(title=title, show_header=False, title_justify="left")
-    for key, value in report.items():
-        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else escape(without_secrets(str(value))))
-    Console().print(table)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for key, value in shown.items():
+        if key not in paths:
+            table.add_row(key, value)
+    output = Console()
+    output.print(table)
+    for key, path in paths.items():
+        output.print(f"{key}:\n  {path}", highlight=False, soft_wrap=True)
 
 
 def versions() -> dict[str, str]:

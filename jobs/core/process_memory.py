@@ -1,36 +1,55 @@
-"""Memory of this command and every process that it started, Ray's included."""
+"""Peak memory of this command and every process that it started, Ray's included.
+
+Two measurements, because neither sees everything:
+
+- A sum over the processes, sampled. It reads `/proc/PID/statm`, which takes no lock; the proportional set size of
+  `smaps_rollup` would be exact, but holds the memory-map lock of a worker that wants to train. A peak between two
+  samples is missed.
+- The kernel's own high-water mark of the memory cgroup, which misses nothing but also counts the page cache and
+  whatever else runs in the group. Resetting the mark would change what others read, so it counts only when it rose
+  while the command ran.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
-SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_SAMPLES = 15.0
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 class PeakMemory:
-    """The highest sum seen so far."""
+    """The highest values so far."""
 
     def __init__(self) -> None:
-        self.gib = 0.0
+        self.processes_gib = 0.0
+        self._first_mark = cgroup_peak_bytes()
 
-    def look(self) -> None:
-        """Sum the proportional set sizes: memory shared by several processes counts once."""
-        total = sum(_proportional_bytes(process) for process in _family())
-        self.gib = max(self.gib, total / 2**30)
+    def sample(self) -> None:
+        """Sum over the process tree: private memory of each, and the largest shared part once."""
+        self.processes_gib = max(self.processes_gib, process_tree_bytes() / 2**30)
+
+    def figures(self) -> dict[str, float]:
+        """The peaks under their names; the cgroup's only where it rose since this began."""
+        mark = cgroup_peak_bytes()
+        rose = mark is not None and mark != self._first_mark
+        cgroup = {"peak memory of the cgroup with its page cache, GiB": mark / 2**30} if rose and mark else {}
+        return {"peak memory of all processes, GiB": self.processes_gib, **cgroup}
 
 
 @contextmanager
-def watch_memory() -> Iterator[PeakMemory]:
-    """Look every two seconds while the context lasts."""
+def watch_memory(seconds_between: float = SECONDS_BETWEEN_SAMPLES) -> Iterator[PeakMemory]:
+    """Sample now and then while the context lasts."""
     peak, ended = PeakMemory(), threading.Event()
 
     def watch() -> None:
-        while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            peak.look()
+        while not ended.wait(seconds_between):
+            peak.sample()
 
     watcher = threading.Thread(target=watch, name="memory-watcher", daemon=True)
     watcher.start()
@@ -39,16 +58,47 @@ def watch_memory() -> Iterator[PeakMemory]:
     finally:
         ended.set()
         watcher.join()
+        peak.sample()
 
 
-def _family() -> list[psutil.Process]:
+def process_tree_bytes() -> int:
+    """Memory of this process and all below it.
+
+    Processes share mostly the same pages (libraries, Ray's object store), so the largest shared part stands for all.
+    """
     own = psutil.Process()
-    return [own, *own.children(recursive=True)]
+    memory = [found for process in (own, *own.children(recursive=True)) if (found := _memory(process))]
+    return sum(rss - shared for rss, shared in memory) + max((shared for _, shared in memory), default=0)
 
 
-def _proportional_bytes(process: psutil.Process) -> int:
+def cgroup_peak_bytes(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """The high-water mark of the own memory cgroup, version 2 (`memory.peak`) or 1; None where there is none."""
+    for file in _peak_files(root, membership):
+        try:
+            return int(file.read_text())
+        except OSError:
+            continue
+    return None
+
+
+def _peak_files(root: Path, membership: Path) -> Iterator[Path]:
     try:
-        memory = process.memory_full_info()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
-        return 0
-    return int(getattr(memory, "pss", memory.uss))
+        lines = membership.read_text().splitlines()
+    except OSError:  # no cgroups: not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield root / path.lstrip("/") / "memory.peak"
+        elif "memory" in controllers.split(","):
+            group = root / "memory" / path.lstrip("/")
+            yield group / "memory.max_usage_in_bytes"
+
+
+def _memory(process: psutil.Process) -> tuple[int, int] | None:
+    """Resident and shared bytes; None for a process that has ended."""
+    try:
+        memory = process.memory_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+    return memory.rss, getattr(memory, "shared", 0)

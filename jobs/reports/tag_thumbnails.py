@@ -1,4 +1,4 @@
-"""Some of the tagged videos, with pictures: which to show, and their thumbnail strips."""
+"""The gallery of a tagging run: which videos to show, and their thumbnail strips."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Shown:
     video: Video
     """Its row in ``videos/``."""
     strip: bytes
-    """A JPEG of frames side by side; empty when the video cannot be decoded any more."""
+    """A JPEG of frames side by side; empty where the video cannot be decoded any more."""
 
 
 def choose_videos(videos: pa.Table, count: int) -> list[Video]:
-    """Videos with labels, the surest of every top label in turn, so that many labels are seen.
+    """Videos with labels, the most certain of every top label in turn, so that many labels are shown.
 
     Args:
         videos: with columns ``uri, labels, scores``.
@@ -53,7 +53,7 @@ def choose_videos(videos: pa.Table, count: int) -> list[Video]:
 
 
 def gallery(videos: Sequence[Video], decode: DecodeConfig) -> Iterator[Shown]:
-    """The strips of some videos, one after the other."""
+    """The strips of some videos, decoded one after the other."""
     with IsolatedDecoder(decode) as decoder:
         for video in videos:
             try:
@@ -62,7 +62,7 @@ def gallery(videos: Sequence[Video], decode: DecodeConfig) -> Iterator[Shown]:
                     times = (np.arange(FRAMES) + 0.5) / FRAMES * info.duration_seconds
                     (frames,) = decoder.decode(path, [TimeView(times, _middle(info), FRAME_SIZE)])
                 yield Shown(video, strip_picture(frames))
-            except (DecodeError, StorageError):  # gone or changed since it was tagged
+            except (DecodeError, StorageError):  # deleted or changed since it was tagged
                 yield Shown(video, b"")
 
 

@@ -13,13 +13,12 @@ from rich.progress import track
 
 from jobs.core.cli import console, echo
 from jobs.core.errors import UserError
+from jobs.reports.confusion import confused_pairs_picture, confusion_picture
 from jobs.scoring.classifier import ClassifierWeights
 from jobs.scoring.config import EvaluateConfig
 from jobs.scoring.metrics import (
     PREDICTION_SCHEMA,
-    confused_pairs_picture,
     confusion,
-    confusion_picture,
     predictions,
 )
 from jobs.scoring.stage import Answers, plan_actors, score_views

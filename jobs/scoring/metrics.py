@@ -5,7 +5,6 @@ The published protocol: softmax per view, then the mean over the views of a vide
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from hiera_video.metrics.classification import (
     accuracy_per_class,
     average_precision,
-    confused_pairs,
     confusion_matrix,
     expected_calibration_error,
 )
@@ -30,8 +26,6 @@ from pipeline.schema import OK
 TOP = 5
 UNLABELLED_STATUS = "unlabelled"
 MISSING_VIEWS = "missing_views"
-PAIRS_SHOWN = 20
-NAMED_CLASSES = 40  # more names than this cannot be read beside a matrix
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -133,44 +127,6 @@ def confusion(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> torc
     ]
     trues, predicted = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
     return confusion_matrix(predicted, trues, len(classes))
-
-
-def confused_pairs_picture(counts: torch.Tensor, classes: Sequence[str]) -> bytes:
-    """A PNG of the commonest mistakes, as shares of their true class."""
-    pairs = confused_pairs(counts, PAIRS_SHOWN)
-    videos = counts.sum(dim=1).tolist()
-    figure = Figure(figsize=(9, 1.5 + 0.32 * max(1, len(pairs))), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    names = [f"{classes[true]} → {classes[predicted]}" for true, predicted, _ in pairs]
-    bars = axes.barh(range(len(pairs)), [number / videos[true] for true, _, number in pairs])
-    axes.bar_label(bars, [f"{number} of {videos[true]}" for true, _, number in pairs], padding=3)
-    axes.set_yticks(range(len(pairs)), names)
-    axes.set(xlim=(0, 1.1), xlabel="share of the true class", title="true → predicted, the commonest mistakes")
-    axes.invert_yaxis()
-    return _png(figure)
-
-
-def confusion_picture(counts: torch.Tensor, classes: Sequence[str]) -> bytes:
-    """A PNG of the confusion matrix, each row as shares of its true class."""
-    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
-    side = min(4 + 0.35 * len(classes), 14)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
-    axes.set(xlabel="predicted", ylabel="true", title="share of each true class")
-    if len(classes) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
-    figure.colorbar(image, ax=axes, shrink=0.7)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 def _is_right(row: Mapping[str, Any], classes: Sequence[str]) -> bool:

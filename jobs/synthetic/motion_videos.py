@@ -1,4 +1,4 @@
-"""Rendered labelled videos: eight motions that no single frame can tell apart.
+"""Rendered labelled videos: eight motions that no single frame reveals.
 
 Shapes live on a torus (they leave at one edge and enter at the other), at any angle and at a size between two
 bounds. The class moves exactly one of these: a position, the angle, or the size. Each is a stationary process:
@@ -79,16 +79,18 @@ class Rendering:
     num_frames: int = 32
     fps: int = 30
     shapes: int = 4
-    """Shapes that move alike, each with its own look, place, speed and phase. Several are easier than one: a model of
-    a million parameters starts to learn within 20 steps from four, and after hundreds from one."""
+    """Shapes that move alike, each with its own look, position, speed and phase. Several are easier than one: a
+    model of a million parameters starts to learn within 20 steps from four, and after hundreds from one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.difficulty <= 1:
-            raise ValueError(f"difficulty={self.difficulty}: is between 0 (easy) and 1 (hard); choose one of these")
+            raise ValueError(f"difficulty={self.difficulty}: must lie in [0, 1]; use 0 for the easiest")
         if self.size < 64 or self.size % 2:
             raise ValueError(f"size={self.size}: must be even and at least 64 pixels; use 128")
         if not 1 <= self.num_frames <= MAX_FRAME_NUMBER:
-            raise ValueError(f"num_frames={self.num_frames}: the corner code counts 1 to {MAX_FRAME_NUMBER}")
+            raise ValueError(
+                f"num_frames={self.num_frames}: must be 1 to {MAX_FRAME_NUMBER}, which the corner code counts; use 32"
+            )
         if self.shapes < 1:
             raise ValueError(f"shapes={self.shapes}: must be at least 1; use 4")
 
@@ -125,7 +127,7 @@ def render_motion_videos(
     About a quarter are VP9 WebM, the rest H.264 MP4; classes take turns. Equal arguments give equal files.
 
     Args:
-        folder: made when it is not there.
+        folder: created if missing.
         annotations: also write ``annotations.csv`` (path, label) beside the class folders.
         workers: threads; all cores by default (drawing and encoding run outside Python's lock).
 
@@ -149,7 +151,7 @@ def render_motion_videos(
 
 
 def render_motion_video(folder: Path, number: int, seed: int, rendering: Rendering) -> MotionVideo:
-    """Draw and encode the video of one number; a pure function of (number, seed, rendering)."""
+    """Draw and encode the video of one number; depends on (number, seed, rendering) alone."""
     label = MOTION_CLASSES[number % len(MOTION_CLASSES)]
     rng = np.random.default_rng([seed, number])
     suffix = ".webm" if rng.random() < WEBM_SHARE else ".mp4"
@@ -199,10 +201,10 @@ def _draw_shape(frames: Frames, motion: Motion, alpha_map: Floats, colour_map: F
     columns, dx = _patch_axis(motion.x * size, offsets, size)
     rows, dy = _patch_axis(motion.y * size, offsets, size)
     cells = _map_cells(dx[:, None, :], dy[:, :, None], motion.angle.astype(np.float32), radius)
-    place = (np.arange(len(radius))[:, None, None], rows[:, :, None], columns[:, None, :])
+    pixels = (np.arange(len(radius))[:, None, None], rows[:, :, None], columns[:, None, :])
     alpha = alpha_map.reshape(-1)[cells][..., None]
-    behind = frames[place].astype(np.float32)
-    frames[place] = behind + alpha * (colour_map.reshape(-1, 3)[cells] - behind)
+    behind = frames[pixels].astype(np.float32)
+    frames[pixels] = behind + alpha * (colour_map.reshape(-1, 3)[cells] - behind)
 
 
 def paint_frame_numbers(frames: Frames) -> Frames:
@@ -224,7 +226,7 @@ def paint_frame_numbers(frames: Frames) -> Frames:
 def read_frame_number(frame: npt.NDArray[np.uint8]) -> int | None:
     """The number that `paint_frame_numbers` painted in a frame ``[H, W, 3]`` of any scale.
 
-    None when there is no whole, self-consistent code (each bit is checked against its inverse).
+    None without a whole, self-consistent code (each bit is checked against its inverse).
     """
     rows = _cell_centres(2 * CODE_BIT_ROWS, frame.shape[0])
     columns = _cell_centres(CODE_COLUMNS, frame.shape[1])
@@ -352,9 +354,9 @@ def _tint(rng: np.random.Generator, depth: float) -> npt.NDArray[np.float64]:
 def _texture(size: int, rng: np.random.Generator) -> Floats:
     """A sum of random plane waves ``[size, size]``, about -1 to 1."""
     cycles_u, cycles_v, phases = rng.uniform((-4.5, -4.5, 0), (4.5, 4.5, 1), (3, 3)).T
-    place = np.linspace(0, 1, size)
-    across = np.exp(2j * np.pi * (np.outer(cycles_u, place) + phases[:, None]))
-    down = np.exp(2j * np.pi * np.outer(cycles_v, place))
+    position = np.linspace(0, 1, size)
+    across = np.exp(2j * np.pi * (np.outer(cycles_u, position) + phases[:, None]))
+    down = np.exp(2j * np.pi * np.outer(cycles_v, position))
     waves: Floats = ((down.T @ across).imag / len(phases)).astype(np.float32)
     return waves
 

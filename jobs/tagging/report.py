@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.reports.tag_html import VIDEO_COLUMNS, page
+from jobs.reports.tag_page import VIDEO_COLUMNS, page
 from jobs.reports.tag_thumbnails import choose_videos, gallery
 from jobs.tagging.job import TagJob, VersionFigures
 from pipeline.schema import OK, PARTIAL

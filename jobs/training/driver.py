@@ -25,7 +25,7 @@ from jobs.core.config import config_dict, config_yaml
 from jobs.core.errors import TrainingStoppedError, UserError, storage_trouble_stops
 from jobs.core.init_source import BEST_WEIGHTS, RUN_LINK, WEIGHTS, absolute_init, is_registered, link_to_initial_run
 from jobs.core.ray_cluster import connect
-from jobs.reports.training_plots import curve_picture
+from jobs.reports.plots import Panel, curve_panels
 from jobs.runs.claim import claim_output, earlier_claim, pins_of, release_output
 from jobs.runs.fencing import acquire_token
 from jobs.runs.node_metrics import node_metrics
@@ -157,7 +157,10 @@ def loss_curves(output: str, folder: Path) -> Path:
     """A picture of the journal: loss, learning rate and speed against steps."""
     lines = journal_lines(output)
     path = folder / "curves.png"
-    curve_picture([(key, [line[key] for line in lines]) for key in CURVES], path)
+    steps = range(1, len(lines) + 1)
+    path.write_bytes(
+        curve_panels([[Panel(key, "step", {key: (steps, [line[key] for line in lines])}) for key in CURVES]])
+    )
     return path
 
 

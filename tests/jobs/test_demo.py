@@ -1,4 +1,4 @@
-"""The demo's own rules: what it refuses, what it leaves out, what it clears away."""
+"""The demo's own rules: what it rejects, what it leaves out, what it deletes, how it reports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import demo, prepare
+from jobs.core.cli import print_report
 from jobs.core.errors import UserError
 from jobs.demo import DemoConfig
 from jobs.runs.tracking import TrackingConfig
@@ -29,12 +30,12 @@ def _prepared(source: Path, output: Path) -> None:
 
 
 def _left_out(config: DemoConfig) -> dict[str, str | None]:
-    return {stage.name: demo._missing_labels(stage, config) for stage in demo._stages(config, str(config.source))}
+    return {stage.name: demo.missing_labels(stage.name, config) for stage in demo.STAGES}
 
 
 def test_a_source_without_videos_leaves_the_finished_demo_alone(tmp_path: Path) -> None:
     output, empty = tmp_path / "demo", tmp_path / "empty"
-    demo._start_afresh_if_changed(DemoConfig(output=str(output)))
+    demo.clear_if_changed(DemoConfig(output=str(output)))
     (output / "set").mkdir()
     empty.mkdir()
     with pytest.raises(UserError, match=r"source=.*empty: holds no video"):
@@ -42,13 +43,13 @@ def test_a_source_without_videos_leaves_the_finished_demo_alone(tmp_path: Path) 
     assert (output / "set").exists()
 
 
-def test_other_dials_start_afresh_and_equal_ones_go_on(tmp_path: Path) -> None:
+def test_other_keys_start_again_and_equal_ones_resume(tmp_path: Path) -> None:
     first = DemoConfig(output=str(tmp_path))
-    demo._start_afresh_if_changed(first)
+    demo.clear_if_changed(first)
     (tmp_path / "set").mkdir()
-    demo._start_afresh_if_changed(first)
+    demo.clear_if_changed(first)
     assert (tmp_path / "set").exists()
-    demo._start_afresh_if_changed(DemoConfig(output=str(tmp_path), seed=1))
+    demo.clear_if_changed(DemoConfig(output=str(tmp_path), seed=1))
     assert not (tmp_path / "set").exists()
 
 
@@ -73,7 +74,40 @@ def test_labels_without_held_out_videos_leave_out_evaluation_alone(videos: Path,
     assert [name for name, reason in _left_out(config).items() if reason] == ["evaluate"]
 
 
-def test_every_stage_prints_a_command_that_its_program_takes(videos: Path, tmp_path: Path) -> None:
-    for stage in demo._stages(DemoConfig(source=str(videos), output=str(tmp_path)), str(videos)):
-        config = demo.load_config(stage.config_class, stage.name, stage.arguments)
-        assert isinstance(config, stage.config_class)
+def test_every_stage_prints_a_command_that_works(videos: Path, tmp_path: Path) -> None:
+    """Also where a path holds a space."""
+    config = DemoConfig(source=str(videos), output=str(tmp_path / "my demo"))
+    for stage in demo.STAGES:
+        arguments = demo.stage_arguments(stage, config, str(videos))
+        loaded = demo.load_config(stage.config_class, stage.name, arguments)
+        assert isinstance(loaded, stage.config_class)
+        assert "my demo" in (loaded.output or loaded.tracking.uri)
+
+
+def test_labels_are_passed_on_where_there_are_any(videos: Path, tmp_path: Path) -> None:
+    assert "annotations=null" in demo.stage_arguments(demo.STAGES[0], DemoConfig(), str(videos))
+    (tmp_path / "annotations.csv").touch()
+    assert f"annotations={tmp_path}/annotations.csv" in demo.stage_arguments(
+        demo.STAGES[0], DemoConfig(), str(tmp_path)
+    )
+
+
+@pytest.mark.parametrize("columns", ["80", None])  # None: piped
+def test_the_closing_report_prints_paths_whole(
+    columns: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    report = {
+        "evaluate top1": 0.98765,
+        "evaluate confusion": f"{tmp_path}/{'a long folder name/' * 8}confusion.png",
+        "tag report": f"s3://bucket/{'folder/' * 20}report.html",
+        "everything under": str(tmp_path),
+        "pretrain note": "a text that is longer than the terminal is wide, with a word of its own" * 2,
+    }
+    print_report("demo", report)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for key in ("evaluate confusion", "tag report", "everything under"):
+        assert lines[lines.index(f"{key}:") + 1] == report[key]
+    assert "…" not in "".join(lines)
+    assert any("evaluate top1" in line and "0.9877" in line for line in lines)

@@ -20,9 +20,8 @@ import pytest
 from mlflow import MlflowClient
 
 import pipeline.prepare.run as preparing
-from jobs import inspect, prepare
+from jobs import prepare
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
-from jobs.inspect import InspectConfig
 from jobs.prepare import PrepareConfig
 from jobs.runs.tracking import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
@@ -393,44 +392,6 @@ def test_the_run_is_recorded(source: Path, tmp_path: Path) -> None:
 def test_limits_reject_with_the_limits_name(source: Path, tmp_path: Path) -> None:
     run(source / "grows", tmp_path / "set", decode=DecodeConfig(max_frames=10))
     assert sorted(rejected(tmp_path / "set").values()) == ["empty", *["max_frames"] * 3, "not_a_video"]
-
-
-def test_inspect_counts_and_draws(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "sheet.png"
-    report = inspect.run(InspectConfig(str(prepared), picture=str(picture), pictures=10))
-    assert report["clips"] == VIDEOS
-    assert sum(report["codecs"].values()) == VIDEOS
-    assert set(report["codecs"]) == {"h264", "vp9"}
-    assert report["sizes"] == {"96x96": VIDEOS}
-    assert report["duration_seconds"]["median"] == pytest.approx(20 / 30, abs=0.01)
-    assert sum(report["rejected"].values()) == 3
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "empty.mp4" in capsys.readouterr().out
-
-
-def test_inspect_of_references_and_of_an_older_version(source: Path, tmp_path: Path) -> None:
-    """Pictures come from the originals; one that is gone has none. The older version has its own counts."""
-    folder, output = tmp_path / "source", tmp_path / "set"
-    shutil.copytree(source / "grows", folder)
-    run(folder, output, transcode=TranscodeConfig(mode="reference"))
-    gone = sorted(folder.glob("*_0*"))[0]
-    run(folder, output, transcode=TranscodeConfig(mode="reference"), exclude=gone.name)
-    gone.unlink()
-    now = inspect.run(InspectConfig(str(output), picture=str(tmp_path / "now.png")))
-    before = inspect.run(InspectConfig(str(output), version=1, picture=str(tmp_path / "before.png")))
-    assert (now["clips"], before["clips"]) == (2, 3)
-    assert (sum(now["codecs"].values()), sum(before["codecs"].values())) == (2, 3)
-    assert now["rejected"] == before["rejected"] | {"excluded": 1}
-    assert now["classes"] == 0
-    assert (tmp_path / "before.png").read_bytes().startswith(b"\x89PNG")
-    assert "contact_sheet" not in inspect.run(InspectConfig(str(output), pictures=0))
-
-
-def test_inspect_wants_a_prepared_set(tmp_path: Path, prepared: Path) -> None:
-    with pytest.raises(UserError, match="no prepared set"):
-        inspect.run(InspectConfig(str(tmp_path)))
-    with pytest.raises(UserError, match="no version 9"):
-        inspect.run(InspectConfig(str(prepared), version=9))
 
 
 @pytest.mark.ray

@@ -30,7 +30,7 @@ UNIFORM_KS_BOUND = 1.95  # sqrt(n)·D of a uniform sample exceeds this once in a
 
 
 def test_every_frame_is_uniform_in_every_class() -> None:
-    """The state of one frame has the same distribution whatever the class: no single frame can tell it."""
+    """The state of one frame has the same distribution whatever the class: no single frame reveals it."""
     samples = 600
     for number, label in enumerate(MOTION_CLASSES):
         motions = [draw_motion(label, 16, np.random.default_rng([number, i])) for i in range(samples)]
@@ -41,7 +41,7 @@ def test_every_frame_is_uniform_in_every_class() -> None:
 
 
 def test_states_of_one_frame_are_independent_of_each_other() -> None:
-    """Nor does a pair of quantities in one frame, as place and size, tell the class."""
+    """Nor does a pair of quantities in one frame, as position and size, reveal the class."""
     for number, label in enumerate(MOTION_CLASSES):
         rng = np.random.default_rng(number)
         motions = [draw_motion(label, 16, rng) for _ in range(2000)]
@@ -74,7 +74,7 @@ def test_a_class_moves_its_own_quantity_alone(label: str, quantity: str, sign: i
 
 
 def test_the_drawn_shape_follows_its_motion() -> None:
-    """The bright mass moves on the screen as the label says, growth included."""
+    """The bright mass moves on the screen as the label names, growth included."""
     rendering = Rendering(num_frames=16)
     growth = _areas("grows", rendering)
     assert np.median(np.diff(growth)) > 0
