@@ -74,7 +74,7 @@ def from_official(state: Mapping[str, Tensor]) -> StateDict:
 def to_huggingface(
     state: Mapping[str, Tensor], stages: Sequence[int], architecture: HuggingFaceArchitecture
 ) -> StateDict:
-    """This package's names → those of a Hugging Face architecture with these blocks per stage."""
+    """This package's names → those of a Hugging Face class with these blocks per stage."""
     renamed = {}
     for name, tensor in state.items():
         target = _stage_blocks(_replaced(_renamed(name, _HUGGINGFACE), _HUGGINGFACE_NORMS), stages)
