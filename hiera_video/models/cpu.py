@@ -98,7 +98,7 @@ def run_in_unit_groups(run: Callable[[Tensor], list[Tensor]], tokens: Tensor) ->
     if not takes("units in cache", tokens):
         return run(tokens)
     batch, units = tokens.shape[:2]
-    groups = tokens.flatten(0, 1).unsqueeze(1).split(UNITS_IN_CACHE)  # [32, 1, M, C] each
+    groups = torch.split(tokens.flatten(0, 1).unsqueeze(1), UNITS_IN_CACHE)  # [32, 1, M, C] each
     return [torch.cat(parts).view(batch, units, *parts[0].shape[2:]) for parts in zip(*map(run, groups), strict=True)]
 
 

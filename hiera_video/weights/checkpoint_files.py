@@ -204,11 +204,13 @@ def fill_classifier(
         if name in fitted and (new_head or fitted[name].shape != own[name].shape):
             del fitted[name]
     _refuse_other_settings(model, weights, source)
-    taken = [name for name in own if name in fitted]
-    missing = [name for name in own if name not in fitted and name.startswith("encoder.")]
-    unexpected = [name for name in fitted if name not in own and name.startswith("encoder.")]
-    _refuse_mismatch(own, {name: fitted[name] for name in taken}, missing, unexpected, source)
-    taken = [name for name in taken if not name.startswith(_last_blocks(model, new_blocks))]
+    _refuse_mismatch(
+        {name: tensor for name, tensor in own.items() if name in fitted or name.startswith("encoder.")},
+        {name: tensor for name, tensor in fitted.items() if name in own or name.startswith("encoder.")},
+        source,
+    )
+    left_new = _last_blocks(model, new_blocks)
+    taken = [name for name in own if name in fitted and not name.startswith(left_new)]
     model.load_state_dict({name: fitted[name] for name in taken}, strict=False)
     unused = sorted(set(weights.tensors) - set(taken))
     return LoadReport(taken, [name for name in own if name not in taken], unused)
@@ -295,9 +297,7 @@ def _load_strictly(
 ) -> None:
     own = model.state_dict()
     fitted = _fit_positions(model, weights, source_input_size)
-    missing = [name for name in own if name not in fitted]
-    unexpected = [name for name in fitted if name not in own]
-    _refuse_mismatch(own, fitted, missing, unexpected, source)
+    _refuse_mismatch(own, fitted, source)
     model.load_state_dict(fitted)
 
 
@@ -319,14 +319,15 @@ def _refuse_other_settings(
         )
 
 
-def _refuse_mismatch(own: StateDict, given: StateDict, missing: list[str], unexpected: list[str], source: str) -> None:
+def _refuse_mismatch(own: StateDict, given: StateDict, source: str) -> None:
     """One error for weights of another model, with the first differences."""
     shapes = [
         f"{name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}"
         for name, tensor in given.items()
         if name in own and tensor.shape != own[name].shape
     ]
-    problems = shapes + [f"{name} is missing" for name in missing] + [f"{name} is unexpected" for name in unexpected]
+    missing = [f"{name} is missing" for name in own if name not in given]
+    problems = shapes + missing + [f"{name} is unexpected" for name in given if name not in own]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(

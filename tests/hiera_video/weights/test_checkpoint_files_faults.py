@@ -140,6 +140,6 @@ def test_a_damaged_model_config_names_its_file(config: str, reason: str, tmp_pat
     metadata = {"format": "hiera_video", "config_class": "HieraConfig", "config": config}
     save_file({"head.bias": torch.zeros(8)}, tmp_path / "damaged.safetensors", metadata=metadata)
     with pytest.raises(
-        ValueError, match=rf"damaged\.safetensors: its model config is damaged \(.*{reason}.*save it again"
+        ValueError, match=rf"damaged\.safetensors: its model config is damaged \(.*{reason}.*save the model again"
     ):
         load_model(tmp_path / "damaged.safetensors")

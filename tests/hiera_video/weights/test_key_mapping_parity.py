@@ -47,7 +47,7 @@ def pretraining_peers(mask_ratio: float = 0.5) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.fixture
-def small_pixels() -> Tensor:
+def pixels() -> Tensor:
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
