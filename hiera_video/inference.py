@@ -1,4 +1,4 @@
-"""From frames as a decoder gives them to class probabilities: what scoring, serving and exported files share."""
+"""From decoded frames to class probabilities, for scoring, serving and exported files."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ class Probabilities(nn.Module):
         self._dtype = dtype
 
     def forward(self, frames: Tensor) -> Tensor:
-        """See the class."""
+        """uint8 frames ``[B, T, H, W, 3]`` → softmax scores, float32 ``[B, classes]``."""
         scores: Tensor = self.model.head(embed_frames(self.model, frames, self._dtype)).softmax(dim=1)
         return scores

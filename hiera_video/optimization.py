@@ -112,7 +112,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every group its share of the step's learning rate."""
+    """Set every group's learning rate from the step's."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
 

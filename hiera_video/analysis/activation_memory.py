@@ -1,4 +1,4 @@
-"""How much a training step keeps for its backward pass, counted on tensors without content."""
+"""How many bytes a training step keeps for its backward pass, counted on fake tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hiera_video.models.blocks import Block
+from hiera_video.models.blocks import HieraBlock
 from hiera_video.models.config import ModelConfig
 from hiera_video.models.decoder import CrossBlock
 from hiera_video.models.presets import build_model
@@ -33,7 +33,7 @@ def activation_bytes(config: ModelConfig, *, recompute: bool = False) -> int:
         }
         ledger = _Ledger(own.values())
         for module in model.modules():
-            if isinstance(module, Block | CrossBlock):
+            if isinstance(module, HieraBlock | CrossBlock):
                 module.register_forward_pre_hook(ledger.enter)
                 module.register_forward_hook(ledger.leave)
         with torch.autograd.graph.saved_tensors_hooks(ledger.keep, lambda tensor: tensor):
@@ -44,7 +44,7 @@ def activation_bytes(config: ModelConfig, *, recompute: bool = False) -> int:
 
 
 class _Ledger:
-    """The storages that autograd saves, each counted once; the model's own are not counted."""
+    """The storages that autograd saves, each counted once, without the model's own."""
 
     def __init__(self, own: Any) -> None:
         self.bytes = 0
@@ -61,7 +61,7 @@ class _Ledger:
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._kept:
-            self._kept[storage._cdata] = tensor  # kept alive, so that its address is not used again
+            self._kept[storage._cdata] = tensor  # kept alive, so that its address is not reused
             self.bytes += storage.nbytes()
         return tensor
 

@@ -38,7 +38,7 @@ def complexity(name: str, **overrides: Any) -> Complexity:
 
 
 def complexity_of(config: ModelConfig) -> Complexity:
-    """`complexity` of an architecture."""
+    """`complexity` of a model config."""
     with torch.device("meta"), torch.no_grad():
         model = build_model(config).eval()
         pixels = torch.empty(1, config.in_chans, *config.input_size)

@@ -1,6 +1,7 @@
-"""Pictures of what a masked autoencoder sees and predicts.
+"""Images of what a masked autoencoder sees and predicts.
 
-Shapes: B batch, t predicted frames, N predicted tokens, s side of a token's square in pixels.
+Shapes: B batch, T frames, H height, W width, t predicted frames, N predicted tokens, P values of one token, s side of
+a token's square in pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from hiera_video.augmentation.basic import denormalize_video
 from hiera_video.models.config import MaskedAutoencoderConfig
 from hiera_video.models.masked_autoencoder import MaeOutput, MaskedAutoencoder
-from hiera_video.models.targets import VARIANCE_EPSILON, first_frames, gather_patches
+from hiera_video.models.targets import first_frames, gather_patches, patch_coordinates, patch_grid, patch_statistics
 
 HIDDEN_GREY = 0.0
 _CAPTION = "original | what the encoder sees | reconstruction of the hidden patches. "
@@ -25,7 +26,7 @@ _CAPTIONS = {
 
 
 class Reconstruction(NamedTuple):
-    """uint8 pictures ``[B, t, H, W, 3]``, t the first frame of each token (1 for images)."""
+    """uint8 images ``[B, t, H, W, 3]``, t the first frame of each token (1 for images)."""
 
     original: Tensor
     masked: Tensor
@@ -35,13 +36,13 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruction_caption(config: MaskedAutoencoderConfig) -> str:
-    """What a picture of `reconstruct` shows, from left to right, and what it borrows."""
+    """A caption for the images of `reconstruct` side by side, and what they borrow from the original."""
     return _CAPTION + _CAPTIONS[config.target]
 
 
 @torch.no_grad()
 def reconstruct(mae: MaskedAutoencoder, pixels: Tensor, output: MaeOutput) -> Reconstruction:
-    """Pictures from the input ``[B, 3, (T), H, W]`` and what `mae` made of it.
+    """Images from the input ``[B, 3, (T), H, W]`` and the output of `mae` for it.
 
     With normalised-pixel targets the prediction has no brightness or contrast of its own: each patch's mean and
     deviation are **borrowed from the original** (`reconstruction_caption` says so).
@@ -52,7 +53,7 @@ def reconstruct(mae: MaskedAutoencoder, pixels: Tensor, output: MaeOutput) -> Re
     config = mae.config
     if config.target == "hog" or config.decoder != "full":
         raise ValueError(
-            f"target={config.target}, decoder={config.decoder}: only pixel targets of the full decoder give a picture; "
+            f"target={config.target}, decoder={config.decoder}: an image needs pixel targets and the full decoder; "
             "use target=normalized_pixels and decoder=full"
         )
     frames = first_frames(config, pixels).float()
@@ -64,28 +65,21 @@ def reconstruct(mae: MaskedAutoencoder, pixels: Tensor, output: MaeOutput) -> Re
         patches = _borrow_contrast(config, frames, hidden_index, patches)
     masked = _scatter(config, frames, hidden_index, torch.full_like(patches, HIDDEN_GREY))
     restored = _scatter(config, frames, hidden_index, patches)
-    return Reconstruction(*(denormalize_video(picture) for picture in (frames, masked, restored)))
+    return Reconstruction(*(denormalize_video(images) for images in (frames, masked, restored)))
 
 
 def _borrow_contrast(config: MaskedAutoencoderConfig, frames: Tensor, index: Tensor, patches: Tensor) -> Tensor:
-    original = gather_patches(frames, config.prediction_pixels, index, channels_last=_is_video(config))
-    variance, mean = torch.var_mean(original, dim=-1, keepdim=True)
-    return patches * (variance + VARIANCE_EPSILON).sqrt() + mean
+    original = gather_patches(frames, config.prediction_pixels, index, channels_last=config.is_video)
+    mean, deviation = patch_statistics(original)
+    return patches * deviation + mean
 
 
 def _scatter(config: MaskedAutoencoderConfig, frames: Tensor, index: Tensor, patches: Tensor) -> Tensor:
     """A copy of ``[B, 3, t, H, W]`` with the squares at raster numbers ``[B, N]`` replaced."""
     side, channels = config.prediction_pixels, frames.shape[1]
-    layout = (side, side, channels) if _is_video(config) else (channels, side, side)
+    layout = (side, side, channels) if config.is_video else (channels, side, side)
     squares = patches.reshape(*index.shape, *layout)
-    squares = squares.movedim(-1, 2) if _is_video(config) else squares  # [B, N, 3, s, s]
     canvas = frames.clone()
-    grid = canvas.unfold(3, side, side).unfold(4, side, side).movedim(1, 4)  # [B, t, h, w, 3, s, s], a view
-    height, width = grid.shape[2:4]
-    rows = torch.arange(frames.shape[0], device=frames.device)[:, None]
-    grid[rows, index // (height * width), index // width % height, index % width] = squares
+    grid = patch_grid(canvas, side)
+    grid[patch_coordinates(grid, index)] = squares.movedim(-1, 2) if config.is_video else squares  # [B, N, 3, s, s]
     return canvas
-
-
-def _is_video(config: MaskedAutoencoderConfig) -> bool:
-    return len(config.input_size) == 3

@@ -67,7 +67,7 @@ def normalize_video(frames: Tensor) -> Tensor:
     if frames.dtype != torch.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
         raise ValueError(
             f"frames are {frames.dtype} {list(frames.shape)}: must be uint8 [B, T, H, W, 3] (or [B, H, W, 3]), values "
-            "0 to 255, colours last; convert them, or skip this step when they are normalised already"
+            "0 to 255, colours last; convert them, or skip this step if they are normalised already"
         )
     pixels = frames.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
     return pixels.mul_(1 / (255 * PIXEL_STD)).sub_(PIXEL_MEAN / PIXEL_STD)
@@ -80,7 +80,7 @@ def denormalize_video(pixels: Tensor) -> Tensor:
 
 
 def augment(pixels: Tensor, config: AugmentConfig, flip_noise: Tensor | None = None) -> Tensor:
-    """Random changes of normalised pixels ``[B, 3, (T), H, W]``; all frames of a sample alike.
+    """Random changes of normalised pixels ``[B, 3, (T), H, W]``; the same for all frames of a sample.
 
     Args:
         flip_noise: uniform numbers ``[B]``, for instance `sample_uniforms(seeds, 1)[:, 0]`; drawn when missing.

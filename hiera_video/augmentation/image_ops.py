@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 FILL = 128.0
-"""Grey level of what a moved picture uncovers (timm)."""
+"""Grey level where a moved image leaves no pixel (timm)."""
 LUMA = (19595, 38470, 7471)
 """Pillow's weights of red, green and blue in 65536ths."""
 
@@ -64,23 +64,23 @@ def solarize_add(frames: Tensor, added: Tensor) -> Tensor:
 
 
 def color(frames: Tensor, factor: Tensor) -> Tensor:
-    """Between grey (0) and the picture (1), and beyond."""
+    """Between grey (0) and the image (1), and beyond."""
     return _blend(_grey(frames), frames, factor)
 
 
 def contrast(frames: Tensor, factor: Tensor) -> Tensor:
-    """Between the frame's mean grey level (0) and the picture (1), and beyond."""
+    """Between the frame's mean grey level (0) and the image (1), and beyond."""
     mean = torch.floor(_grey(frames).mean((2, 3), keepdim=True) + 0.5)
     return _blend(mean, frames, factor)
 
 
 def brightness(frames: Tensor, factor: Tensor) -> Tensor:
-    """Between black (0) and the picture (1), and beyond."""
+    """Between black (0) and the image (1), and beyond."""
     return _blend(frames.new_zeros(()), frames, factor)
 
 
 def sharpness(frames: Tensor, factor: Tensor) -> Tensor:
-    """Between a smoothed picture (0) and the picture (1), and beyond; the border row and column stay."""
+    """Between a smoothed image (0) and the image (1), and beyond; the border rows and columns stay."""
     pixels = frames.permute(0, 1, 4, 2, 3).float().flatten(0, 1)  # [N * T, 3, H, W]
     sums = functional.avg_pool2d(pixels, 3, stride=1, divisor_override=1) + 4 * pixels[:, :, 1:-1, 1:-1]
     smooth = pixels.clone()
@@ -118,13 +118,13 @@ def translate_y(frames: Tensor, share: Tensor) -> Tensor:
 
 
 def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic") -> Tensor:
-    """Take the pixel at (x, y) from (a·x + b·y + c, d·x + e·y + f); what lies outside is grey.
+    """Take the pixel at (x, y) from (a·x + b·y + c, d·x + e·y + f); outside of the image it is grey.
 
     Bicubic, as SlowFast has it (timm by itself tosses between that and bilinear); torch's kernel has the parameter
     -0.75 where Pillow's has -1, so sharp edges differ by some grey levels.
 
     Args:
-        matrix: ``[N, 6]``, a to f, in pixels from the picture's upper left corner.
+        matrix: ``[N, 6]``, a to f, in pixels from the image's upper left corner.
     """
     clips, steps, height, width, channels = frames.shape
     columns = torch.arange(width, device=frames.device) + 0.5
@@ -139,10 +139,10 @@ def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic") -> Tens
     return _to_uint8(moved).view(clips, steps, channels, height, width).permute(0, 1, 3, 4, 2).contiguous()
 
 
-def _matrix(values: Tensor, place: int) -> Tensor:
-    """The matrix that changes nothing, but for one of its numbers: ``[N, 6]``."""
+def _matrix(values: Tensor, entry: int) -> Tensor:
+    """The identity matrix with one entry replaced: ``[N, 6]``."""
     matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=values.device).repeat(len(values), 1)
-    matrix[:, place] = values
+    matrix[:, entry] = values
     return matrix
 
 

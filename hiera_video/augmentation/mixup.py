@@ -34,16 +34,16 @@ class MixConfig:
                 raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 for none")
         for key in ("probability", "cutmix_share"):
             if not 0.0 <= getattr(self, key) <= 1.0:
-                raise ValueError(f"{key}={getattr(self, key)}: must lie in [0, 1]; leave it out for the default")
+                raise ValueError(f"{key}={getattr(self, key)}: must lie in [0, 1]; omit it for the default")
 
     @property
     def on(self) -> bool:
-        """Whether anything is ever mixed."""
+        """Whether samples are mixed at all."""
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 class Box(NamedTuple):
-    """A part of the picture, pixels; the ends are not part of it."""
+    """A part of the frame in pixels; the ends are exclusive."""
 
     top: int
     bottom: int
@@ -55,15 +55,15 @@ class Mix(NamedTuple):
     """How the samples of one micro-batch are mixed."""
 
     partners: Tensor
-    """int64 ``[B]``: whom each sample is mixed with, never with itself."""
+    """int64 ``[B]``: the sample that each one is mixed with, never itself."""
     share: float
-    """What each sample keeps of itself."""
+    """The share of each sample itself."""
     box: Box | None
-    """Where the partner's pixels are put in (cutmix); none: everywhere, in proportion (mixup)."""
+    """Where the partner's pixels are pasted (cutmix); none: everywhere, in proportion (mixup)."""
 
 
 def draw_mix(config: MixConfig, batch: int, height: int, width: int, generator: torch.Generator) -> Mix | None:
-    """Draw how a micro-batch is mixed; None: not at all (also for a micro-batch of one)."""
+    """Draw how a micro-batch is mixed; None: not mixed (also a micro-batch of one sample)."""
     draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     if batch < 2 or not config.on or draw.uniform() >= config.probability:
         return None
@@ -79,7 +79,7 @@ def draw_mix(config: MixConfig, batch: int, height: int, width: int, generator: 
 
 
 def mix_pixels(pixels: Tensor, mix: Mix | None) -> Tensor:
-    """Mix ``[B, 3, (T), H, W]``; all frames alike."""
+    """Mix ``[B, 3, (T), H, W]``, all frames in the same way."""
     if mix is None:
         return pixels
     others = pixels[mix.partners.to(pixels.device)]
@@ -114,7 +114,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _cutmix_box(height: int, width: int, share: float, draw: np.random.Generator) -> Box:
-    """A box of 1 - ``share`` of the area around a random point, cut off at the picture's border."""
+    """A box of 1 - ``share`` of the area around a random point, clipped at the frame's border."""
     side = math.sqrt(1.0 - share)
     rows, columns = int(height * side), int(width * side)
     row, column = int(draw.integers(height)), int(draw.integers(width))

@@ -1,6 +1,6 @@
 """RandAugment (arXiv 1909.13719) as timm defines it by strings like `rand-m7-mstd0.5-inc1`; SlowFast uses that one.
 
-Per clip so many operations are drawn, with replacement, out of fifteen; each is applied with probability 0.5 at a
+For each clip n operations are drawn, with replacement, out of fifteen; each is applied with probability 0.5 at a
 magnitude from a normal distribution around m, cut to [0, 10]. All frames of a clip get the same operations and
 arguments. Legend: B clips, T frames.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hiera_video.augmentation import image_ops as pictures
+from hiera_video.augmentation import image_ops
 
 HIGHEST_MAGNITUDE = 10.0
 DRAWS_PER_OPERATION = 5  # which, whether, two for the normal distribution, which direction
@@ -24,7 +24,7 @@ DRAWS_PER_OPERATION = 5  # which, whether, two for the normal distribution, whic
 
 @dataclass(frozen=True)
 class RandAugment:
-    """What a string like `rand-m7-mstd0.5-inc1` says."""
+    """The settings in a string like `rand-m7-mstd0.5-inc1`."""
 
     magnitude: float = HIGHEST_MAGNITUDE
     """m: mean strength, of 10."""
@@ -37,7 +37,7 @@ class RandAugment:
 
     @property
     def draws(self) -> int:
-        """Uniform numbers that one clip takes."""
+        """Uniform numbers that one clip consumes."""
         return self.operations * DRAWS_PER_OPERATION
 
 
@@ -52,7 +52,7 @@ def parse_rand_augment(text: str) -> RandAugment:
     for section in sections:
         match = re.fullmatch(r"(mstd|m|n|p|inc)(\d+(?:\.\d+)?)", section)
         if match is None:
-            raise ValueError(f"{text}: has the section {section!r}; known: m, mstd, n, p, inc, each with a number")
+            raise ValueError(f"{text}: unknown section {section!r}; use m, mstd, n, p, inc, each with a number")
         values[match[1]] = float(match[2])
     if kind != "rand" or values.get("inc") != 1:
         raise ValueError(f"{text}: must be a `rand` policy with `inc1` (operations that grow with the magnitude)")
@@ -78,7 +78,7 @@ def _signed(highest: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _enhancement(share: Tensor, direction: Tensor) -> Tensor:
-    """1 leaves the picture as it is; from there up to 0.9 in both directions, and never below 0.1."""
+    """1 changes nothing; from there up to 0.9 in both directions, and never below 0.1."""
     return (1.0 + direction * share * 0.9).clamp(min=0.1)
 
 
@@ -87,30 +87,30 @@ def _none(share: Tensor, _: Tensor) -> Tensor:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "AutoContrast": Operation(pictures.auto_contrast, _none),
-    "Equalize": Operation(pictures.equalize, _none),
-    "Invert": Operation(pictures.invert, _none),
-    "Rotate": Operation(pictures.rotate, _signed(30.0)),
-    "PosterizeIncreasing": Operation(pictures.posterize, lambda share, _: 4 - torch.floor(share * 4)),
-    "SolarizeIncreasing": Operation(pictures.solarize, lambda share, _: 256 - torch.floor(share * 256)),
-    "SolarizeAdd": Operation(pictures.solarize_add, lambda share, _: torch.floor(share * 110)),
-    "ColorIncreasing": Operation(pictures.color, _enhancement),
-    "ContrastIncreasing": Operation(pictures.contrast, _enhancement),
-    "BrightnessIncreasing": Operation(pictures.brightness, _enhancement),
-    "SharpnessIncreasing": Operation(pictures.sharpness, _enhancement),
-    "ShearX": Operation(pictures.shear_x, _signed(0.3)),
-    "ShearY": Operation(pictures.shear_y, _signed(0.3)),
-    "TranslateXRel": Operation(pictures.translate_x, _signed(0.45)),
-    "TranslateYRel": Operation(pictures.translate_y, _signed(0.45)),
+    "AutoContrast": Operation(image_ops.auto_contrast, _none),
+    "Equalize": Operation(image_ops.equalize, _none),
+    "Invert": Operation(image_ops.invert, _none),
+    "Rotate": Operation(image_ops.rotate, _signed(30.0)),
+    "PosterizeIncreasing": Operation(image_ops.posterize, lambda share, _: 4 - torch.floor(share * 4)),
+    "SolarizeIncreasing": Operation(image_ops.solarize, lambda share, _: 256 - torch.floor(share * 256)),
+    "SolarizeAdd": Operation(image_ops.solarize_add, lambda share, _: torch.floor(share * 110)),
+    "ColorIncreasing": Operation(image_ops.color, _enhancement),
+    "ContrastIncreasing": Operation(image_ops.contrast, _enhancement),
+    "BrightnessIncreasing": Operation(image_ops.brightness, _enhancement),
+    "SharpnessIncreasing": Operation(image_ops.sharpness, _enhancement),
+    "ShearX": Operation(image_ops.shear_x, _signed(0.3)),
+    "ShearY": Operation(image_ops.shear_y, _signed(0.3)),
+    "TranslateXRel": Operation(image_ops.translate_x, _signed(0.45)),
+    "TranslateYRel": Operation(image_ops.translate_y, _signed(0.45)),
 }
 """timm's names, in timm's order."""
 
 
 class OperationDraws(NamedTuple):
-    """What is drawn for one operation of every clip."""
+    """The draws for one operation of every clip."""
 
     number: Tensor
-    """Place in `OPERATIONS`, int64 ``[B]``."""
+    """Position in `OPERATIONS`, int64 ``[B]``."""
     applied: Tensor
     """Whether it is applied, bool ``[B]``."""
     share: Tensor
@@ -140,7 +140,7 @@ def rand_augment(frames: Tensor, policy: RandAugment, noise: Tensor) -> Tensor:
         noise: uniform numbers ``[B, policy.draws]`` on the CPU, for instance `sample_uniforms(seeds, policy.draws)`.
 
     Returns:
-        uint8 of the same shape; the input stays as it is.
+        uint8 of the same shape; the input is not modified.
     """
     changed = frames.clone()
     for numbers in torch.split(noise, DRAWS_PER_OPERATION, dim=1):
@@ -149,6 +149,6 @@ def rand_augment(frames: Tensor, policy: RandAugment, noise: Tensor) -> Tensor:
             clips = torch.nonzero(draws.applied & (draws.number == number))[:, 0]
             if len(clips):
                 argument = operation.argument(draws.share[clips], draws.direction[clips]).float()
-                there = clips.to(frames.device)
-                changed[there] = operation.apply(changed[there], argument.to(frames.device))
+                clips = clips.to(frames.device)
+                changed[clips] = operation.apply(changed[clips], argument.to(frames.device))
     return changed

@@ -18,7 +18,7 @@ def accuracy_per_class(confusion: Tensor) -> Tensor:
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """How far confidence and accuracy lie apart, on average (arXiv 1706.04599): NaN for no sample.
+    """How far confidence and accuracy lie apart, on average (arXiv 1706.04599): NaN without samples.
 
     Args:
         confidence: the predicted class's score in [0, 1], ``[B]``.
@@ -44,7 +44,7 @@ def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
 
 
 def confused_pairs(confusion: Tensor, count: int) -> list[tuple[int, int, int]]:
-    """The ``count`` commonest mistakes of a matrix ``[true, predicted]``: true class, predicted class, how often."""
+    """The ``count`` most frequent mistakes of a matrix ``[true, predicted]``: true class, predicted class, count."""
     mistakes = confusion.clone().fill_diagonal_(0)
     order = mistakes.flatten().argsort(descending=True, stable=True)[:count].tolist()
     pairs = [(*divmod(cell, len(confusion)), int(mistakes.flatten()[cell])) for cell in order]

@@ -1,4 +1,4 @@
-"""How well features tell classes apart without training: the nearest-neighbour probe of the self-supervised papers.
+"""How well features separate classes without training: the nearest-neighbour probe of the self-supervised papers.
 
 Source: weighted votes of Wu et al. (arXiv 1805.01978), with the values that DINO (arXiv 2104.14294) uses.
 Shapes: N samples of the bank, Q queries, C channels.
@@ -23,15 +23,15 @@ def nearest_neighbour_top1(
         bank: features ``[N, C]``.
         bank_labels: int64 ``[N]``.
         queries: features ``[Q, C]``.
-        labels: int64 ``[Q]``, the truth.
+        labels: int64 ``[Q]``, the true classes.
         neighbours: how many vote; cut to N.
 
     Raises:
         ValueError: no sample in the bank, or no query.
     """
     if len(bank) == 0 or len(queries) == 0:
-        raise ValueError(f"bank={len(bank)}, queries={len(queries)}: must both hold samples; give labelled clips")
-    centre = bank.float().mean(0)  # what all share tells nothing apart
+        raise ValueError(f"bank={len(bank)}, queries={len(queries)}: must both contain samples; give labelled clips")
+    centre = bank.float().mean(0)  # a common offset makes all cosines alike
     similarity = functional.normalize(queries.float() - centre) @ functional.normalize(bank.float() - centre).T
     nearest = similarity.topk(min(neighbours, len(bank)), dim=1)
     votes = torch.zeros(len(queries), int(bank_labels.max()) + 1)

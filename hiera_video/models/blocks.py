@@ -1,16 +1,19 @@
 """Transformer blocks over unrolled mask units; the encoder and the decoder are built from the same ones.
 
 Shapes: B batch, U mask units (visible ones in pretraining), M tokens of a unit, C channels, H heads, D channels a head.
+
+Source: Hiera (arXiv 2306.00989) §3, with pooling of queries and skip as in MViTv2 (arXiv 2112.01526).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hiera_video.models.attention import attend
-from hiera_video.models.linear import Linear
+from hiera_video.models.cpu import Linear, attend
 
 NORM_EPSILON = 1e-6
 
@@ -23,8 +26,8 @@ def pool_tokens(tokens: Tensor, stride: int) -> Tensor:
     return tokens.reshape(batch, units, stride, count // stride, channels).amax(dim=2)
 
 
-class Attention(nn.Module):
-    """Mask-unit or global attention, with the queries max-pooled where a stage begins.
+class MaskUnitAttention(nn.Module):
+    """Attention within mask units or over all tokens, with the queries max-pooled where a stage begins.
 
     Both kinds are 4-dimensional calls of `scaled_dot_product_attention`, windows folded into the batch: with five
     dimensions it falls back to the unfused kernel, which made up most of the public code's pretraining step on a CPU.
@@ -32,7 +35,7 @@ class Attention(nn.Module):
     Args:
         dim, dim_out: channels in and out.
         num_heads: heads over ``dim_out``.
-        pool: tokens merged into one query; 1 leaves the resolution.
+        pool: tokens merged into one query; 1 keeps the resolution.
         within_units: attend within mask units instead of globally.
     """
 
@@ -44,13 +47,8 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, first_query: int = 0) -> Tensor:
         """``[B, U, M, C]`` → ``[B, U, M / pool, C']``, or only for the tokens of M from ``first_query`` on."""
-        if first_query == 0:
-            query, key, value = self.qkv(tokens).chunk(3, dim=-1)
-        else:
-            width = self.proj.in_features
-            query = self.qkv(tokens[:, :, first_query:], slice(width))
-            key, value = self.qkv(tokens, slice(width, None)).chunk(2, dim=-1)
-        query = pool_tokens(query, self.pool)
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        query = pool_tokens(query[:, :, first_query:], self.pool)
         mixed = attend(self._split_heads(query), self._split_heads(key), self._split_heads(value))
         merged: Tensor = self.proj(mixed.transpose(1, 2).reshape(query.shape))
         return merged
@@ -76,11 +74,8 @@ class Mlp(nn.Module):
         return mixed
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP, each with a residual; where channels grow, the residual is projected and pooled.
-
-    Source: Hiera (arXiv 2306.00989) §3, with pooling of queries and skip as in MViTv2 (arXiv 2112.01526).
-    """
+class HieraBlock(nn.Module):
+    """Pre-norm attention and MLP, each with a residual; where channels grow, the residual is projected and pooled."""
 
     def __init__(
         self, dim: int, dim_out: int, num_heads: int, mlp_ratio: float, pool: int = 1, within_units: bool = False
@@ -88,7 +83,7 @@ class Block(nn.Module):
         super().__init__()
         self.pool = pool
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON)
-        self.attn = Attention(dim, dim_out, num_heads, pool, within_units)
+        self.attn = MaskUnitAttention(dim, dim_out, num_heads, pool, within_units)
         self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPSILON)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
         self.proj = Linear(dim, dim_out) if dim != dim_out else None
@@ -111,26 +106,15 @@ def _scale(branch: Tensor, scales: Tensor | None, index: int) -> Tensor:
     return branch if scales is None else branch * scales[index].to(branch.dtype).view(-1, 1, 1, 1)
 
 
-def init_classifier_weights(module: nn.Module) -> None:
-    """Truncated normal weights and biases of 0.02, as the public classifier has them (also in its LayerNorms)."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.constant_(module.bias, 0.02)
-    if isinstance(module, nn.LayerNorm):
-        nn.init.constant_(module.weight, 1.0)
-        nn.init.constant_(module.bias, 0.02)
-
-
-def init_autoencoder_weights(module: nn.Module) -> None:
-    """Xavier uniform weights and zero biases, as MAE (arXiv 2111.06377) and the public masked autoencoder."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    if isinstance(module, nn.LayerNorm):
-        nn.init.constant_(module.weight, 1.0)
-        nn.init.zeros_(module.bias)
+def init_weights(model: nn.Module, init_matrix: Callable[[Tensor], object], bias: float) -> None:
+    """Initialise the matrices of linear layers, and set the biases of these and of LayerNorms."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            init_matrix(module.weight)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            nn.init.constant_(module.bias, bias)
 
 
 def run_block(block: nn.Module, *inputs: Tensor | int | None, recompute: bool) -> Tensor:

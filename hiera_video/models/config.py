@@ -1,10 +1,15 @@
-"""What an architecture is: frozen dataclasses with the public argument names, checked when they are made."""
+"""Model configs: frozen dataclasses with the public code's argument names, validated when they are created.
+
+Source of the values: Hiera (arXiv 2306.00989); "paper" below.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import floordiv, mul
 from typing import Any, Literal, get_type_hints
 
 from hiera_video.models.hog import HOG_CELL_PIXELS
@@ -16,7 +21,7 @@ DECODERS = ("full", "subset", "cross")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder's architecture; two sizes (height, width) make it 2D, three (frames, height, width) 3D."""
+    """The encoder: for images if ``input_size`` is (height, width), for video if it is (frames, height, width)."""
 
     input_size: tuple[int, ...] = (224, 224)
     """Frames (video only), height and width of the input, pixels."""
@@ -35,7 +40,7 @@ class EncoderConfig:
     mask_unit_size: tuple[int, ...] = (8, 8)
     """Tokens of a mask unit per axis: q_stride to the power of the number of stage entries."""
     mask_unit_attn: tuple[bool, ...] = (True, True, False, False)
-    """Stages that attend within mask units; a stage's first block still follows the stage before."""
+    """Stages that attend within mask units; the first block of a stage attends as the stage before."""
     dim_mul: float = 2.0
     """Growth of the channels at each stage."""
     head_mul: float = 2.0
@@ -49,7 +54,7 @@ class EncoderConfig:
     mlp_ratio: float = 4.0
     """Hidden width of an MLP over its channels."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block; the first has none, between them it rises linearly."""
+    """Stochastic depth of the last block; it rises linearly from 0 in the first."""
     sep_pos_embed: bool = False
     """Positions in space and time as a sum of two tables."""
 
@@ -61,39 +66,38 @@ class EncoderConfig:
         _check(0.0 <= self.drop_path_rate < 1.0, "drop_path_rate", self.drop_path_rate, "must lie in [0, 1)", "use 0.1")
 
     @property
+    def is_video(self) -> bool:
+        """Whether the input has an axis of time."""
+        return len(self.input_size) == 3
+
+    @property
     def token_grid(self) -> tuple[int, ...]:
         """Tokens per axis after the patch embedding."""
-        return tuple(size // stride for size, stride in zip(self.input_size, self.patch_stride, strict=True))
+        return tuple(map(floordiv, self.input_size, self.patch_stride))
 
     @property
     def unit_pixels(self) -> tuple[int, ...]:
         """Frames (video only), height and width of one mask unit, pixels."""
-        return tuple(unit * stride for unit, stride in zip(self.mask_unit_size, self.patch_stride, strict=True))
+        return tuple(map(mul, self.mask_unit_size, self.patch_stride))
 
     @property
     def unit_grid(self) -> tuple[int, ...]:
         """Mask units per axis."""
-        return tuple(size // pixels for size, pixels in zip(self.input_size, self.unit_pixels, strict=True))
+        return tuple(map(floordiv, self.input_size, self.unit_pixels))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage."""
-        widths = [self.embed_dim]
-        for _ in self.stages[1:]:
-            widths.append(int(widths[-1] * self.dim_mul))
-        return tuple(widths)
+        return _grown(self.embed_dim, self.dim_mul, len(self.stages))
 
     @property
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each stage."""
-        heads = [self.num_heads]
-        for _ in self.stages[1:]:
-            heads.append(int(heads[-1] * self.head_mul))
-        return tuple(heads)
+        return _grown(self.num_heads, self.head_mul, len(self.stages))
 
     def _check_axes(self) -> None:
         axes = len(self.input_size)
-        rule = "must name (height, width) or (frames, height, width)"
+        rule = "must be (height, width) or (frames, height, width)"
         _check(axes in (2, 3), "input_size", self.input_size, rule, "use 224,224 or 16,224,224")
         for name in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
             value = getattr(self, name)
@@ -108,8 +112,8 @@ class EncoderConfig:
         for name in (*counts, "dim_mul", "head_mul", "mlp_ratio"):
             _check_positive(name, getattr(self, name))
         for width, heads in zip(self.widths, self.heads, strict=True):
-            _check(heads > 0, "head_mul", self.head_mul, "leaves a stage without heads", "use 2")
-            _check(width > 0, "dim_mul", self.dim_mul, "leaves a stage without channels", "use 2")
+            _check(heads > 0, "head_mul", self.head_mul, "must leave every stage a head", "use 2")
+            _check(width > 0, "dim_mul", self.dim_mul, "must leave every stage a channel", "use 2")
 
     def _check_size(self) -> None:
         unit = self.unit_pixels
@@ -133,7 +137,7 @@ class EncoderConfig:
         _check(len(self.mask_unit_attn) == len(self.stages), "mask_unit_attn", self.mask_unit_attn,
                f"must have one value for each of {len(self.stages)} stages", "use true,true,false,false")  # fmt: skip
         for width, heads in zip(self.widths, self.heads, strict=True):
-            rule = f"a stage of {width} channels cannot be divided among {heads} heads"
+            rule = f"must give every stage channels divisible by its heads, here {width} by {heads}"
             _check(width % heads == 0, "embed_dim", self.embed_dim, rule, "change num_heads")
 
 
@@ -186,7 +190,7 @@ class MaskedAutoencoderConfig(EncoderConfig):
             _check_positive(name, getattr(self, name))
         _check(self.decoder_embed_dim % self.decoder_num_heads == 0, "decoder_embed_dim", self.decoder_embed_dim,
                f"must be divisible by decoder_num_heads={self.decoder_num_heads}", "change one of them")  # fmt: skip
-        _check(self.pooled_unit[0] == self.mask_unit_size[0] or len(self.input_size) == 2, "q_stride", self.q_stride,
+        _check(self.pooled_unit[0] == self.mask_unit_size[0] or not self.is_video, "q_stride", self.q_stride,
                "must not pool time: a prediction covers one token in time", "use 1,2,2")  # fmt: skip
         _check(self.target != "hog" or self.prediction_pixels % HOG_CELL_PIXELS == 0, "q_pool", self.q_pool,
                f"a prediction covers {self.prediction_pixels} pixels, with target=hog it must be a multiple of the "
@@ -197,9 +201,7 @@ class MaskedAutoencoderConfig(EncoderConfig):
     @property
     def pooled_unit(self) -> tuple[int, ...]:
         """Tokens of a mask unit per axis at the decoder's resolution."""
-        return tuple(
-            unit // stride**self.q_pool for unit, stride in zip(self.mask_unit_size, self.q_stride, strict=True)
-        )
+        return tuple(map(floordiv, self.mask_unit_size, (stride**self.q_pool for stride in self.q_stride)))
 
     @property
     def prediction_pixels(self) -> int:
@@ -226,6 +228,11 @@ def replace(config: ModelConfig, overrides: dict[str, Any]) -> ModelConfig:
     if unknown:
         raise ValueError(f"{unknown[0]}: {type(config).__name__} has no such key; known: {', '.join(sorted(known))}")
     return dataclasses.replace(config, **{key: _tuples(value) for key, value in overrides.items()})
+
+
+def _grown(first: int, factor: float, stages: int) -> tuple[int, ...]:
+    """A number that grows at every stage, rounded down each time."""
+    return tuple(accumulate(range(stages - 1), lambda number, _: int(number * factor), initial=first))
 
 
 def _tuples(value: Any) -> Any:

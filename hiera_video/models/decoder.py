@@ -1,6 +1,7 @@
 """Decoders of the masked autoencoder: the paper's, and two cheaper ones.
 
-Shapes: B batch, V visible tokens, N predicted hidden tokens, C channels of the decoder, P values of a prediction.
+Shapes: B batch, V visible tokens, N predicted hidden tokens, E channels of the encoder's output, C channels of the
+decoder, P values of a prediction.
 """
 
 from __future__ import annotations
@@ -8,21 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hiera_video.models.attention import attend
-from hiera_video.models.blocks import NORM_EPSILON, Block, Mlp, run_block
+from hiera_video.models.blocks import NORM_EPSILON, HieraBlock, Mlp, run_block
 from hiera_video.models.config import MaskedAutoencoderConfig
-from hiera_video.models.linear import Linear
+from hiera_video.models.cpu import Linear, attend, train_by_onednn
 from hiera_video.models.targets import target_values
 
 
 class Decoder(nn.Module):
-    """Predicts hidden tokens from the encoder's output; the kinds differ in what attends to what.
+    """Predicts hidden tokens from the encoder's output; the kinds differ in which tokens attend to which.
 
     - ``full``: self-attention over all tokens, as in Hiera and MAE (arXiv 2111.06377). Predicts every hidden token.
     - ``subset``: the same over the visible and a random share of the hidden tokens, after VideoMAE V2's decoder
-      masking (arXiv 2303.16727). Other mathematics than the paper's: compare the accuracy.
+      masking (arXiv 2303.16727). Not the paper's decoder: compare the accuracy.
     - ``cross``: hidden queries attend to the encoder's output only, never to each other, after CrossMAE
-      (arXiv 2401.14391). Other mathematics than the paper's: compare the accuracy.
+      (arXiv 2401.14391). Not the paper's decoder: compare the accuracy.
     """
 
     def __init__(self, config: MaskedAutoencoderConfig) -> None:
@@ -39,20 +39,18 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList([block(config) for _ in range(config.decoder_depth)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.pred = Linear(width, target_values(config))
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.feeds_pooling = False
+        train_by_onednn(self)  # no max-pooling follows here
 
     def forward(self, visible: Tensor, visible_index: Tensor, hidden_index: Tensor) -> Tensor:
         """Encoder output ``[B, V, E]`` at raster numbers ``[B, V]``, hidden ``[B, N]`` → predictions ``[B, N, P]``."""
         positions = self.pos_embed[0]
         memory = self.embed(visible) + positions[visible_index]
         hidden = self.mask_token + positions[hidden_index]
-        decoded = self._cross(hidden, memory) if self.crosses else self._mix(hidden, memory)
+        decoded = self._cross_attend(hidden, memory) if self.crosses else self._self_attend(hidden, memory)
         prediction: Tensor = self.pred(self.norm(decoded))
         return prediction
 
-    def _mix(self, hidden: Tensor, memory: Tensor) -> Tensor:
+    def _self_attend(self, hidden: Tensor, memory: Tensor) -> Tensor:
         tokens = torch.cat([memory, hidden], dim=1).unsqueeze(1)  # [B, 1, V + N, C]
         for block in self.blocks[:-1]:
             tokens = run_block(block, tokens, recompute=self.recompute_activations)
@@ -60,7 +58,7 @@ class Decoder(nn.Module):
         tokens = run_block(self.blocks[-1], tokens, None, memory.shape[1], recompute=self.recompute_activations)
         return tokens[:, 0]
 
-    def _cross(self, hidden: Tensor, memory: Tensor) -> Tensor:
+    def _cross_attend(self, hidden: Tensor, memory: Tensor) -> Tensor:
         for block in self.blocks:
             hidden = run_block(block, hidden, memory, recompute=self.recompute_activations)
         return hidden
@@ -85,7 +83,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention and MLP with residuals. The memory is normed here, since each block reads it anew."""
+    """Cross-attention and MLP with residuals. Each block has its own norm of the memory."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -104,7 +102,7 @@ class CrossBlock(nn.Module):
 
 def _self_block(config: MaskedAutoencoderConfig) -> nn.Module:
     width = config.decoder_embed_dim
-    return Block(width, width, config.decoder_num_heads, config.mlp_ratio)
+    return HieraBlock(width, width, config.decoder_num_heads, config.mlp_ratio)
 
 
 def _cross_block(config: MaskedAutoencoderConfig) -> nn.Module:

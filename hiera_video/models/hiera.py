@@ -1,24 +1,26 @@
 """The hierarchical encoder and its classifier, for images and video.
 
-Shapes: B batch, T frames, U mask units, K visible units, M tokens of a unit, C channels.
+Shapes: B batch, T frames, H height, W width, U mask units, K visible units, M tokens of a unit, C channels; t, h, w
+tokens along the axes of a unit.
 
 Source: Hiera (arXiv 2306.00989) and its public code; parameter names are composed here (`encoder.blocks.0...`) and
-mapped to the public flat names in `weights.py`.
+mapped to the public flat names in `hiera_video.weights.key_mapping`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hiera_video.models.blocks import NORM_EPSILON, Block, init_classifier_weights, run_block
+from hiera_video.models.blocks import NORM_EPSILON, HieraBlock, init_weights, run_block
 from hiera_video.models.config import EncoderConfig, HieraConfig
-from hiera_video.models.patch_embedding import PatchEmbedding, PositionEmbedding
+from hiera_video.models.cpu import run_in_unit_groups
+from hiera_video.models.patch_embedding import PatchEmbed, PositionEmbedding
 from hiera_video.models.random_draws import (
     Draws,
     drop_path_scales,
@@ -29,7 +31,7 @@ from hiera_video.models.random_draws import (
 )
 from hiera_video.models.token_order import TokenOrder
 
-UNITS_IN_CACHE = 32
+INITIAL_DEVIATION = 0.02
 
 
 class StageOutput(NamedTuple):
@@ -50,7 +52,7 @@ class HieraEncoder(nn.Module):
         self.config = config
         self.recompute_activations = False
         self.order = TokenOrder(config.token_grid, (config.q_stride,) * (len(config.stages) - 1))
-        self.patch_embed = PatchEmbedding(config, self.order)
+        self.patch_embed = PatchEmbed(config, self.order)
         self.pos_embed = PositionEmbedding(config, self.order)
         self.stage_ends = [sum(config.stages[: stage + 1]) - 1 for stage in range(len(config.stages))]
         blocks = _blocks(config)
@@ -96,40 +98,23 @@ class HieraEncoder(nn.Module):
 
         ``drop_path`` are uniform numbers ``[blocks, 2, B]``; none in training: drawn here.
         """
-        tokens = self.patch_embed(pixels, keep_mask, unit_index) + self.pos_embed(unit_index)
+        tokens = self.patch_embed(pixels, keep_mask, unit_index) + self.pos_embed(unit_index)  # [B, U or K, M, C]
         scales = self._branch_scales(pixels, drop_path)
-        ends: list[Tensor] = []
-        start = 0
-        if scales is None and not torch.is_grad_enabled() and _runs_on_cpu(tokens):
-            ends, tokens = self._run_in_cache(tokens)
-            start = self.local_blocks
-        ends += self._run(tokens, start, len(self.blocks), scales)[0]
-        return [StageOutput(end, min(stage, self.config.q_pool)) for stage, end in enumerate(ends)]
+        run_local = partial(self._run, range(self.local_blocks), scales)
+        # Units are independent in the first blocks; stochastic depth, however, goes by sample.
+        *ends, tokens = run_in_unit_groups(run_local, tokens) if scales is None else run_local(tokens)
+        *later_ends, _ = self._run(range(self.local_blocks, len(self.blocks)), scales, tokens)
+        return [StageOutput(end, min(stage, self.config.q_pool)) for stage, end in enumerate([*ends, *later_ends])]
 
-    def _run(self, tokens: Tensor, start: int, stop: int, scales: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """Blocks from ``start`` to ``stop``: the tokens at the end of every stage, and after the last block."""
+    def _run(self, blocks: range, scales: Tensor | None, tokens: Tensor) -> list[Tensor]:
+        """The tokens at the end of every stage, and as the last entry those after the last of these blocks."""
         ends = []
-        for index in range(start, stop):
+        for index in blocks:
             scale = None if scales is None else scales[index]
             tokens = run_block(self.blocks[index], tokens, scale, recompute=self.recompute_activations)
             if index in self.stage_ends:
                 ends.append(tokens)
-        return ends, tokens
-
-    def _run_in_cache(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The first blocks, which attend within mask units, for a few units at a time.
-
-        Units are independent there, and their hidden layers then stay in a CPU's cache: a tenth of inference.
-        """
-        batch, units, count, channels = tokens.shape
-        groups = torch.split(tokens.view(batch * units, 1, count, channels), UNITS_IN_CACHE)
-        results = [self._run(group, 0, self.local_blocks, None) for group in groups]
-
-        def whole(parts: Sequence[Tensor]) -> Tensor:
-            return torch.cat(list(parts)).view(batch, units, *parts[0].shape[2:])
-
-        ends = [whole(parts) for parts in zip(*(ends for ends, _ in results), strict=True)]
-        return ends, whole([last for _, last in results])
+        return [*ends, tokens]
 
     def draw_drop_path(
         self, batch: int, generator: torch.Generator | None, device: torch.device | None
@@ -148,24 +133,24 @@ class HieraEncoder(nn.Module):
         return drop_path_scales(noise, self.drop_path_rates) if noise is not None else None
 
     def check_input(self, pixels: Tensor) -> None:
-        """Refuse what the model cannot read.
+        """Refuse an input that does not fit the model.
 
         Raises:
-            ValueError: wrong rank, channels, size or type, with what is due and the remedy.
+            ValueError: wrong rank, channels, size or type, with what is expected and the remedy.
         """
         config = self.config
-        due = ["B", config.in_chans, *config.input_size]
-        came = list(pixels.shape)
-        if pixels.ndim != len(due):
-            layout = "[B, 3, T, H, W]" if len(config.input_size) == 3 else "[B, 3, H, W]"
-            raise ValueError(f"input has shape {came}: must be {layout}, here {due}; add or remove an axis")
+        expected = ["B", config.in_chans, *config.input_size]
+        shape = list(pixels.shape)
+        if pixels.ndim != len(expected):
+            layout = "[B, 3, T, H, W]" if config.is_video else "[B, 3, H, W]"
+            raise ValueError(f"input has shape {shape}: must be {layout}, here {expected}; add or remove an axis")
         if not pixels.is_floating_point():
             raise ValueError(
-                f"input is {pixels.dtype}: must be floats {due}; normalize_video makes them from uint8 frames"
+                f"input is {pixels.dtype}: must be floats {expected}; normalize_video makes them from uint8 frames"
             )
         if pixels.shape[1] != config.in_chans:
             raise ValueError(
-                f"input has {pixels.shape[1]} channels on axis 1, shape {came}: must be {due}; "
+                f"input has {pixels.shape[1]} channels on axis 1, shape {shape}: must be {expected}; "
                 "put channels before frames (normalize_video does) or build the model with in_chans"
             )
         if tuple(pixels.shape[2:]) != config.input_size:
@@ -184,8 +169,10 @@ class Hiera(nn.Module):
         self.encoder = HieraEncoder(config)
         self.norm = nn.LayerNorm(config.widths[-1], eps=NORM_EPSILON)
         self.head = nn.Linear(config.widths[-1], config.num_classes)
-        self.apply(init_classifier_weights)
-        nn.init.trunc_normal_(self.encoder.patch_embed.weight, std=0.02)
+        # As the public classifier: biases of 0.02, also in the LayerNorms.
+        init_matrix = partial(nn.init.trunc_normal_, std=INITIAL_DEVIATION)
+        init_weights(self, init_matrix, bias=INITIAL_DEVIATION)
+        init_matrix(self.encoder.patch_embed.weight)
         with torch.no_grad():
             self.head.weight.mul_(config.head_init_scale)
             self.head.bias.mul_(config.head_init_scale)
@@ -210,15 +197,14 @@ class Hiera(nn.Module):
             ValueError: an input of the wrong rank, channels, size or type.
         """
         features = self.embed(pixels, draws)
-        rate = self.config.head_dropout
-        if self.training and rate > 0.0:
-            noise = None if draws is None else draws.head_dropout
-            features = dropout(features, torch.rand_like(features) if noise is None else noise, rate)
+        if self.training and self.config.head_dropout > 0.0:
+            noise = torch.rand_like(features) if draws is None or draws.head_dropout is None else draws.head_dropout
+            features = dropout(features, noise, self.config.head_dropout)
         logits: Tensor = self.head(features)
         return logits
 
     def embed(self, pixels: Tensor, draws: Draws | None = None) -> Tensor:
-        """The features before the head, ``[B, C]``, for retrieval and nearest-neighbour probes."""
+        """The features before the head ``[B, C]``, for retrieval and nearest-neighbour probes."""
         self.encoder.check_input(pixels)
         stages = self.encoder.encode(pixels, drop_path=None if draws is None else draws.drop_path)
         pooled: Tensor = self.norm(stages[-1].tokens.mean(dim=(1, 2)))
@@ -238,11 +224,7 @@ class Hiera(nn.Module):
         return Draws(drop_path=drop_path, head_dropout=dropout_noise)
 
 
-def _runs_on_cpu(tokens: Tensor) -> bool:
-    return tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _blocks(config: EncoderConfig) -> list[Block]:
+def _blocks(config: EncoderConfig) -> list[HieraBlock]:
     """The stages' blocks. A stage's first block pools and still attends as the stage before (paper §3)."""
     blocks, dim, previous_attention = [], config.embed_dim, config.mask_unit_attn[0]
     for stage, depth in enumerate(config.stages):
@@ -252,7 +234,7 @@ def _blocks(config: EncoderConfig) -> list[Block]:
             pool = math.prod(config.q_stride) if first and stage <= config.q_pool else 1
             attends = previous_attention if first else within_units
             width = config.widths[stage]
-            blocks.append(Block(dim, width, config.heads[stage], config.mlp_ratio, pool, attends))
+            blocks.append(HieraBlock(dim, width, config.heads[stage], config.mlp_ratio, pool, attends))
             dim = width
         previous_attention = within_units
     return blocks

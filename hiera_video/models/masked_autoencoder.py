@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hiera_video.models.blocks import NORM_EPSILON, init_autoencoder_weights
+from hiera_video.models.blocks import NORM_EPSILON, init_weights
 from hiera_video.models.config import MaskedAutoencoderConfig
 from hiera_video.models.decoder import Decoder
 from hiera_video.models.hiera import HieraEncoder, StageOutput
@@ -31,14 +31,14 @@ from hiera_video.models.targets import token_targets
 
 
 class MaeOutput(NamedTuple):
-    """What one pass of the masked autoencoder gives."""
+    """The result of one pass of the masked autoencoder."""
 
     loss: Tensor
     """Mean squared error over the predicted tokens, scalar."""
     prediction: Tensor
     """``[B·N, P]``: the predicted hidden tokens of the batch, raster order within a sample."""
     target: Tensor
-    """``[B·N, P]``: what they should be."""
+    """``[B·N, P]``: their targets."""
     keep_mask: Tensor
     """bool ``[B, U]``, True = visible."""
 
@@ -53,7 +53,7 @@ class MaskedAutoencoder(nn.Module):
         self.fusion = MultiScaleFusion(config)
         self.encoder_norm = nn.LayerNorm(config.widths[-1], eps=NORM_EPSILON)
         self.decoder = Decoder(config)
-        self.apply(init_autoencoder_weights)
+        init_weights(self, nn.init.xavier_uniform_, bias=0.0)  # as MAE
         nn.init.xavier_uniform_(self.encoder.patch_embed.weight.data.flatten(1))
         order = self.encoder.order
         self.register_buffer("token_of_unit", order.raster_index(config.q_pool), persistent=False)  # [U, M]
@@ -87,7 +87,7 @@ class MaskedAutoencoder(nn.Module):
                 without reading it, so that nothing waits for the device: it is the count that ``mask_ratio`` gives.
                 In plain execution on a CPU, where reading costs nothing, the mask is validated, and without a
                 ``mask_ratio`` it may keep any number; elsewhere call `validate_keep_mask` with
-                ``some_hidden=True`` on foreign masks.
+                ``some_hidden=True`` on masks of users.
             draws: random numbers of this pass (`draw`); drawn when missing.
 
         Raises:
@@ -95,22 +95,16 @@ class MaskedAutoencoder(nn.Module):
                 or hides none.
         """
         self.encoder.check_input(pixels)
+        draws = Draws() if draws is None else draws
         keep_mask, visible = self._mask(pixels, mask_ratio, keep_mask)
-        unit_index = visible_unit_index(keep_mask, visible)
-        latent = self.encode_visible(pixels, keep_mask, unit_index, None if draws is None else draws.drop_path)
-        hidden_index = self._predicted_tokens(keep_mask, visible, None if draws is None else draws.decoder_tokens)
-        visible_index = self.token_of_unit[unit_index].flatten(1)
-        prediction = self.decoder(latent.flatten(1, 2), visible_index, hidden_index).flatten(0, 1)
+        unit_index = visible_unit_index(keep_mask, visible)  # [B, K]
+        stages = self.encoder.encode(pixels, keep_mask, unit_index, draws.drop_path)
+        latent = self.encoder_norm(self.fusion(stages))  # [B, K, M, C]
+        visible_index = self.token_of_unit[unit_index].flatten(1)  # [B, K·M]
+        hidden_index = self._predicted_tokens(keep_mask, visible, draws.decoder_tokens)  # [B, N]
+        prediction = self.decoder(latent.flatten(1, 2), visible_index, hidden_index).flatten(0, 1)  # [B·N, P]
         target = token_targets(self.config, pixels, hidden_index).flatten(0, 1)
         return MaeOutput(functional.mse_loss(prediction.float(), target), prediction, target, keep_mask)
-
-    def encode_visible(
-        self, pixels: Tensor, keep_mask: Tensor, unit_index: Tensor, drop_path: Tensor | None = None
-    ) -> Tensor:
-        """The decoder's input: fused and normed tokens of the visible units, ``[B, K, M, C]``."""
-        stages = self.encoder.encode(pixels, keep_mask, unit_index, drop_path)
-        latent: Tensor = self.encoder_norm(self.fusion(stages))
-        return latent
 
     def draw(
         self,
@@ -136,17 +130,16 @@ class MaskedAutoencoder(nn.Module):
         """The mask and its number of visible units."""
         if keep_mask is None:
             visible = self._visible_units(mask_ratio)
-            return keep_smallest(
-                torch.rand(pixels.shape[0], self.num_mask_units, device=pixels.device), visible
-            ), visible
+            noise = torch.rand(pixels.shape[0], self.num_mask_units, device=pixels.device)
+            return keep_smallest(noise, visible), visible
         if torch.compiler.is_compiling() or keep_mask.device.type != "cpu":
             return keep_mask, self._visible_units(mask_ratio)
         count = validate_keep_mask(keep_mask, self.num_mask_units, pixels.shape[0], some_hidden=True)
-        due = count if mask_ratio is None else self._visible_units(mask_ratio)
-        if count != due:
+        expected = count if mask_ratio is None else self._visible_units(mask_ratio)
+        if count != expected:
             raise ValueError(
-                f"keep_mask keeps {count} units, mask_ratio={mask_ratio} keeps {due} of {self.num_mask_units}: must "
-                "agree; give the ratio that made the mask, or none"
+                f"keep_mask keeps {count} units, mask_ratio={mask_ratio} keeps {expected} of {self.num_mask_units}: "
+                "must agree; give the ratio that made the mask, or none"
             )
         return keep_mask, count
 
@@ -193,7 +186,7 @@ class FusionHead(nn.Module):
         super().__init__()
         self.q_stride, self.poolings = config.q_stride, poolings
         kernel = tuple(stride**poolings for stride in config.q_stride)
-        convolution = nn.Conv3d if len(config.input_size) == 3 else nn.Conv2d
+        convolution = nn.Conv3d if config.is_video else nn.Conv2d
         initial = convolution(width, config.widths[-1], kernel)
         self.weight, self.bias = initial.weight, initial.bias
 

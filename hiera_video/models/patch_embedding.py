@@ -1,6 +1,9 @@
 """From pixels to tokens: the overlapping patch convolution, dense or for the visible units alone, and positions.
 
-Shapes: B batch, U mask units, K visible units, M tokens of a unit, C channels.
+Shapes: B batch, T frames, H height, W width, U mask units, K visible units, M tokens of a unit, C channels, G = B·K;
+`*field` are the pixels along each axis that the tokens of one unit see.
+
+Source: Hiera (arXiv 2306.00989) §3 and its public code; separate position tables as in MAE-ST (arXiv 2205.09113).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from hiera_video.models.config import EncoderConfig
 from hiera_video.models.token_order import TokenOrder
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbed(nn.Module):
     """The overlapping patch convolution of MViTv2 and Hiera, kernel 7 stride 4 (in time 3 and 2).
 
     A visible token may see pixels of a neighbouring unit, because the kernel overlaps; the public code therefore
@@ -28,7 +31,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.order = order
         self.stride, self.padding, self.kernel = config.patch_stride, config.patch_padding, config.patch_kernel
-        convolution = nn.Conv3d if len(config.input_size) == 3 else nn.Conv2d
+        convolution = nn.Conv3d if config.is_video else nn.Conv2d
         initial = convolution(config.in_chans, config.embed_dim, self.kernel)  # type: ignore[arg-type]
         self.weight, self.bias = initial.weight, initial.bias
         self.unit_pixels = tuple(m * s for m, s in zip(order.unit_size, self.stride, strict=True))

@@ -1,6 +1,6 @@
-"""The named models: the paper's (Tab. 2; public names), and small ones for demo and tests.
+"""The named models: the paper's (arXiv 2306.00989, Tab. 2; public names), and small ones for demo and tests.
 
-Each has a masked autoencoder of the same name with `mae_` in front.
+Each has a masked autoencoder of the same name, prefixed with `mae_`.
 """
 
 from __future__ import annotations
@@ -31,45 +31,28 @@ _WIDTHS: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 144, "num_heads": 2, "stages": (2, 6, 36, 4)},
     "huge": {"embed_dim": 256, "num_heads": 4, "stages": (2, 6, 36, 4)},
 }
-_DEMO: dict[str, Any] = {**_VIDEO, "embed_dim": 24, "num_heads": 1, "stages": (1, 1, 3, 1)}
-_TEST: dict[str, Any] = {**_VIDEO, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 2, 1)}
-_SMALL_DECODER: dict[str, Any] = {"decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 4}
+_DEMO: dict[str, Any] = {**_VIDEO, "input_size": (16, 96, 96), "embed_dim": 24, "stages": (1, 1, 3, 1)}
+_TEST: dict[str, Any] = {**_VIDEO, "input_size": (8, 64, 64), "embed_dim": 8, "stages": (1, 1, 2, 1)}
+_DEMO_DECODER: dict[str, Any] = {"decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 4}
 _TEST_DECODER: dict[str, Any] = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 
 
-def _classifiers() -> dict[str, HieraConfig]:
-    images = {f"hiera_{name}_224": HieraConfig(**width) for name, width in _WIDTHS.items()}
-    videos = {
-        f"hiera_{name}_16x224": HieraConfig(input_size=(16, 224, 224), num_classes=400, **_VIDEO, **_WIDTHS[name])
-        for name in ("base", "base_plus", "large", "huge")
-    }
-    small = {
-        "hiera_demo_16x96": HieraConfig(input_size=(16, 96, 96), num_classes=8, **_DEMO),
-        "hiera_test_8x64": HieraConfig(input_size=(8, 64, 64), num_classes=8, **_TEST),
-    }
-    return images | videos | small
+_IMAGE_ENCODERS = {f"hiera_{size}_224": widths for size, widths in _WIDTHS.items()}
+_VIDEO_ENCODERS = {
+    f"hiera_{size}_16x224": {"input_size": (16, 224, 224), **_VIDEO, **_WIDTHS[size]}
+    for size in ("base", "base_plus", "large", "huge")
+}
 
-
-def _autoencoders() -> dict[str, MaskedAutoencoderConfig]:
-    images = {f"mae_hiera_{name}_224": MaskedAutoencoderConfig(**width) for name, width in _WIDTHS.items()}
-    videos = {
-        f"mae_hiera_{name}_16x224": MaskedAutoencoderConfig(
-            input_size=(16, 224, 224), mask_ratio=0.9, **_VIDEO, **_WIDTHS[name]
-        )
-        for name in ("base", "base_plus", "large", "huge")
-    }
-    small = {
-        "mae_hiera_demo_16x96": MaskedAutoencoderConfig(
-            input_size=(16, 96, 96), mask_ratio=0.9, **_DEMO, **_SMALL_DECODER
-        ),
-        "mae_hiera_test_8x64": MaskedAutoencoderConfig(
-            input_size=(8, 64, 64), mask_ratio=0.75, **_TEST, **_TEST_DECODER
-        ),
-    }
-    return images | videos | small
-
-
-PRESETS: dict[str, ModelConfig] = {**_classifiers(), **_autoencoders()}
+PRESETS: dict[str, ModelConfig] = {
+    **{name: HieraConfig(**encoder) for name, encoder in _IMAGE_ENCODERS.items()},
+    **{name: HieraConfig(num_classes=400, **encoder) for name, encoder in _VIDEO_ENCODERS.items()},
+    "hiera_demo_16x96": HieraConfig(num_classes=8, **_DEMO),
+    "hiera_test_8x64": HieraConfig(num_classes=8, **_TEST),
+    **{f"mae_{name}": MaskedAutoencoderConfig(**encoder) for name, encoder in _IMAGE_ENCODERS.items()},
+    **{f"mae_{name}": MaskedAutoencoderConfig(mask_ratio=0.9, **encoder) for name, encoder in _VIDEO_ENCODERS.items()},
+    "mae_hiera_demo_16x96": MaskedAutoencoderConfig(mask_ratio=0.9, **_DEMO, **_DEMO_DECODER),
+    "mae_hiera_test_8x64": MaskedAutoencoderConfig(mask_ratio=0.75, **_TEST, **_TEST_DECODER),
+}
 
 
 def model_names() -> list[str]:
@@ -78,14 +61,14 @@ def model_names() -> list[str]:
 
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
-    """The architecture of a preset, with overrides by the public argument names.
+    """The model config of a preset, with overrides by the public argument names.
 
     Raises:
-        ValueError: an unknown preset (the nearest are named), an unknown key, or a value against its rule.
+        ValueError: an unknown preset (the error lists the nearest), an unknown key, or a value against its rule.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.3) or model_names()[:3]
-        raise ValueError(f"model={name}: no such preset; did you mean {', '.join(near)}? model_names() lists all")
+        raise ValueError(f"model={name}: no such preset; did you mean {', '.join(near)}? model_names() lists them all")
     return replace(PRESETS[name], overrides)
 
 
@@ -97,7 +80,7 @@ def create_model(name: str, **overrides: Any) -> Hiera | MaskedAutoencoder:
         overrides: `input_size`, `num_classes`, `embed_dim`, `stages`, `drop_path_rate`, `decoder_depth`, ...
 
     Raises:
-        ValueError: an unknown preset (the nearest are named), an unknown key, or a value against its rule.
+        ValueError: an unknown preset (the error lists the nearest), an unknown key, or a value against its rule.
     """
     return build_model(model_config(name, **overrides))
 
@@ -112,7 +95,7 @@ def create_backbone(name: str, **overrides: Any) -> HieraEncoder:
 
 
 def build_model(config: ModelConfig) -> Hiera | MaskedAutoencoder:
-    """The model that a configuration describes."""
+    """The model that a model config describes."""
     return Hiera(config) if isinstance(config, HieraConfig) else MaskedAutoencoder(config)
 
 

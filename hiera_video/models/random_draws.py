@@ -21,7 +21,7 @@ MINIMUM_VISIBLE_UNITS = 3
 
 
 class Draws(NamedTuple):
-    """Uniform numbers in [0, 1) that one forward pass consumes; a missing one is drawn on the spot."""
+    """Uniform numbers in [0, 1) that one forward pass consumes; a missing one is drawn in the pass."""
 
     drop_path: Tensor | None = None
     """``[blocks, 2, B]``: the attention and the MLP branch of every encoder block."""
@@ -69,15 +69,15 @@ def num_visible_units(num_units: int, mask_ratio: float) -> int:
 
 
 def require_hidden_units(visible: int, num_units: int, key: str) -> int:
-    """``visible``, for a masked autoencoder: the mean over no hidden token would be NaN.
+    """``visible``, unless it is all units: the loss, a mean over hidden tokens, would be NaN.
 
     Raises:
-        ValueError: nothing is hidden; ``key`` names what asked for that.
+        ValueError: nothing is hidden; ``key`` names the argument at fault.
     """
     if visible >= num_units:
         raise ValueError(
-            f"{key}: hides none of {num_units} mask units, and the loss is over hidden ones: at least one must be "
-            f"hidden; use a mask_ratio of at least {1 / num_units:.4g}, in the paper 0.9 for video, 0.6 for images"
+            f"{key}: hides none of {num_units} mask units: at least one must be hidden, since the loss is over hidden "
+            f"ones; use a mask_ratio of at least {1 / num_units:.4g}, in the paper 0.9 for video, 0.6 for images"
         )
     return visible
 
@@ -109,7 +109,9 @@ def random_keep_mask(
         noise = uniforms((batch, num_units), per_sample, device)
     else:
         if len(per_sample) != batch:
-            raise ValueError(f"{len(per_sample)} seeds or generators for a batch of {batch}; give one per sample")
+            raise ValueError(
+                f"{len(per_sample)} seeds or generators for a batch of {batch}: must be one per sample; give as many"
+            )
         noise = sample_uniforms(per_sample, num_units, device)
     return keep_smallest(noise, visible)
 
@@ -123,17 +125,17 @@ def keep_smallest(noise: Tensor, visible: int) -> Tensor:
 def validate_keep_mask(
     keep_mask: Tensor, num_units: int, batch: int | None = None, *, some_hidden: bool = False
 ) -> int:
-    """Check a mask that comes from a user and count its visible units; reads the mask, so it waits for the device.
+    """Validate a mask of a user and count its visible units; reads the mask, so it waits for the device.
 
     Args:
-        some_hidden: refuse a mask that hides nothing, as the masked autoencoder must; features may be of everything.
+        some_hidden: refuse a mask that hides nothing, as the masked autoencoder does; features may see everything.
 
     Returns:
         The number of visible units of every sample.
 
     Raises:
-        ValueError: not bool, not ``[B, U]``, counts that differ between samples, fewer than three visible, or none
-            hidden against ``some_hidden``.
+        ValueError: not bool, not ``[B, U]``, counts that differ between samples, fewer than three visible, or with
+            ``some_hidden`` none hidden.
     """
     if keep_mask.dtype != torch.bool:
         raise ValueError(f"keep_mask is {keep_mask.dtype}: must be torch.bool, True = visible; use mask.bool()")
@@ -152,7 +154,8 @@ def validate_keep_mask(
         )
     if lowest < MINIMUM_VISIBLE_UNITS:
         raise ValueError(
-            f"keep_mask keeps {lowest} of {num_units} units: at least {MINIMUM_VISIBLE_UNITS} must stay visible"
+            f"keep_mask keeps {lowest} of {num_units} units: at least {MINIMUM_VISIBLE_UNITS} must stay visible; "
+            "lower the mask_ratio"
         )
     return require_hidden_units(lowest, num_units, "keep_mask") if some_hidden else lowest
 

@@ -1,4 +1,4 @@
-"""A pretrained encoder by itself, as a feature backbone."""
+"""The encoder of a weights file as a feature backbone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def load_backbone(path: str | Path, **overrides: Any) -> HieraEncoder:
     Every stage entry pools, as in fine-tuning and inference (paper §A), also where pretraining pooled less.
 
     Args:
-        overrides: changes to the architecture, for instance `input_size`; position tables are interpolated.
+        overrides: changes to the model config, for instance `input_size`; position tables are interpolated.
 
     Raises:
-        ValueError: a missing or damaged file, one without a configuration, or weights that do not fit.
+        ValueError: a missing or damaged file, one without a model config, or weights that do not fit.
     """
     weights = read_weights(path)
     if weights.config is None:
-        raise ValueError(f"{path}: carries no configuration of this package; use create_model and load_into_classifier")
+        raise ValueError(f"{path}: contains no model config; use create_model and load_into_classifier")
     shared = {field.name: getattr(weights.config, field.name) for field in dataclasses.fields(EncoderConfig)}
     config = HieraConfig(**{**shared, "q_pool": len(weights.config.stages) - 1, **overrides})
     model = Hiera(config)

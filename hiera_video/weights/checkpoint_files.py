@@ -1,7 +1,7 @@
-"""Weights on disk: safetensors with the configuration inside, and the public checkpoints.
+"""Weights on disk: safetensors with the model config inside, and the public checkpoints.
 
-Public `.pth` files are read with `weights_only=True`: no code in them runs. Everything that a file can have wrong is a
-`ValueError` that says what came, what is due, and the remedy.
+Public `.pth` files are read with `weights_only=True`: no code in them runs. Every defect of a file raises a
+`ValueError` that names the file, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ class LoadReport(NamedTuple):
     taken: list[str]
     """Filled from the file."""
     new: list[str]
-    """Left as initialised, since the file has nothing that fits."""
+    """Left as initialised, since the file has no tensor that fits."""
     unused: list[str]
-    """In the file, without a place in the model (a decoder, another head)."""
+    """In the file, but not in the model (a decoder, another head)."""
 
 
 class Weights(NamedTuple):
-    """A file's tensors under this package's names, and the configuration if the file carries one."""
+    """A file's tensors under this package's names, and its model config if it contains one."""
 
     tensors: StateDict
     config: ModelConfig | None
 
 
 def save_model(path: str | Path, model: nn.Module, extra_metadata: Mapping[str, str] | None = None) -> None:
-    """Write `.safetensors` with the configuration in its metadata; the file appears complete or not at all.
+    """Write `.safetensors` with the model config in its metadata; the file appears complete or not at all.
 
     Raises:
         ValueError: not a model of this package.
     """
     config = getattr(model, "config", None)
     if type(config).__name__ not in _CONFIG_CLASSES:
-        raise ValueError(f"{type(model).__name__} cannot be saved: must be a model of create_model; unwrap it first")
+        raise ValueError(f"{type(model).__name__} cannot be saved: must be a model from create_model; unwrap it first")
     metadata = {
         "format": _FORMAT,
         "config_class": type(config).__name__,
@@ -106,16 +106,14 @@ def load_model(path: str | Path, **overrides: Any) -> Hiera | MaskedAutoencoder:
     """The model that `save_model` wrote, with its weights.
 
     Args:
-        overrides: changes to the architecture, for instance `input_size`; position tables are interpolated.
+        overrides: changes to the model config, for instance `input_size`; position tables are interpolated.
 
     Raises:
-        ValueError: a missing or damaged file, one without a configuration, or weights that do not fit.
+        ValueError: a missing or damaged file, one without a model config, or weights that do not fit.
     """
     weights = read_weights(path)
     if weights.config is None:
-        raise ValueError(
-            f"{path}: carries no configuration of this package; create_model the preset and use load_weights"
-        )
+        raise ValueError(f"{path}: contains no model config; build the model with create_model and use load_weights")
     model = build_model(replace(weights.config, overrides))
     _load_strictly(model, weights, str(path))
     return model
@@ -125,7 +123,7 @@ def load_weights(model: Hiera | MaskedAutoencoder, path: str | Path) -> None:
     """Fill a model from a file of the same kind, strictly: of this package, public, or Hugging Face.
 
     Raises:
-        ValueError: a missing or damaged file, another preset's weights, anything missing or left over.
+        ValueError: a missing or damaged file, another preset's weights, missing or unexpected tensors.
     """
     weights = read_weights(path)
     same_kind = () if type(weights.config) is not type(model.config) else ("q_pool", "decoder_num_heads")
@@ -145,7 +143,7 @@ def load_official(
         source_input_size: the input size of the weights; square in space when not given.
 
     Raises:
-        ValueError: anything missing, left over or of another shape (another preset).
+        ValueError: tensors that are missing, unexpected or of another shape (another preset).
     """
     tensors = from_official(state_dict.get("model_state", state_dict))
     _load_strictly(model, Weights(tensors, None), "state_dict", source_input_size)
@@ -161,7 +159,7 @@ def load_huggingface(model: Hiera | MaskedAutoencoder, state_dict: Mapping[str, 
     """Fill an image model from `HieraForImageClassification` or `HieraForPreTraining`, strictly.
 
     Raises:
-        ValueError: anything missing, left over or of another shape (another preset).
+        ValueError: tensors that are missing, unexpected or of another shape (another preset).
     """
     _load_strictly(model, Weights(from_huggingface(state_dict), None), "state_dict")
     logger.warning(LICENSE_NOTE)
@@ -170,16 +168,16 @@ def load_huggingface(model: Hiera | MaskedAutoencoder, state_dict: Mapping[str, 
 def huggingface_state_dict(
     model: Hiera | MaskedAutoencoder, architecture: HuggingFaceArchitecture | None = None
 ) -> StateDict:
-    """The weights of an image model under Hugging Face's names; by default of its own kind with its head.
+    """The weights of an image model under Hugging Face's names, by default for the class of the same kind.
 
     Raises:
-        ValueError: a video model, or an architecture of the other kind.
+        ValueError: a video model, or a class of the other kind.
     """
     own = "HieraForImageClassification" if isinstance(model, Hiera) else "HieraForPreTraining"
     if len(model.config.input_size) != 2 or architecture not in (None, own, "HieraModel"):
         raise ValueError(
-            f"{architecture or own}: Hugging Face Hiera reads images, and this model is {type(model).__name__} for "
-            f"{model.config.input_size}; use an image model and {own} or HieraModel"
+            f"{architecture or own}: Hugging Face Hiera reads images, and this model is {type(model).__name__} with "
+            f"input_size={model.config.input_size}; use an image model and {own} or HieraModel"
         )
     return to_huggingface(model.state_dict(), model.config.stages, architecture or own)  # type: ignore[arg-type]
 
@@ -187,11 +185,11 @@ def huggingface_state_dict(
 def load_into_classifier(model: Hiera, path: str | Path, *, new_blocks: int = 0, new_head: bool = False) -> LoadReport:
     """Start a classifier from any weights that fit: pretraining's encoder, or another classifier.
 
-    A head for another number of classes stays new, with ``new_head`` any; position tables of another input size are
-    interpolated. The last ``new_blocks`` blocks of the encoder stay new too (Zhang et al., arXiv 2006.05987, sec. 4).
+    A head for another number of classes stays new, and with ``new_head`` any head; so do the last ``new_blocks``
+    blocks of the encoder (Zhang et al., arXiv 2006.05987, sec. 4). Position tables are interpolated.
 
     Raises:
-        ValueError: a missing or damaged file, an encoder of another preset, or more new blocks than there are.
+        ValueError: a missing or damaged file, an encoder of another preset, or more new blocks than the encoder has.
     """
     return fill_classifier(model, read_weights(path), str(path), new_blocks=new_blocks, new_head=new_head)
 
@@ -206,11 +204,13 @@ def fill_classifier(
         if name in fitted and (new_head or fitted[name].shape != own[name].shape):
             del fitted[name]
     _refuse_other_settings(model, weights, source)
-    taken = [name for name in own if name in fitted]
-    missing = [name for name in own if name not in fitted and name.startswith("encoder.")]
-    without_place = [name for name in fitted if name not in own and name.startswith("encoder.")]
-    _refuse_mismatch(own, {name: fitted[name] for name in taken}, missing, without_place, source)
-    taken = [name for name in taken if not name.startswith(_last_blocks(model, new_blocks))]
+    _refuse_mismatch(
+        {name: tensor for name, tensor in own.items() if name in fitted or name.startswith("encoder.")},
+        {name: tensor for name, tensor in fitted.items() if name in own or name.startswith("encoder.")},
+        source,
+    )
+    left_new = _last_blocks(model, new_blocks)
+    taken = [name for name in own if name in fitted and not name.startswith(left_new)]
     model.load_state_dict({name: fitted[name] for name in taken}, strict=False)
     unused = sorted(set(weights.tensors) - set(taken))
     return LoadReport(taken, [name for name in own if name not in taken], unused)
@@ -243,8 +243,8 @@ def read_weights(path: str | Path) -> Weights:
         logger.warning(LICENSE_NOTE)
         return Weights(from_huggingface(tensors), None)
     raise ValueError(
-        f"{path}: its names ({', '.join(list(tensors)[:3]) or 'none'} ...) are neither this package's, nor the public "
-        "code's, nor Hugging Face Hiera's; give a Hiera checkpoint"
+        f"{path}: parameter names ({', '.join(list(tensors)[:3]) or 'none'} ...) must be this package's, the public "
+        "code's or Hugging Face Hiera's; give a Hiera checkpoint"
     )
 
 
@@ -260,15 +260,17 @@ def _read_safetensors(path: str | Path) -> tuple[StateDict, dict[str, str]]:
 def _read_pickle(path: str | Path) -> StateDict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose text advises to run the pickle
-        raise _unreadable(path, ValueError("damaged, or a pickle of more than tensors, which is not run")) from error
+    except pickle.UnpicklingError as error:  # its text advises to execute the pickle
+        raise _unreadable(
+            path, ValueError("damaged, or a pickle of more than tensors, which is never executed")
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     for key in ("model_state", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: holds no tensors by name; give a file like the public {{'model_state': ...}}")
+        raise ValueError(f"{path}: must contain tensors by name; give a file like the public {{'model_state': ...}}")
     return dict(content)
 
 
@@ -285,7 +287,9 @@ def _config_of(path: str | Path, metadata: Mapping[str, str]) -> ModelConfig:
             raise ValueError(f"config={values}: must be a JSON object")
         return replace(config_class(), values)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path}: its configuration is damaged ({error}); save it again with save_model") from error
+        raise ValueError(
+            f"{path}: its model config is damaged ({error}); save the model again with save_model"
+        ) from error
 
 
 def _load_strictly(
@@ -293,16 +297,14 @@ def _load_strictly(
 ) -> None:
     own = model.state_dict()
     fitted = _fit_positions(model, weights, source_input_size)
-    missing = [name for name in own if name not in fitted]
-    unexpected = [name for name in fitted if name not in own]
-    _refuse_mismatch(own, fitted, missing, unexpected, source)
+    _refuse_mismatch(own, fitted, source)
     model.load_state_dict(fitted)
 
 
 def _refuse_other_settings(
     model: Hiera | MaskedAutoencoder, weights: Weights, source: str, more: tuple[str, ...] = ()
 ) -> None:
-    """Weights of an architecture with the same shapes would load, and compute something else."""
+    """Weights of another model with the same shapes would load, and compute something else."""
     if weights.config is None:
         return
     problems = [
@@ -317,14 +319,15 @@ def _refuse_other_settings(
         )
 
 
-def _refuse_mismatch(own: StateDict, given: StateDict, missing: list[str], unexpected: list[str], source: str) -> None:
-    """One error for weights of another architecture, with the first differences."""
+def _refuse_mismatch(own: StateDict, given: StateDict, source: str) -> None:
+    """One error for weights of another model, with the first differences."""
     shapes = [
-        f"{name} has shape {list(tensor.shape)}, due is {list(own[name].shape)}"
+        f"{name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}"
         for name, tensor in given.items()
         if name in own and tensor.shape != own[name].shape
     ]
-    problems = shapes + [f"{name} is missing" for name in missing] + [f"{name} has no place" for name in unexpected]
+    missing = [f"{name} is missing" for name in own if name not in given]
+    problems = shapes + missing + [f"{name} is unexpected" for name in given if name not in own]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(

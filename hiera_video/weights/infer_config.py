@@ -1,4 +1,4 @@
-"""Which architecture a file of public weights was made for: these files say nothing of themselves but their shapes."""
+"""The model config of public weights, which carry none: inferred from the tensors' shapes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from hiera_video.weights.checkpoint_files import StateDict, read_weights
 
 
 def recognize_classifier(path: str | Path, model: str | None = None, **overrides: Any) -> HieraConfig:
-    """The architecture of a classifier's weights; runs no code from the file.
+    """The model config of a classifier's weights; executes no code from the file.
 
     Args:
         model: its preset, when it is known; otherwise the one whose shapes the file has.
-        overrides: how the architecture differs from the preset, for instance `input_size`.
+        overrides: how the model config differs from the preset's, for instance `input_size`.
 
     Raises:
-        ValueError: a missing, damaged or foreign file, weights without a head, of no such preset, or of several.
+        ValueError: a missing, damaged or foreign file, weights without a head or of no preset's shapes.
     """
     tensors = read_weights(path).tensors
     if "head.weight" not in tensors:
-        raise ValueError(f"{path}: holds no classification head (pretraining's weights have none); fine-tune it first")
-    names = [name for name in model_names() if not name.startswith("mae_")] if model is None else [model]
+        raise ValueError(f"{path}: holds no classification head (pretrained weights have none); fine-tune them first")
+    classifiers = [name for name in model_names() if not name.startswith("mae_")]
+    names = classifiers if model is None else [model]
     configs = [_classifier_config(name, {"num_classes": len(tensors["head.weight"]), **overrides}) for name in names]
     fitting = [config for config in configs if config.embed_dim == _width(tensors) and _fits(config, tensors)]
     if len(fitting) != 1:
         tried = model or "a preset"
         found = f"{len(fitting)} presets have" if fitting else f"{tried} with these options does not have"
         raise ValueError(
-            f"{path}: {found} the shapes of these weights; give the preset by model= and what differs from it by "
-            f"model_overrides= (known: {', '.join(name for name in model_names() if not name.startswith('mae_'))})"
+            f"{path}: {found} the shapes of these weights; name the preset by model= and what differs from it by "
+            f"model_overrides= (known: {', '.join(classifiers)})"
         )
     return fitting[0]
 
@@ -53,7 +54,9 @@ def _width(tensors: StateDict) -> int:
 
 
 def _fits(config: HieraConfig, tensors: StateDict) -> bool:
-    """Whether a model of this architecture has parameters of these names and shapes."""
+    """Whether a model with this config has parameters of these names and shapes."""
     with torch.device("meta"):
-        due = build_model(config).state_dict()
-    return {name: value.shape for name, value in due.items()} == {name: value.shape for name, value in tensors.items()}
+        expected = build_model(config).state_dict()
+    return {name: value.shape for name, value in expected.items()} == {
+        name: value.shape for name, value in tensors.items()
+    }

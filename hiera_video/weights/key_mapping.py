@@ -1,7 +1,7 @@
 """Parameter names: this package's (composed by part), the public code's (flat), Hugging Face's.
 
-Each table is a list of prefixes; a name is renamed by the first prefix that it begins with. Blocks of Hugging Face
-Hiera are counted per stage, here and in the public code throughout.
+A name is renamed by the first prefix that it begins with. Hugging Face Hiera counts its blocks within each stage; here
+and in the public code they are counted over all stages.
 """
 
 from __future__ import annotations
@@ -15,38 +15,26 @@ from torch import Tensor
 StateDict = dict[str, Tensor]
 HuggingFaceArchitecture = Literal["HieraModel", "HieraForImageClassification", "HieraForPreTraining"]
 
-_OFFICIAL = [
-    ("encoder.patch_embed.", "patch_embed.proj."),
-    ("encoder.pos_embed.spatial", "pos_embed_spatial"),
-    ("encoder.pos_embed.temporal", "pos_embed_temporal"),
-    ("encoder.pos_embed.table", "pos_embed"),
-    ("encoder.blocks.", "blocks."),
-    ("encoder_norm.", "encoder_norm."),
-    ("norm.", "norm."),
-    ("head.", "head.projection."),
-    ("fusion.heads.", "multi_scale_fusion_heads."),
-    ("decoder.embed.", "decoder_embed."),
-    ("decoder.mask_token", "mask_token"),
-    ("decoder.pos_embed", "decoder_pos_embed"),
-    ("decoder.blocks.", "decoder_blocks."),
-    ("decoder.norm.", "decoder_norm."),
-    ("decoder.pred.", "decoder_pred."),
+# This package's, the public code's, Hugging Face's (image models only: it has no separate position tables).
+_NAMES = [
+    ("encoder.patch_embed.", "patch_embed.proj.", "hiera.embeddings.patch_embeddings.projection."),
+    ("encoder.pos_embed.spatial", "pos_embed_spatial", ""),
+    ("encoder.pos_embed.temporal", "pos_embed_temporal", ""),
+    ("encoder.pos_embed.table", "pos_embed", "hiera.embeddings.position_embeddings"),
+    ("encoder.blocks.", "blocks.", "hiera.encoder.blocks."),
+    ("encoder_norm.", "encoder_norm.", "encoder_norm."),
+    ("norm.", "norm.", "hiera.pooler.layernorm."),
+    ("head.", "head.projection.", "classifier."),
+    ("fusion.heads.", "multi_scale_fusion_heads.", "multiscale_fusion.multi_scale_fusion_heads."),
+    ("decoder.embed.", "decoder_embed.", "decoder.decoder_embeddings."),
+    ("decoder.mask_token", "mask_token", "decoder.mask_token"),
+    ("decoder.pos_embed", "decoder_pos_embed", "decoder.decoder_position_embeddings"),
+    ("decoder.blocks.", "decoder_blocks.", "decoder.decoder_block.layers."),
+    ("decoder.norm.", "decoder_norm.", "decoder.decoder_norm."),
+    ("decoder.pred.", "decoder_pred.", "decoder.decoder_pred."),
 ]
-_HUGGINGFACE = [
-    ("encoder.patch_embed.", "hiera.embeddings.patch_embeddings.projection."),
-    ("encoder.pos_embed.table", "hiera.embeddings.position_embeddings"),
-    ("encoder.blocks.", "hiera.encoder.blocks."),
-    ("encoder_norm.", "encoder_norm."),
-    ("norm.", "hiera.pooler.layernorm."),
-    ("head.", "classifier."),
-    ("fusion.heads.", "multiscale_fusion.multi_scale_fusion_heads."),
-    ("decoder.embed.", "decoder.decoder_embeddings."),
-    ("decoder.mask_token", "decoder.mask_token"),
-    ("decoder.pos_embed", "decoder.decoder_position_embeddings"),
-    ("decoder.blocks.", "decoder.decoder_block.layers."),
-    ("decoder.norm.", "decoder.decoder_norm."),
-    ("decoder.pred.", "decoder.decoder_pred."),
-]
+_OFFICIAL = [(ours, official) for ours, official, _ in _NAMES]
+_HUGGINGFACE = [(ours, theirs) for ours, _, theirs in _NAMES if theirs]
 _HUGGINGFACE_NORMS = [(".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")]
 
 
@@ -74,7 +62,7 @@ def from_official(state: Mapping[str, Tensor]) -> StateDict:
 def to_huggingface(
     state: Mapping[str, Tensor], stages: Sequence[int], architecture: HuggingFaceArchitecture
 ) -> StateDict:
-    """This package's names → those of a Hugging Face architecture with these blocks per stage."""
+    """This package's names → those of a Hugging Face class with these blocks per stage."""
     renamed = {}
     for name, tensor in state.items():
         target = _stage_blocks(_replaced(_renamed(name, _HUGGINGFACE), _HUGGINGFACE_NORMS), stages)

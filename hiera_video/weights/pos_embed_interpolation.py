@@ -21,7 +21,10 @@ def fit_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
         ValueError: a table that does not have the source grid's tokens.
     """
     if table.shape[1] != math.prod(source):
-        raise ValueError(f"position table has {table.shape[1]} tokens, its grid {source} has {math.prod(source)}")
+        raise ValueError(
+            f"position table has {table.shape[1]} tokens: must be the {math.prod(source)} of its grid {source}; "
+            "give the grid that it was made for"
+        )
     return _fit_time(_fit_space(table, source, target), (source[0], *target[1:]), target)
 
 
@@ -42,15 +45,15 @@ def _fit_time(table: Tensor, source: Grid, target: Grid) -> Tensor:
 
 
 def square_grid(tokens: int, frames: int = 1) -> Grid:
-    """The grid of a table whose size is not recorded: square in space, as every published weight.
+    """The grid of a table whose size is not recorded: square in space, as in all published weights.
 
     Raises:
-        ValueError: the tokens of a frame are no square.
+        ValueError: the tokens of a frame form no square.
     """
     side = math.isqrt(tokens // frames)
     if side * side * frames != tokens:
         raise ValueError(
             f"position table has {tokens} tokens in {frames} steps of time: not square in space; "
-            "name the size it was trained for (source_input_size)"
+            "name the input size of the weights (source_input_size)"
         )
     return frames, side, side

@@ -1,8 +1,8 @@
 """hiera_video against the public code (hiera-transformer), Base 16x224, batch 2: seconds, ratios, memory.
 
-Both run in one process with the same weights, input and mask, in turns (A B A B ...), so that other load on the
-machine falls on both; medians of the turns. Peak memory is measured in a fresh process each. The load average is in
-the figures: above about half a core of foreign work the ratios still hold roughly, the seconds do not.
+Both run in one process with the same weights, input and mask, alternating (A B A B ...), so that other load on the
+machine affects both; medians of the turns. Peak memory is measured in a new process each. The figures include the load
+average: above about half a core of other work the ratios still hold roughly, the seconds do not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRESET, THREADS, BATCH, MASK_RATIO = "base_16x224", 2, 2, 0.9
 SMALL = {"input_size": (16, 96, 96), "stages": (1, 1, 2, 1)}
 Step = Callable[[], Tensor]
 
-# What each row compares: ours, the public code, the least ratio due.
+# Each row: our step, the public code's step, the goal for the ratio.
 ROWS = {
     "pretrain float32": ("full float32", "official float32", 2.0),
     "pretrain bfloat16": ("full bfloat16", "official bfloat16", 3.0),
@@ -42,7 +42,7 @@ ROWS = {
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """The table of ratios; ``quick`` shrinks the model, which only shows that everything runs."""
+    """The table of ratios; ``quick`` shrinks the model and only checks that everything runs."""
     logging.getLogger("hiera_video").setLevel(logging.ERROR)
     torch.set_num_threads(THREADS)
     load_before = os.getloadavg()[0]
@@ -53,15 +53,15 @@ def run(quick: bool) -> dict[str, Any]:
         "threads": THREADS,
         "batch": BATCH,
         "load_average_before": round(load_before, 2),
-        "disturbed": "yes: other work is running, repeat on an idle machine" if load_before > 0.5 else "no",
+        "disturbed": "yes: other processes are running, repeat on an idle machine" if load_before > 0.5 else "no",
     }
-    for row, (ours, official, due) in ROWS.items():
+    for row, (ours, official, goal) in ROWS.items():
         ratio = seconds[official] / seconds[ours]
         figures[row] = {
             "ours_seconds": round(seconds[ours], 3),
             "official_seconds": round(seconds[official], 3),
             "ratio": round(ratio, 2),
-            "due": due,
+            "goal": goal,
         }
     difference = abs(losses["full float32"] - losses["official float32"]) / losses["official float32"]
     figures["loss_difference_float32"] = difference
@@ -115,7 +115,7 @@ def official(model: nn.Module, options: dict[str, Any]) -> nn.Module:
 
 
 def training_step(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> Step:
-    """Forward, backward, and the gradients let go."""
+    """Forward, backward, and the gradients freed."""
 
     def step() -> Tensor:
         loss = loss_of(model)
@@ -128,7 +128,7 @@ def training_step(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> S
 
 
 def inference_step(model: nn.Module, pixels: Tensor) -> Step:
-    """One forward pass; its first value, so that something comes out."""
+    """One forward pass, which returns its first logit."""
 
     def step() -> Tensor:
         with torch.inference_mode():
@@ -162,7 +162,7 @@ def memory_row(quick: bool) -> dict[str, float]:
     """Peak resident memory of two steps, each code in its own process; the interpreter and torch count in both."""
     gibibytes = {who: _measured_elsewhere(who, quick) for who in ("ours", "official")}
     ratio = round(gibibytes["ours"] / gibibytes["official"], 3)
-    return {**{f"{who}_gib": round(value, 2) for who, value in gibibytes.items()}, "ratio": ratio, "due_at_most": 0.4}
+    return {**{f"{who}_gib": round(value, 2) for who, value in gibibytes.items()}, "ratio": ratio, "goal_at_most": 0.4}
 
 
 def _measured_elsewhere(who: str, quick: bool) -> float:

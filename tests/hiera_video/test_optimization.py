@@ -1,15 +1,16 @@
-"""Optimisation rules, scores, and the way from frames to input."""
+"""Parameter groups, learning rates, and the settings that are refused."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
-from hiera_video.augmentation.basic import AugmentConfig, augment, denormalize_video, normalize_video
-from hiera_video.metrics.classification import accuracy_per_class, confusion_matrix
 from hiera_video.models.presets import create_model
 from hiera_video.optimization import (
     OptimizerConfig,
+    ScheduleConfig,
     build_optimizer,
     learning_rate_at,
     parameter_groups,
@@ -75,28 +76,18 @@ def test_optimizer_steps_at_the_set_rate(name: str, kind: type) -> None:
     assert {group["lr"] for group in optimizer.param_groups} == {0.125 * 0.5**n for n in range(7)}
 
 
-def test_confusion() -> None:
-    confusion = confusion_matrix(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
-    assert confusion.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
-    assert accuracy_per_class(confusion)[:2].tolist() == [0.5, 0.5]
-    assert accuracy_per_class(confusion)[2].isnan()
-
-
-def test_normalisation_and_back() -> None:
-    frames = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16, 1).expand(2, 4, 16, 16, 3)
-    pixels = normalize_video(frames)
-    assert pixels.shape == (2, 3, 4, 16, 16)
-    assert pixels.is_contiguous()
-    expected = (frames.double().movedim(-1, 1) / 255 - 0.45) / 0.225
-    torch.testing.assert_close(pixels.double(), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(denormalize_video(pixels), frames)
-    assert normalize_video(frames[:, 0]).shape == (2, 3, 16, 16)
-
-
-def test_flip_follows_its_draws() -> None:
-    pixels = torch.randn(3, 3, 2, 4, 5)
-    flipped = augment(pixels, AugmentConfig(horizontal_flip=0.5), torch.tensor([0.2, 0.5, 0.49]))
-    assert torch.equal(flipped[[0, 2]], pixels[[0, 2]].flip(-1))
-    assert torch.equal(flipped[1], pixels[1])
-    assert augment(pixels, AugmentConfig(horizontal_flip=0.0)) is pixels
-    assert torch.equal(augment(pixels, AugmentConfig(horizontal_flip=1.0)), pixels.flip(-1))
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate=0.0: must be positive"),
+        (OptimizerConfig, {"layer_decay": 1.5}, r"layer_decay=1.5: must lie in \(0, 1\]"),
+        (OptimizerConfig, {"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
+        (OptimizerConfig, {"weight_decay": -1.0}, "weight_decay=-1.0: must not be negative"),
+        (OptimizerConfig, {"clip_gradient_norm": -1.0}, "clip_gradient_norm=-1.0"),
+        (ScheduleConfig, {"warmup_epochs": -1.0}, "warmup_epochs=-1.0"),
+        (ScheduleConfig, {"final_learning_rate": -1.0}, "final_learning_rate=-1.0"),
+    ],
+)
+def test_wrong_settings(config: type, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**arguments)

@@ -1,4 +1,4 @@
-"""The public code (`hiera-transformer`, without its dependencies) as the reference of what is right.
+"""The public code (`hiera-transformer`, without its dependencies) as the reference of the numbers.
 
 It imports only `DropPath` and `Mlp` from timm; both are replaced here by the few lines that matter.
 """
@@ -15,8 +15,14 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from hiera_video.models.presets import create_model, model_names
+from hiera_video.models.random_draws import random_keep_mask
+from hiera_video.weights.checkpoint_files import load_official
+from hiera_video.weights.key_mapping import to_official
+
 TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
+PUBLIC_PRESETS = [name for name in model_names() if "demo" not in name and "test" not in name]
 
 
 class DropPath(nn.Module):
@@ -104,3 +110,35 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     assert ours.shape == theirs.shape
     ours, theirs = ours.detach(), theirs.detach()
     return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def peers(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module]:
+    """Our model and the public one with the same weights; shrunk in depth and size, not in structure."""
+    shared = {"input_size": _small_input(name), "stages": (1, 1, 2, 1), **arguments}
+    theirs = official_model(name, **shared)
+    with uninitialised():
+        ours = create_model(name, **shared, **({"mask_ratio": 0.5} if name.startswith("mae_") else {}))
+    load_official(ours, theirs.state_dict())
+    return ours.eval(), theirs.eval()
+
+
+def small_pixels(name: str) -> Tensor:
+    """An input for `peers`."""
+    return torch.randn(2, 3, *_small_input(name), generator=torch.Generator().manual_seed(1))
+
+
+def half_mask(model: nn.Module) -> Tensor:
+    """A mask for `peers` that keeps half of the mask units."""
+    return random_keep_mask(2, model.num_mask_units, 0.5, torch.Generator().manual_seed(2))
+
+
+def assert_same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
+    """Compare the gradients of all parameters that have one in the public model."""
+    own = to_official({name: parameter.grad for name, parameter in ours.named_parameters()})
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is not None:
+            assert relative_difference(own[name], parameter.grad) < GRADIENT_TOLERANCE, name
+
+
+def _small_input(name: str) -> tuple[int, ...]:
+    return (6, 64, 64) if "16x" in name else (96, 64)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.analysis.activation_memory import activation_bytes
-from hiera_video.models.blocks import Block
+from hiera_video.models.blocks import HieraBlock
 from hiera_video.models.decoder import CrossBlock
 from hiera_video.models.presets import build_model, model_config, set_activation_checkpointing
 
@@ -22,7 +22,7 @@ class Kept:
         self.storages: dict[int, Tensor] = {}
         self.of_blocks: list[int] = []
         for module in model.modules():
-            if isinstance(module, Block | CrossBlock):
+            if isinstance(module, HieraBlock | CrossBlock):
                 module.register_forward_pre_hook(lambda *_: self.of_blocks.append(-self.bytes))
                 module.register_forward_hook(self.leave)
         with torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor):
@@ -60,8 +60,8 @@ def test_as_much_as_autograd_keeps(name: str, overrides: dict[str, object]) -> N
     model = build_model(config)
     set_activation_checkpointing(model, True)
     inputs = Kept(model, config.input_size)
-    due = inputs.bytes + max(whole.of_blocks)
-    assert activation_bytes(config, recompute=True) == pytest.approx(due, rel=0.1)
+    expected = inputs.bytes + max(whole.of_blocks)
+    assert activation_bytes(config, recompute=True) == pytest.approx(expected, rel=0.1)
 
 
 def test_recomputing_keeps_less_and_a_large_model_costs_no_memory() -> None:

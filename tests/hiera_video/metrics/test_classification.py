@@ -7,7 +7,13 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from hiera_video.metrics.classification import average_precision, confused_pairs, expected_calibration_error
+from hiera_video.metrics.classification import (
+    accuracy_per_class,
+    average_precision,
+    confused_pairs,
+    confusion_matrix,
+    expected_calibration_error,
+)
 
 
 def test_average_precision_is_scikit_learns() -> None:
@@ -43,3 +49,10 @@ def test_confused_pairs_leave_out_what_is_right() -> None:
     assert confused_pairs(confusion, 5) == [(1, 0, 7), (0, 1, 2)]
     assert confused_pairs(confusion, 1) == [(1, 0, 7)]
     assert confusion[0, 0] == 50
+
+
+def test_confusion() -> None:
+    confusion = confusion_matrix(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
+    assert confusion.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert accuracy_per_class(confusion)[:2].tolist() == [0.5, 0.5]
+    assert accuracy_per_class(confusion)[2].isnan()

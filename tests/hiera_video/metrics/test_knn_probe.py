@@ -16,7 +16,7 @@ def blobs(seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
     return centres[labels] + spread * torch.randn(60, 3, generator=generator), labels
 
 
-def test_classes_that_lie_apart_are_told_apart() -> None:
+def test_separated_classes_are_recognised() -> None:
     assert nearest_neighbour_top1(*blobs(0, 0.1), *blobs(1, 0.1)) == 1.0
 
 

@@ -1,7 +1,7 @@
 """Golden values: `python -m tests.hiera_video.models.golden` writes golden.json beside this file.
 
 Weights and inputs follow from seeds; what is kept are logits, losses and a fingerprint of every larger tensor. They
-change only when the mathematics does: run the script then, and say why in the commit.
+change only when the mathematics does: run the command then, and give the reason in the commit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRETRAINING = {
 
 
 def golden_values() -> dict[str, Any]:
-    """Everything that golden.json holds, computed anew."""
+    """Everything in golden.json, computed now."""
     video = torch.randn(2, 3, 8, 64, 64, generator=torch.Generator().manual_seed(1))
     image = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(2))
     values: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""How the models run: any divisible size, checkpointed, compiled without a break, exported, in bfloat16."""
+"""The encoder and the classifier: any divisible size, features, what they refuse, and every mode of execution."""
 
 from __future__ import annotations
 
@@ -7,33 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hiera_video.models.presets import create_backbone, create_model, model_names, set_activation_checkpointing
+from hiera_video.models.presets import create_backbone, create_model, set_activation_checkpointing
 from hiera_video.models.random_draws import random_keep_mask
+from tests.support.small_models import loss_of
 
-PUBLIC_PRESETS = [name for name in model_names() if "demo" not in name and "test" not in name]
 CLIP = (2, 3, 8, 64, 64)
-
-
-def shrunk(name: str, **options: Any) -> nn.Module:
-    size = (6, 64, 64) if "16x" in name else (96, 64)
-    options |= {"mask_ratio": 0.4, "decoder_depth": 1} if name.startswith("mae_") else {}
-    heads = 4 if "huge" in name else 2 if "plus" in name or "large" in name else 1
-    return create_model(name, input_size=size, stages=(1, 1, 2, 1), embed_dim=16 * heads, **options)
-
-
-def loss_of(output: Any) -> Tensor:
-    return output.square().mean() if isinstance(output, Tensor) else output.loss
-
-
-@pytest.mark.parametrize("name", [*PUBLIC_PRESETS, "hiera_test_8x64", "mae_hiera_test_8x64"])
-def test_every_preset_runs_forward_and_backward(name: str) -> None:
-    model = create_model(name) if "test" in name else shrunk(name, drop_path_rate=0.1)
-    loss_of(model(torch.randn(2, 3, *model.config.input_size))).backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
 
 
 @pytest.mark.parametrize("size", [(8, 96, 96), (32, 64, 64), (16, 64, 128)])
@@ -51,6 +31,47 @@ def test_masked_maps_are_given_by_unit() -> None:
     maps = model.features(torch.randn(CLIP), random_keep_mask(2, 16, 0.75))
     assert [tuple(features.shape[1:-1]) for features in maps] == [(4, 1, 8 >> n, 8 >> n) for n in range(4)]
     assert (model.num_mask_units, model.mask_unit_grid) == (16, (4, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def classifier() -> torch.nn.Module:
+    return create_model("hiera_test_8x64")
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> torch.nn.Module:
+    return create_model("mae_hiera_test_8x64")
+
+
+def test_features_may_see_everything(classifier: Any) -> None:
+    everything = torch.ones(2, 16, dtype=torch.bool)
+    assert classifier.features(torch.zeros(CLIP), everything)[-1].shape[1] == 16
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(3, 8, 64, 64), r"shape \[3, 8, 64, 64\]: must be \[B, 3, T, H, W\].*add or remove an axis"),
+        (torch.zeros(2, 8, 3, 64, 64), r"8 channels on axis 1.*\['B', 3, 8, 64, 64\]; put channels before frames"),
+        (torch.zeros(CLIP, dtype=torch.uint8), "uint8: must be .*floats.*normalize_video"),
+        (torch.zeros(CLIP, dtype=torch.int64), "int64: must be"),
+        (
+            torch.zeros(2, 3, 8, 64, 96),
+            r"size \(8, 64, 96\).*built for \(8, 64, 64\); resize.*input_size=\(8, 64, 96\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("entry", ["forward", "features", "embed", "autoencoder", "backbone"])
+def test_wrong_input(classifier: Any, autoencoder: Any, entry: str, pixels: torch.Tensor, message: str) -> None:
+    call: dict[str, Callable[[torch.Tensor], Any]] = {
+        "forward": classifier,
+        "features": classifier.features,
+        "embed": classifier.embed,
+        "autoencoder": autoencoder,
+        "backbone": classifier.encoder,
+    }
+    with pytest.raises(ValueError, match=message):
+        call[entry](pixels)
 
 
 @pytest.mark.parametrize("name", ["hiera_test_8x64", "mae_hiera_test_8x64"])
@@ -139,3 +160,12 @@ def test_weights_are_read_inside_their_modules_forward(name: str, masked: bool) 
         module.register_forward_pre_hook(lambda *_, module_name=module_name: inside.add(module_name))
     model(torch.randn(CLIP), **({"keep_mask": random_keep_mask(2, 16, 0.75)} if masked else {}))
     assert not set(owners.values()) - inside
+
+
+def test_inference_in_training_mode_still_drops_paths() -> None:
+    model = create_model("hiera_test_8x64", drop_path_rate=0.5).train()
+    pixels, draws = torch.randn(2, 3, 8, 64, 64), model.draw(2)
+    with torch.no_grad():
+        assert torch.allclose(model(pixels, draws=draws), model(pixels, draws=draws))
+        without = model.eval()(pixels)
+        assert not torch.allclose(model.train()(pixels, draws=draws), without)

@@ -1,4 +1,4 @@
-"""The mathematics has not moved since golden.json was written."""
+"""The results have not changed since golden.json was written."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
-"""Unrolled order: the inverse of its inverse, and pooling by a plain maximum."""
+"""Unrolled order: the inverse of its inverse, and units as spatial blocks."""
 
 from __future__ import annotations
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
-from hiera_video.models.blocks import pool_tokens
 from hiera_video.models.token_order import TokenOrder
 
 
@@ -49,17 +47,6 @@ def test_units_are_spatial_blocks_in_row_major_order(order: TokenOrder) -> None:
         for axis, (at, size) in enumerate(zip(corner, order.unit_size, strict=True)):
             block = block.narrow(axis, int(at) * size, size)
         assert torch.equal(units[0, number], block)
-
-
-def test_pooling_in_unrolled_order_is_max_pooling_in_space() -> None:
-    order = TokenOrder((4, 16, 8), ((1, 2, 2),) * 3)
-    grid = torch.randn(2, 4, 16, 8, 5)
-    units = order.unroll(grid.flatten(1, 3))
-    expected = grid.permute(0, 4, 1, 2, 3)
-    for poolings in range(1, 4):
-        units = pool_tokens(units, 4)
-        expected = functional.max_pool3d(expected, (1, 2, 2))
-        assert torch.equal(order.reroll(units, poolings), expected.permute(0, 2, 3, 4, 1))
 
 
 def test_worked_example_of_the_docstring() -> None:

@@ -1,4 +1,4 @@
-"""Public weights tell their preset by their shapes alone."""
+"""The preset of public weights is inferred from their shapes alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def written(path: Path, name: str, **overrides: object) -> Path:
 
 
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_base_224", "hiera_base_16x224", "hiera_base_plus_16x224"])
-def test_presets_are_told_apart(name: str, tmp_path: Path) -> None:
+def test_presets_are_recognised(name: str, tmp_path: Path) -> None:
     classes = 400 if "16x" in name else 1000
     assert recognize_classifier(written(tmp_path / "w.pth", name, num_classes=classes)) == model_config(name)
 
@@ -37,7 +37,7 @@ def test_the_number_of_classes_and_the_file_format_do_not_matter(tmp_path: Path)
     assert recognize_classifier(path) == model_config("hiera_test_8x64", num_classes=174)
 
 
-def test_a_changed_architecture_needs_its_preset_and_overrides(tmp_path: Path) -> None:
+def test_a_changed_model_config_needs_its_preset_and_overrides(tmp_path: Path) -> None:
     path = written(tmp_path / "w.pth", "hiera_base_16x224", **SHRUNK)
     with pytest.raises(ValueError, match="a preset with these options does not have the shapes"):
         recognize_classifier(path)

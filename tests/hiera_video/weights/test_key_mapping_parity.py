@@ -16,9 +16,16 @@ from hiera_video.weights.checkpoint_files import (
     load_huggingface,
     load_into_classifier,
     load_weights,
+    official_state_dict,
     save_model,
 )
-from tests.support.official import GRADIENT_TOLERANCE, TOLERANCE, randomize, relative_difference
+from tests.support.official import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    peers,
+    randomize,
+    relative_difference,
+)
 
 OURS = {"input_size": (64, 96), "stages": (1, 2, 2, 1)}
 THEIRS = {"image_size": (64, 96), "depths": (1, 2, 2, 1), "embed_dim": 96, "num_heads": (1, 2, 4, 8)}
@@ -124,3 +131,11 @@ def test_saved_here_reads_as_ours(tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", ours)
     report = load_into_classifier(create_model("hiera_tiny_224", num_classes=7, **OURS), tmp_path / "model.safetensors")
     assert report.new == []
+
+
+def test_official_names_survive_the_round_trip() -> None:
+    for name in ("hiera_base_16x224", "mae_hiera_tiny_224"):
+        ours, theirs = peers(name)
+        exported = official_state_dict(ours)
+        assert exported.keys() == theirs.state_dict().keys()
+        theirs.load_state_dict(exported, strict=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hiera_video.models import attention
-from hiera_video.models.attention import CACHED_SCORES_BYTES
-from hiera_video.models.linear import Linear
+from hiera_video.models import cpu
+from hiera_video.models.cpu import CACHED_SCORES_BYTES, Linear, Shortcut, attend, run_in_unit_groups, takes
 from hiera_video.models.presets import create_model
+from hiera_video.models.random_draws import random_keep_mask
 
 
 def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -18,13 +20,50 @@ def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad((output * weights).sum(), inputs)
 
 
-@pytest.mark.parametrize("outputs", [slice(None), slice(7), slice(7, None)])
+SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
+
+
+def taken(tensor: Tensor) -> set[str]:
+    return {shortcut for shortcut in SHORTCUTS if takes(shortcut, tensor)}
+
+
+def test_the_switch_decides_by_device_type_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    single, half = torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)
+    assert taken(single) == {"onednn products"}
+    assert taken(half) == {"three-step attention"}
+    with torch.no_grad():
+        assert taken(single) == {"onednn products", "units in cache"}
+        assert taken(single.to("meta")) == taken(half.to("meta")) == set()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert taken(single) == {"units in cache"}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+        assert taken(half) == set()
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert taken(single) == taken(half) == set()
+
+
+@pytest.mark.parametrize("name", ["hiera_test_8x64", "mae_hiera_test_8x64"])
+def test_a_model_gives_the_same_without_shortcuts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pixels = create_model(name).eval(), torch.randn(2, 3, 8, 64, 64)
+    draws = {"keep_mask": random_keep_mask(2, 16, 0.75)} if name.startswith("mae_") else {}
+    with torch.no_grad():
+        fast = model(pixels, **draws)
+        monkeypatch.setattr(cpu, "takes", lambda *_: False)
+        plain = model(pixels, **draws)
+    for own, reference in zip(fast, plain, strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("feeds_pooling", [False, True])
-def test_linear_equals_the_plain_product(outputs: slice, feeds_pooling: bool) -> None:
+def test_linear_equals_the_plain_product(feeds_pooling: bool) -> None:
     layer, inputs = Linear(13, 21), torch.randn(2, 3, 5, 13, requires_grad=True)
     layer.feeds_pooling = feeds_pooling
-    expected = functional.linear(inputs, layer.weight[outputs], layer.bias[outputs])
-    actual = layer(inputs, outputs)
+    expected = functional.linear(inputs, layer.weight, layer.bias)
+    actual = layer(inputs)
     torch.testing.assert_close(actual, expected)
     wanted = (inputs, layer.weight, layer.bias)
     for own, plain in zip(gradients(actual, *wanted), gradients(expected, *wanted), strict=True):
@@ -60,7 +99,7 @@ def test_linear_steps_aside_for_other_types(dtype: torch.dtype) -> None:
 def test_bfloat16_attention_is_as_exact_as_bfloat16_allows(
     tokens: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_prefers_plain_steps", lambda query: query.dtype == torch.bfloat16)
+    monkeypatch.setattr(cpu, "takes", lambda shortcut, query: query.dtype == torch.bfloat16)
     queries, keys = tokens
     shapes = [(2, 4, count, 16) for count in (queries, keys, keys)]
     parts = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
@@ -68,12 +107,26 @@ def test_bfloat16_attention_is_as_exact_as_bfloat16_allows(
     exact = [part.detach().float().requires_grad_() for part in parts]
     with monkeypatch.context() as patch:
         patch.delattr(functional, "scaled_dot_product_attention")
-        actual = attention.attend(*parts)
+        actual = attend(*parts)
     expected = functional.scaled_dot_product_attention(*exact)
     pairs = zip((actual, *gradients(actual, *parts)), (expected, *gradients(expected, *exact)), strict=True)
     for own, reference in pairs:
         assert own.dtype == torch.bfloat16
         assert ((own.float() - reference).norm() / reference.norm()).item() < 0.02
+
+
+def test_units_run_in_groups_without_gradients_only() -> None:
+    def run(tokens: Tensor) -> list[Tensor]:
+        sizes.append(tokens.shape[:2].numel())
+        return [tokens.amax(2, keepdim=True), tokens * 2]
+
+    sizes: list[int] = []
+    tokens = torch.randn(3, 25, 4, 5)
+    with_gradients = run_in_unit_groups(run, tokens)
+    with torch.no_grad():
+        without = run_in_unit_groups(run, tokens)
+    assert sizes == [75, 32, 32, 11]
+    assert all(torch.equal(a, b) for a, b in zip(with_gradients, without, strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"stages": (1, 1, 1, 1)}, {"mask_unit_attn": (True, False, False, False)}])
@@ -90,18 +143,3 @@ def test_inference_in_groups_of_units_changes_nothing(
         actual = model(pixels), *model.features(pixels)
     for own, plain in zip(actual, expected, strict=True):
         torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-6)
-
-
-def test_inference_in_training_mode_still_drops_paths() -> None:
-    model = create_model("hiera_test_8x64", drop_path_rate=0.5).train()
-    pixels, draws = torch.randn(2, 3, 8, 64, 64), model.draw(2)
-    with torch.no_grad():
-        assert torch.allclose(model(pixels, draws=draws), model(pixels, draws=draws))
-        without = model.eval()(pixels)
-        assert not torch.allclose(model.train()(pixels, draws=draws), without)
-
-
-def test_last_decoder_block_may_leave_visible_tokens_out() -> None:
-    mae = create_model("mae_hiera_test_8x64")
-    block, tokens = mae.decoder.blocks[-1], torch.randn(2, 1, 20, 16)
-    torch.testing.assert_close(block(tokens, None, 7), block(tokens)[:, :, 7:])
