@@ -5,7 +5,6 @@ Usage: ``python -m jobs.evaluate [RECIPE] init=FINETUNE_OUTPUT data=PREPARED_SET
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import Dataset
 from rich.progress import track
 
@@ -50,6 +48,7 @@ from pipeline.sampling import ViewConfig
 from pipeline.schema import UNLABELLED
 from pipeline.shards.reader import PreparedSet, open_prepared
 from pipeline.storage.files import StorageError, absolute, exists, join, read_bytes, write_bytes
+from pipeline.storage.parquet import write_table
 
 FIGURES = "figures.json"
 VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")
@@ -280,9 +279,7 @@ def evaluation_chain(config: EvaluateConfig, weights: ClassifierWeights, prepare
 def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWeights) -> dict[str, bytes]:
     """Write ``predictions.parquet`` and the pictures; returns the pictures by name."""
     table = pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes(join(output, "predictions.parquet"), buffer.getvalue())
+    write_table(join(output, "predictions.parquet"), table)
     counts = confusion(rows, weights.classes)
     pictures = {
         "confusion.png": confusion_picture(counts, weights.classes),

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,8 @@ from jobs.core.errors import UserError
 from pipeline.decode.config import DecodeError, FrameView
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.prepare.versions import current_rejected, current_videos
-from pipeline.storage.files import StorageError, absolute, exists, filesystem, join, local_copy, read_bytes, write_bytes
+from pipeline.storage.files import StorageError, absolute, exists, join, local_copy, read_bytes, write_bytes
+from pipeline.storage.parquet import read_columns
 
 CELL_PIXELS = 128
 UNLABELLED = "(unlabelled)"
@@ -180,8 +180,7 @@ def _chosen(
 
 
 def _read(data: str, shard: Mapping[str, Any], columns: list[str]) -> pa.Table:
-    files, path = filesystem(join(data, shard["file"]))
-    return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
+    return read_columns(join(data, shard["file"]), columns)
 
 
 def _middle_frame(decoder: IsolatedDecoder, clip: Mapping[str, Any]) -> npt.NDArray[np.uint8] | None:

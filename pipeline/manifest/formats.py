@@ -18,7 +18,8 @@ from pipeline.manifest.readers import (
     read_ucf101,
 )
 from pipeline.manifest.text_columns import ManifestError, malformed_named
-from pipeline.storage.files import StorageError, absolute, exists, filesystem, join, list_files, read_bytes
+from pipeline.storage.files import absolute, exists, join, list_files, read_bytes
+from pipeline.storage.parquet import read_by_arrow
 
 Convention = Literal[
     "auto", "folder", "bare", "csv", "parquet", "kinetics", "ssv2", "ucf101", "hmdb51", "list", "inventory"
@@ -85,12 +86,8 @@ def detect(root: str, annotations: str | None) -> Convention:
 
 def _detect_table(uri: str) -> Convention:
     """By the first line: Kinetics has a youtube_id, a manifest a header with a path, a list has neither."""
-    files, path = filesystem(uri)
-    try:
-        with files.open_input_stream(path) as stream:
-            first_line = stream.read(65536).split(b"\n")[0].decode("utf-8-sig", errors="replace").lower()
-    except OSError as error:
-        raise StorageError(uri, str(error)[:200], "check annotations=", missing=not exists(uri)) from error
+    head = read_by_arrow(uri, lambda files, path: files.open_input_stream(path).read(65536), "check annotations=")
+    first_line = head.split(b"\n")[0].decode("utf-8-sig", errors="replace").lower()
     columns = {name.strip().strip('"') for name in first_line.split(",")}
     if "youtube_id" in columns:
         return "kinetics"

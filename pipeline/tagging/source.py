@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.text_columns import ManifestError
@@ -24,12 +23,12 @@ from pipeline.storage.files import (
     LISTING_SCHEMA,
     StorageError,
     absolute,
-    filesystem,
     join,
     list_files,
     listed_in_parts,
     read_bytes,
 )
+from pipeline.storage.parquet import read_columns
 from pipeline.tagging.reader import KnownVideos, uri_keys_of
 from pipeline.tagging.windows import PROBED_SCHEMA, video_id
 
@@ -189,8 +188,7 @@ def _manifest_paths(manifest: str) -> list[str]:
 def _read_manifest(manifest: str) -> pa.Table:
     if manifest.lower().endswith(".csv"):
         return pyarrow.csv.read_csv(pa.BufferReader(read_bytes(manifest)))
-    files, path = filesystem(manifest)
-    return pq.read_table(path, filesystem=files)
+    return read_columns(manifest)
 
 
 def _resolve(path: str, manifest: str) -> str:
