@@ -31,7 +31,9 @@ DOORS = {
     "hiera_video": Doors(frozenset(), frozenset({"torch", "safetensors", "numpy"})),
     "pipeline": Doors(
         frozenset(),
-        frozenset({"ray.data", "ray.util.metrics", "pyarrow", "boto3", "botocore", "decord", "av", "cv2", "numpy"}),
+        frozenset(
+            {"ray.data", "ray.util.metrics", "pyarrow", "boto3", "botocore", "tenacity", "decord", "av", "cv2", "numpy"}
+        ),
     ),
     "jobs": Doors(
         frozenset({"hiera_video", "pipeline"}),

@@ -11,10 +11,11 @@ from jobs.checkpoints.store import Checkpoint, collect_checkpoints, write_checkp
 from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.coordinator import elapsed_minutes
 from pipeline.storage.files import StorageError
+from pipeline.storage.retry import RetryBudget
 
 logger = logging.getLogger(__name__)
 
-PAUSES_SECONDS = (1.0, 4.0, 16.0)  # between the tries of one upload; each try has the storage client's own retries
+UPLOAD_BUDGET_SECONDS = 300.0  # no one waits for it; what fails longer is left to the next checkpoint
 LAST_PAUSE_SECONDS = 10.0
 SECONDS_BEFORE_TRAINING_GOES_ON = 60.0
 NO_ANSWER = "a write does not end"
@@ -134,13 +135,8 @@ class CheckpointWriter:
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        for pause_seconds in PAUSES_SECONDS:
-            try:
-                return self._write_once(checkpoint)
-            except StorageError as error:
-                logger.warning("checkpoint of step %d: %s; trying again", checkpoint.step, error)
-            time.sleep(pause_seconds)
-        return self._write_once(checkpoint)
+        with RetryBudget(UPLOAD_BUDGET_SECONDS).shared():
+            self._write_once(checkpoint)
 
     def _write_once(self, checkpoint: Checkpoint) -> None:
         output = self._token.output

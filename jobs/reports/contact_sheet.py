@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.reports.plots import Cell
 from jobs.reports.prepared_set import UNLABELLED
 from pipeline.decode.config import DecodeError, FrameView
 from pipeline.decode.decoder import IsolatedDecoder
-from pipeline.storage.files import StorageError, filesystem, join, local_copy
+from pipeline.storage.files import StorageError, join, local_copy
+from pipeline.storage.parquet import read_columns
 
 CELL_PIXELS = 128
 CLIP_COLUMNS = ("label", "uri", "num_frames", "width", "height", "video")
@@ -52,8 +52,7 @@ def _chosen(data: str, shards: Sequence[Shard], wanted: int) -> Iterator[Clip]:
 
 
 def _read(data: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
-    files, path = filesystem(join(data, shard["file"]))
-    return pq.read_table(path, filesystem=files, columns=list(columns), partitioning=None)
+    return read_columns(join(data, shard["file"]), columns)
 
 
 def _middle_frame(decoder: IsolatedDecoder, clip: Clip) -> npt.NDArray[np.uint8] | None:

@@ -24,6 +24,7 @@ import psutil
 from jobs.core.errors import UserError
 from jobs.runs.fencing import FencingToken, claim_generation, records, who
 from pipeline.storage.files import StorageError, join, read_bytes, write_bytes
+from pipeline.storage.retry import RetryBudget
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ def _heartbeat(output: str, record: Mapping[str, Any]) -> str:
 def _tell(output: str, generation: int, sign: str) -> None:
     """A sign that cannot be written is told by the next one."""
     try:
-        write_bytes(_alive_file(output, generation), sign.encode())
+        with RetryBudget(BEAT_SECONDS).shared():  # longer is in vain: the next one follows
+            write_bytes(_alive_file(output, generation), sign.encode())
     except StorageError as error:
         logger.warning("sign of life: %s", error)
 

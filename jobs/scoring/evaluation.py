@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import Dataset
 from rich.progress import track
 
@@ -27,6 +25,7 @@ from pipeline.prepare.versions import rejections
 from pipeline.sampling import ViewConfig
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError, join, write_bytes
+from pipeline.storage.parquet import write_table
 
 VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")
 
@@ -90,9 +89,7 @@ def count_rejected(prepared: PreparedSet, split: str) -> dict[str, Any]:
 def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWeights) -> dict[str, bytes]:
     """Write ``predictions.parquet`` and the pictures; returns the pictures by name."""
     table = pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes(join(output, "predictions.parquet"), buffer.getvalue())
+    write_table(join(output, "predictions.parquet"), table)
     counts = confusion(rows, weights.classes)
     pictures = {
         "confusion.png": confusion_picture(counts, weights.classes),

@@ -35,7 +35,6 @@ from jobs.training.loop import TrainingJob, WorkerResult, known_failures, train_
 from pipeline.datasets.train import stream_cpus, stream_execution_options, training_stream
 from pipeline.shards.reader import open_prepared
 from pipeline.storage.files import StorageError
-from pipeline.storage.retry import patiently
 
 LEAST_READ_AHEAD_BYTES = 2 * 2**30
 MICRO_BATCHES_AHEAD = 4  # one is decoded, one waits for its turn in the order, two are fetched ahead by a worker
@@ -66,7 +65,7 @@ def train(job: TrainingJob, token: FencingToken, run: Run) -> FencingToken:
         on_steps=partial(_track, run),
     )
     with capacity.asked_for(), watch.watching():
-        cursor = patiently(partial(_cut_back, config.output))
+        cursor = _cut_back(config.output)
         while cursor.step < job.total_steps:
             workers = capacity.wait(config.hang_minutes * 60, echo=watch.say, given_up=lambda: watch.stop_requested)
             if watch.stop_requested:
@@ -99,15 +98,15 @@ def _cut_back(output: str) -> Cursor:
 def _between_groups(token: FencingToken) -> tuple[FencingToken, Cursor]:
     """The next generation and where it goes on from; storage that fails now is no mistake of the user's."""
     with storage_trouble_stops():
-        patiently(token.check)
+        token.check()
         following = token.next_generation()
-        return following, patiently(partial(_cut_back, token.output))
+        return following, _cut_back(token.output)
 
 
 def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
     """How a run ends that was asked to stop while no worker could save any more."""
     try:
-        step = max(patiently(partial(complete_steps, job.config.output)), default=0)
+        step = max(complete_steps(job.config.output), default=0)
     except StorageError as error:
         return TrainingStoppedError(f"asked to stop, and what is saved cannot be told: {error}")
     if not step:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 from pipeline.decode.config import DecodeError
 from pipeline.storage.files import StorageError, read_bytes, write_bytes
-from pipeline.storage.retry import patiently
 
 MOST = 2
 FATAL = ("crashed", "timeout")
@@ -65,7 +64,7 @@ class Attempts:
 
     def write(self) -> None:
         """Keep the counts. An attempt does it when it begins; the chunk once more after the last one has ended."""
-        patiently(lambda: write_bytes(self.place, json.dumps(self._unended).encode()))
+        write_bytes(self.place, json.dumps(self._unended).encode())
 
     def _take_back(self, video: str, count: int) -> None:
         """In memory; the file follows with the next attempt."""
@@ -75,7 +74,7 @@ class Attempts:
 
     def _read(self) -> dict[str, int]:
         try:
-            counts: dict[str, int] = json.loads(patiently(lambda: read_bytes(self.place)))
+            counts: dict[str, int] = json.loads(read_bytes(self.place))
         except StorageError as error:
             if not error.missing:
                 raise

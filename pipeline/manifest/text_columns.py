@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline.storage.files import StorageError, exists, filesystem
+from pipeline.storage.files import StorageError, local_copy
 
 _BLOCK_BYTES = 16 * 2**20
 _ROWS_AT_ONCE = 250_000
@@ -78,17 +78,15 @@ def first_line(uri: str) -> bytes:
 
 
 def parquet_batches(uri: str) -> Iterator[pa.Table]:
-    files, path = filesystem(uri)
-    with _errors_named(uri), files.open_input_file(path) as file:
-        for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE):
+    with _errors_named(uri), local_copy(uri) as path:
+        for batch in pq.ParquetFile(path).iter_batches(_ROWS_AT_ONCE):
             yield pa.Table.from_batches([batch])
 
 
 @contextlib.contextmanager
 def _stream(uri: str) -> Iterator[Any]:
-    """An open annotation file, uncompressed by its suffix."""
-    files, path = filesystem(uri)
-    with _errors_named(uri), files.open_input_stream(path, compression="detect") as stream:
+    """An open annotation file, uncompressed by its suffix. Copied first: a stream from a server cannot be retried."""
+    with _errors_named(uri), local_copy(uri) as path, pa.input_stream(path, compression="detect") as stream:
         yield stream
 
 
@@ -99,9 +97,7 @@ def _errors_named(uri: str) -> Iterator[None]:
     except pa.ArrowException as error:
         raise ManifestError(f"{uri}: cannot be read ({str(error)[:200]}); check the file") from error
     except OSError as error:
-        missing = not exists(uri)
-        happened = "no such file" if missing else str(error)[:200]
-        raise StorageError(uri, happened, "check the path", missing=missing) from error
+        raise StorageError(uri, str(error)[:200], "check the path") from error
 
 
 def as_text(values: Any) -> Any:

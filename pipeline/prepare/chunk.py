@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.decode.crash_budget import FATAL, Attempts
 from pipeline.schema import REJECTED_SCHEMA, clip_id
-from pipeline.shards.writer import ShardWriter, StoreConfig, table_bytes
-from pipeline.storage.files import StorageError, content_version, exists, join, local_copy, read_bytes, write_bytes
-from pipeline.storage.retry import is_forbidden, is_of_the_object, patiently
+from pipeline.shards.writer import ShardWriter, StoreConfig
+from pipeline.storage.errors import is_forbidden, is_of_the_object
+from pipeline.storage.files import StorageError, content_version, exists, join, local_copy
+from pipeline.storage.parquet import read_table, write_table
 from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode.transcoder import IsolatedTranscoder
 
@@ -52,7 +52,6 @@ VIDEO_SCHEMA = pa.schema(
 )
 """One video that was looked at: ``status`` is ``ok`` or the reason it was rejected for; facts are the source's."""
 
-CHUNK_ATTEMPTS = 3
 STORED_BYTES_AT_MOST = 2**30
 """Of one clip's original bytes: a Parquet page holds less than 2 GiB, and a worker several copies of it."""
 PLAN_ROWS_A_FILE = 2**15
@@ -110,9 +109,6 @@ class PrepareChunk:
 
     def prepare(self, chunk: int) -> int:
         """Do one chunk unless its record exists; returns its number of videos."""
-        return patiently(lambda: self._prepare(chunk), CHUNK_ATTEMPTS)
-
-    def _prepare(self, chunk: int) -> int:
         rows = read_plan(self.settings, chunk)
         if not exists(self.settings.record(chunk)):
             self._write(chunk, rows)
@@ -133,10 +129,10 @@ class PrepareChunk:
         shards.flush()
         if rejected:
             place = join(self.settings.output, "rejected", f"{self.settings.name}-{chunk:06d}.parquet")
-            write_bytes(place, table_bytes(pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)))
+            write_table(place, pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA))
         record = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
         record = record.replace_schema_metadata({"shards": json.dumps(shards.written)})
-        write_bytes(self.settings.record(chunk), table_bytes(record))
+        write_table(self.settings.record(chunk), record)
 
     def _video(
         self, row: dict[str, Any], attempts: Attempts, shards: ShardWriter, rejected: list[dict[str, Any]]
@@ -210,9 +206,7 @@ def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
     return rows
 
 
-@functools.lru_cache(maxsize=1)
-def _plan_file(uri: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(read_bytes(uri)))
+_plan_file = functools.lru_cache(maxsize=1)(read_table)  # neighbouring chunks share a file
 
 
 def _file_facts(path: Path, uri: str, listed_version: str | None) -> dict[str, Any]:
@@ -222,7 +216,7 @@ def _file_facts(path: Path, uri: str, listed_version: str | None) -> dict[str, A
         DecodeError, StorageError: as `_fetched`.
     """
     with _objects_faults():
-        version = listed_version or patiently(lambda: content_version(uri))
+        version = listed_version or content_version(uri)
         return {"bytes": path.stat().st_size, "digest": _digest(path), "content_version": version}
 
 
@@ -232,11 +226,11 @@ def _fetched(uri: str) -> Iterator[Path]:
 
     Raises:
         DecodeError: missing, forbidden, unreadable.
-        StorageError: the storage does not answer, after several attempts.
+        StorageError: the storage does not answer.
     """
     with contextlib.ExitStack() as stack:
         with _objects_faults():
-            path = patiently(lambda: stack.enter_context(local_copy(uri)))
+            path = stack.enter_context(local_copy(uri))
         yield path
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,7 +25,7 @@ from pipeline.prepare.versions import (
     with_status,
 )
 from pipeline.schema import REJECTED_SCHEMA
-from pipeline.shards.writer import StoreConfig, table_bytes
+from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import (
     StorageError,
     absolute,
@@ -35,10 +34,10 @@ from pipeline.storage.files import (
     join,
     local_path,
     read_bytes,
-    write_bytes,
     write_if_absent,
 )
-from pipeline.storage.retry import patiently
+from pipeline.storage.parquet import write_table
+from pipeline.storage.retry import in_threads
 from pipeline.transcode.config import TranscodeConfig
 
 OUT_OF_REACH = ("missing", "forbidden", "unreadable")
@@ -99,11 +98,11 @@ def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Seque
         StorageError: a place that cannot be read or written.
     """
     output = absolute(output)
-    versions = patiently(lambda: read_versions(output))
+    versions = read_versions(output)
     newest = versions[-1] if versions else None
     if newest is not None:
-        patiently(lambda: publish(output, newest))
-    plan = patiently(lambda: _next_plan(source, output, settings, newest, exclude))
+        publish(output, newest)
+    plan = _next_plan(source, output, settings, newest, exclude)
     if plan is None:
         assert newest is not None
         return Outcome(newest, is_new=False)
@@ -129,7 +128,7 @@ def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Se
         ManifestError, StorageError: as `plan_set`.
     """
     output = absolute(output)
-    versions = patiently(lambda: read_versions(output))
+    versions = read_versions(output)
     draft = _draft(source, output, settings, versions[-1] if versions else None, exclude)
     splits = pc.value_counts(draft.rows["split"].combine_chunks()) if len(draft.rows) else []
     sizes = pc.sum(draft.rows["size"]).as_py()
@@ -200,11 +199,11 @@ def _write_plan(
     step = chunks.plan_rows_a_file
     for number, start in enumerate(range(0, len(rows), step)):
         some = rows.take(pa.array(order[start : start + step]))
-        write_bytes(chunks.plan_file(number), table_bytes(some))
+        write_table(chunks.plan_file(number), some)
     rejected = pa.concat_tables([manifest.rejected, _excluded_rows(draft.excluded)])
     rejected_file = f"rejected/{chunks.name}-plan.parquet"
     if len(rejected):
-        write_bytes(join(output, rejected_file), table_bytes(rejected))
+        write_table(join(output, rejected_file), rejected)
     earlier = list(newest["classes"]) if newest else []
     plan = {
         "version": draft.version,
@@ -260,8 +259,8 @@ def _versions_now(rows: pa.Table, place: pa.ChunkedArray) -> pa.Array:
 def _to_try_again(output: str, version: int, known: pa.Table) -> list[str]:
     """Videos that were rejected for what may lie outside their bytes: readable by now, or not tried often enough."""
     away, ended = with_status(known, OUT_OF_REACH), contents_with_status(known, DECODERS_END)
-    with ThreadPoolExecutor(READERS) as pool:
-        back = [uri for uri, found in zip(away, pool.map(_version_now, away), strict=True) if found is not None]
+    found = in_threads(READERS, _version_now, away)
+    back = [uri for uri, content in zip(away, found, strict=True) if content is not None]
     times = times_rejected(output, version, DECODERS_END) if ended else Counter()
     return [*back, *(content[0] for content in ended if times[content] < VERSIONS_TRIED)]
 

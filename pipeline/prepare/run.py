@@ -37,7 +37,6 @@ from pipeline.schema import CLIP_SCHEMA
 from pipeline.shards.reader import read_shard
 from pipeline.shards.writer import write_shard
 from pipeline.storage.files import StorageError, join, read_bytes, write_if_absent
-from pipeline.storage.retry import patiently
 
 __all__ = ["Outcome", "PlannedSet", "PrepareSettings", "finish_set", "plan_set", "prepare", "preview_set"]
 
@@ -122,14 +121,14 @@ def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) 
 def _commit(planned: PlannedSet) -> dict[str, Any]:
     """Write the version's record; of two writers one succeeds."""
     output, plan = planned.output, planned.plan
-    version = patiently(lambda: _version(output, plan, planned.parent, planned.settings))
+    version = _version(output, plan, planned.parent, planned.settings)
     place = join(output, "versions", f"{plan['version']:04d}.json")
-    if not patiently(lambda: write_if_absent(place, json.dumps(version, indent=1).encode())):
-        theirs: dict[str, Any] = json.loads(patiently(lambda: read_bytes(place)))
+    if not write_if_absent(place, json.dumps(version, indent=1).encode()):
+        theirs: dict[str, Any] = json.loads(read_bytes(place))
         if theirs["digest"] != version["digest"]:
             raise StorageError(place, "another writer committed this version first", "run again to add to it")
         version = theirs
-    patiently(lambda: publish(output, version))
+    publish(output, version)
     return version
 
 

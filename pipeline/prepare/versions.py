@@ -7,29 +7,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.hashing import name_digests
 from pipeline.prepare.chunk import VIDEO_SCHEMA
 from pipeline.schema import REJECTED_SCHEMA
-from pipeline.shards.writer import table_bytes
-from pipeline.storage.files import (
-    exists,
-    join,
-    list_files,
-    read_bytes,
-    write_bytes,
-    write_unless,
-)
-from pipeline.storage.retry import patiently
+from pipeline.storage.files import exists, join, list_files, read_bytes, write_unless
+from pipeline.storage.parquet import read_table, write_table
+from pipeline.storage.retry import in_threads
 
 READERS = 16
+"""Small objects that are read side by side: each costs a round trip on object storage."""
 
 
 def read_versions(output: str) -> list[dict[str, Any]]:
@@ -37,8 +29,12 @@ def read_versions(output: str) -> list[dict[str, Any]]:
     if not exists(join(output, "versions")):
         return []
     files = list_files(join(output, "versions"), (".json",))["uri"].to_pylist()
-    versions: list[dict[str, Any]] = _mapped(lambda file: json.loads(read_bytes(file)), sorted(files))
-    return versions
+    return in_threads(READERS, _record, sorted(files))
+
+
+def _record(uri: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(read_bytes(uri))
+    return record
 
 
 def current_videos(output: str, version: int) -> pa.Table:
@@ -92,7 +88,7 @@ def rejections(output: str, version: int, split: str) -> tuple[dict[str, int], d
 
 def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
     """The rejected rows of a version (`REJECTED_SCHEMA`)."""
-    tables = _mapped(lambda file: read_columns(join(output, file)), version["rejected"])
+    tables = in_threads(READERS, lambda file: read_table(join(output, file)), version["rejected"])
     return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
 
 
@@ -119,8 +115,7 @@ def shards_of(output: str, version: int) -> list[dict[str, Any]]:
 def version_videos(output: str, version: int) -> list[pa.Table]:
     """The records of a version's own chunks, in the order of the plan."""
     files = recorded_chunks(output, version)
-    tables: list[pa.Table] = _mapped(read_columns, [files[chunk] for chunk in sorted(files)])
-    return tables
+    return in_threads(READERS, read_table, [files[chunk] for chunk in sorted(files)])
 
 
 def recorded_chunks(output: str, version: int) -> dict[int, str]:
@@ -145,18 +140,18 @@ def kept_rejected(output: str, version: int, earlier: Sequence[str], gone: pa.Ar
     """The rejected rows of the parent version; files with rows of videos in ``gone`` are written anew without."""
     kept = []
     for number, file in enumerate(earlier):
-        rows = read_columns(join(output, file))
+        rows = read_table(join(output, file))
         stays = pc.invert(pc.is_in(rows["uri"], gone))
         if pc.all(stays).as_py():
             kept.append(file)
         elif pc.any(stays).as_py():
             kept.append(f"rejected/v{version:04d}-kept-{number:06d}.parquet")
-            write_bytes(join(output, kept[-1]), table_bytes(rows.filter(stays)))
+            write_table(join(output, kept[-1]), rows.filter(stays))
     return kept
 
 
 def rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:
-    tables = _mapped(lambda file: read_columns(join(output, file), ["reason"]), files)
+    tables = in_threads(READERS, lambda file: read_table(join(output, file), ["reason"]), files)
     reasons = pa.concat_tables([REJECTED_SCHEMA.empty_table().select(["reason"]), *tables])["reason"]
     return dict(Counter(reasons.to_pylist()))
 
@@ -185,18 +180,3 @@ def version_digest(shards: Sequence[Mapping[str, Any]], classes: Sequence[str]) 
     """Of the shards' content in order and of the class list: what training pins."""
     content = json.dumps([[shard["sha256"] for shard in shards], list(classes)])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def read_columns(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A small Parquet file, or some of its columns.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
-
-
-def _mapped(read: Callable[[Any], Any], places: Sequence[Any]) -> list[Any]:
-    """Read many small objects side by side: each costs a round trip on object storage."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda place: patiently(lambda: read(place)), places))

@@ -7,7 +7,7 @@ import functools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -15,17 +15,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipeline.schema import UNLABELLED
-from pipeline.storage.files import StorageError, absolute, exists, filesystem, join, read_bytes
+from pipeline.storage.files import StorageError, absolute, filesystem, join, read_bytes
+from pipeline.storage.parquet import read_by_arrow, read_columns
+from pipeline.storage.retry import in_threads
 
 Split = Literal["train", "val", "test", "all"] | str
 Ints = npt.NDArray[np.int64]
 
 READERS = 8
-READ_ATTEMPTS = 4
 CACHE_BYTES = 512 * 2**20
+_REMEDY = "check the prepared set, or prepare it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +120,7 @@ def open_prepared(uri: str, version: int | None = None) -> PreparedSet:
 def clip_index(prepared: PreparedSet) -> pa.Table:
     """``clip_id, label, split`` of every clip, in the order of shards and rows."""
     columns = ["clip_id", "label", "split"]
-    with ThreadPoolExecutor(READERS) as pool:
-        tables = list(pool.map(lambda shard: read_shard(shard.uri, columns), prepared.shards))
+    tables = in_threads(READERS, lambda shard: read_shard(shard.uri, columns), prepared.shards)
     if not tables:
         return pa.table({"clip_id": pa.array([], pa.int64()), "label": pa.array([], pa.string())}).append_column(
             "split", pa.array([], pa.string())
@@ -130,14 +132,9 @@ def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of a whole shard.
 
     Raises:
-        StorageError: it cannot be read, several times in a row.
+        StorageError: it cannot be read.
     """
-
-    def read() -> pa.Table:
-        files, path = filesystem(uri)
-        return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
-
-    return _read_again(uri, read)
+    return read_columns(uri, columns, _REMEDY)
 
 
 class RowGroupReader:
@@ -161,7 +158,7 @@ class RowGroupReader:
         """The one row of a clip, by its number in the selection.
 
         Raises:
-            StorageError: the row group cannot be read, several times in a row.
+            StorageError: the row group cannot be read.
         """
         group = self._group(clip)
         try:
@@ -184,10 +181,14 @@ class RowGroupReader:
     def _read(self, group: int) -> pa.Table:
         uri, number = self.selection.groups[group]
 
-        def read() -> pa.Table:
-            return self._files(uri).read_row_group(number)
+        def read(_files: pyarrow.fs.FileSystem, _path: str) -> pa.Table:
+            try:
+                return self._files(uri).read_row_group(number)
+            except OSError:
+                self._files.cache_clear()  # what the open file has buffered may be cut short
+                raise
 
-        table = _read_again(uri, read, before_retry=self._files.cache_clear)
+        table = read_by_arrow(uri, read, _REMEDY)
         self.bytes_read += table.nbytes
         return table
 
@@ -212,25 +213,6 @@ class _OpenShard:
     def read_row_group(self, number: int) -> pa.Table:
         with self._lock:
             return self._file.read_row_group(number)
-
-
-def _read_again(uri: str, read: Callable[[], pa.Table], before_retry: Callable[[], None] = lambda: None) -> pa.Table:
-    """Arrow retries requests, not bodies that break off: read again, a few times."""
-    for _ in range(READ_ATTEMPTS - 1):
-        try:
-            return read()
-        except OSError:
-            before_retry()
-    try:
-        return read()
-    except OSError as error:
-        raise _unreadable(uri, error) from error
-
-
-def _unreadable(uri: str, error: OSError) -> StorageError:
-    gone = not exists(uri)
-    happened = "is gone" if gone else str(error).splitlines()[0][:160]
-    return StorageError(uri, happened, "check the prepared set, or prepare it again", missing=gone)
 
 
 @functools.lru_cache(maxsize=8)

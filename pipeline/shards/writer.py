@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
+import itertools
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.hashing import seeded
 from pipeline.schema import CLIP_SCHEMA
 from pipeline.storage.files import join, write_bytes
+from pipeline.storage.parquet import parquet_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +73,15 @@ def write_shard(output: str, name: str, table: pa.Table, row_group_bytes: int) -
     """Write clips (`CLIP_SCHEMA`) as ``shards/<name>``; its entry for ``dataset.json``."""
     lengths = pc.fill_null(pc.binary_length(table["video"]), 0).to_pylist()
     groups = row_groups(lengths, row_group_bytes)
-    content = io.BytesIO()
-    # Videos do not compress, and labels repeat.
-    compression = {field.name: "NONE" if field.name == "video" else "ZSTD" for field in CLIP_SCHEMA}
-    with pq.ParquetWriter(
-        content, CLIP_SCHEMA, compression=compression, use_dictionary=["label", "split"], write_statistics=["clip_id"]
-    ) as writer:
-        start = 0
-        for rows in groups:
-            writer.write_table(table.slice(start, rows), row_group_size=rows)
-            start += rows
-    data = content.getvalue()
+    starts = itertools.accumulate(groups, initial=0)
+    data = parquet_bytes(
+        (table.slice(start, rows) for start, rows in zip(starts, groups, strict=False)),
+        CLIP_SCHEMA,
+        # Videos do not compress, and labels repeat.
+        compression={field.name: "NONE" if field.name == "video" else "ZSTD" for field in CLIP_SCHEMA},
+        use_dictionary=["label", "split"],
+        write_statistics=["clip_id"],
+    )
     write_bytes(join(output, "shards", name), data)
     return {
         "file": f"shards/{name}",
@@ -103,10 +101,3 @@ def row_groups(lengths: list[int], row_group_bytes: int) -> list[int]:
             groups.append(rows)
             rows, size = 0, 0
     return [*groups, rows] if rows else groups
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """A small table as a Parquet file."""
-    content = io.BytesIO()
-    pq.write_table(table, content, compression="ZSTD")
-    return content.getvalue()

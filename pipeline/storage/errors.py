@@ -1,4 +1,4 @@
-"""What goes wrong with a place: one error that says where, what and what to do, and never a secret."""
+"""The error of storage: it names the URI, what happened and a remedy, and never a secret."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ REMEDIES = {
 }
 
 
+# An archived object, a key over 1024 bytes, no key at all.
+_OF_THE_OBJECT = ("InvalidObjectState", "KeyTooLongError", "ParamValidationError")
+
+
 class StorageError(Exception):
-    """A place that cannot be read or written: names the URI, what happened and a remedy, never a secret.
+    """A URI that cannot be read or written: names it, what happened and a remedy, never a secret.
 
     ``missing`` is True when the object does not exist (as opposed to: cannot be reached or is not permitted).
     """
@@ -56,7 +60,7 @@ def redacted(uri: str) -> str:
 
 @contextlib.contextmanager
 def errors_named(uri: str) -> Iterator[None]:
-    """Turn the libraries' errors into one that says where, what and what to do, and no more."""
+    """Turn the libraries' errors into a `StorageError`."""
     try:
         yield
     except S3_ERRORS as error:  # first: botocore's time-outs are OSErrors too
@@ -77,3 +81,16 @@ def code_of(error: Exception) -> str:
     if isinstance(error, botocore.exceptions.ClientError):
         return str(error.response.get("Error", {}).get("Code", "an unknown error"))
     return type(error).__name__
+
+
+def is_of_the_object(error: StorageError) -> bool:
+    """Whether the object's own name or state is wrong, and not the storage that should answer.
+
+    A local file counts as such: it cannot be told from its disk.
+    """
+    return not error.uri.startswith("s3://") or any(code in error.happened for code in _OF_THE_OBJECT)
+
+
+def is_forbidden(error: StorageError) -> bool:
+    """Whether the storage refuses these credentials this object."""
+    return "AccessDenied" in error.happened or "403" in error.happened

@@ -1,4 +1,6 @@
-"""Object storage: boto3 for small objects and conditional writes, Arrow's own client for columnar reads.
+"""Object storage: boto3 for whole objects and conditional writes, Arrow's own client for columnar reads.
+
+Neither client retries; `pipeline.storage.retry` does, request by request.
 
 Credentials come from the standard chain, the server from ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``.
 """
@@ -6,47 +8,28 @@ Credentials come from the standard chain, the server from ``AWS_ENDPOINT_URL_S3`
 from __future__ import annotations
 
 import functools
-import io
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import boto3
 import botocore.config
 import botocore.exceptions
 import pyarrow.fs
-from boto3.s3.transfer import TransferConfig
 
-from pipeline.storage.errors import S3_ERRORS, StorageError, code_of
-
-Result = TypeVar("Result")
+from pipeline.storage.errors import StorageError, code_of
+from pipeline.storage.retry import retried
 
 CONNECT_TIMEOUT_SECONDS = 5
-READ_TIMEOUT_SECONDS = 60
-REQUEST_ATTEMPTS = 5
-
-# Transfers stay in the calling thread: callers that want parallel reads run several of them.
-_TRANSFER = TransferConfig(use_threads=False, multipart_threshold=5 * 2**30, num_download_attempts=REQUEST_ATTEMPTS)
-_TRANSIENT = {
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
-    "500",
-    "502",
-    "503",
-    "504",
-    "ConnectionClosedError",
-    "ReadTimeoutError",
-    "ResponseStreamingError",
-    "IncompleteReadError",
-    "RetriesExceededError",
-}
+READ_TIMEOUT_SECONDS = 20
+"""Without a byte. A third of the retry budget: a request that hangs is repeated within it."""
+_COPY_BYTES = 2**20
 _LOST_RACE = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
 def s3_client() -> Any:
-    """A boto3 client with short time-outs and bounded retries; one per process and endpoint, safe to share."""
+    """A boto3 client with short time-outs and without retries; one per process and endpoint, safe to share."""
     identity = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_PROFILE"), os.getpid()
     return _cached_client(_endpoint(), identity)
 
@@ -56,7 +39,7 @@ def _cached_client(endpoint: str | None, _identity: object) -> Any:
     config = botocore.config.Config(
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         read_timeout=READ_TIMEOUT_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": 1},
         # Servers other than AWS answer the newer streaming checksums with HTTP 411.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -76,7 +59,7 @@ def _arrow_s3(endpoint: str | None, region: str | None) -> pyarrow.fs.S3FileSyst
         region=region,
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         request_timeout=READ_TIMEOUT_SECONDS,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_ATTEMPTS),
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
 
 
@@ -103,22 +86,35 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 def get(uri: str) -> bytes:
     """The whole object."""
+    return _content_and_etag(uri)[0]
+
+
+def _content_and_etag(uri: str) -> tuple[bytes, str]:
     bucket, key = bucket_and_key(uri)
-    body = io.BytesIO()
-    _asked_once_more(lambda: s3_client().download_fileobj(bucket, key, _emptied(body), Config=_TRANSFER))
-    return body.getvalue()
+
+    def read() -> tuple[bytes, str]:  # with the body: it may break off after a good answer
+        answer = s3_client().get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), answer["ETag"]
+
+    return retried(read)
 
 
 def download(uri: str, path: str) -> None:
     """The whole object into a local file."""
     bucket, key = bucket_and_key(uri)
-    _asked_once_more(lambda: s3_client().download_file(bucket, key, path, Config=_TRANSFER))
+
+    def copy() -> None:
+        answer = s3_client().get_object(Bucket=bucket, Key=key)
+        with open(path, "wb") as file:
+            shutil.copyfileobj(answer["Body"], file, _COPY_BYTES)
+
+    retried(copy)
 
 
 def put(uri: str, data: bytes) -> None:
     """One PUT."""
     bucket, key = bucket_and_key(uri)
-    _asked_once_more(lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data))
+    retried(lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data))
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -128,17 +124,14 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 
 def put_if_unchanged(uri: str, before: bytes, data: bytes) -> bool:
     """One PUT with ``If-Match``; whether it replaced an object whose content was ``before``."""
-    bucket, key = bucket_and_key(uri)
     try:
-        answer = _asked_once_more(lambda: s3_client().get_object(Bucket=bucket, Key=key))
-        if answer["Body"].read() != before:
-            return False
+        content, etag = _content_and_etag(uri)
     except botocore.exceptions.ClientError as error:
         if code_of(error) not in ("NoSuchKey", "404"):
             raise
         return False
     # Ceph wants the tag without its quotes; others take both.
-    return _put_if(uri, data, IfMatch=answer["ETag"].strip('"'))
+    return content == before and _put_if(uri, data, IfMatch=etag.strip('"'))
 
 
 def _put_if(uri: str, data: bytes, **condition: str) -> bool:
@@ -151,13 +144,12 @@ def _put_if(uri: str, data: bytes, **condition: str) -> bool:
         s3_client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
 
     try:
-        _asked_once_more(put)
+        retried(put)
     except botocore.exceptions.ClientError as error:
         if code_of(error) not in _LOST_RACE:
             raise
         # A retry of a PUT whose answer was lost meets its own object: the writer that wrote these bytes won.
-        retried = attempts > 1 or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
-        return retried and get(uri) == data
+        return attempts > 1 and get(uri) == data
     return True
 
 
@@ -165,12 +157,12 @@ def is_there(uri: str) -> bool:
     """Whether an object or a non-empty prefix has this name."""
     bucket, key = bucket_and_key(uri)
     try:
-        _asked_once_more(lambda: s3_client().head_object(Bucket=bucket, Key=key))
+        retried(lambda: s3_client().head_object(Bucket=bucket, Key=key))
     except botocore.exceptions.ClientError as error:
         if code_of(error) not in ("404", "NoSuchKey"):
             raise
         prefix = key.rstrip("/") + "/"
-        found = _asked_once_more(lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
+        found = retried(lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
         return bool(found["KeyCount"])
     return True
 
@@ -178,14 +170,14 @@ def is_there(uri: str) -> bool:
 def etag(uri: str) -> str:
     """The ETag of one object, without its quotes."""
     bucket, key = bucket_and_key(uri)
-    answer = _asked_once_more(lambda: s3_client().head_object(Bucket=bucket, Key=key))
+    answer = retried(lambda: s3_client().head_object(Bucket=bucket, Key=key))
     return str(answer["ETag"].strip('"'))
 
 
 def remove(uri: str) -> None:
     """Delete one object; one that is not there is fine."""
     bucket, key = bucket_and_key(uri)
-    _asked_once_more(lambda: s3_client().delete_object(Bucket=bucket, Key=key))
+    retried(lambda: s3_client().delete_object(Bucket=bucket, Key=key))
 
 
 def list_objects(uri: str, recursive: bool) -> Iterator[tuple[str, int, int, str]]:
@@ -193,25 +185,19 @@ def list_objects(uri: str, recursive: bool) -> Iterator[tuple[str, int, int, str
     bucket, key = bucket_and_key(uri)
     prefix = key if not key or key.endswith("/") else key + "/"
     options = {} if recursive else {"Delimiter": "/"}
-    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
-    for page in pages:
+    page: dict[str, Any] = {"NextContinuationToken": None}
+    while "NextContinuationToken" in page:
+        page = _page(bucket, prefix, page["NextContinuationToken"], options)
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
                 modified_ns = int(item["LastModified"].timestamp() * 1_000_000_000)
                 yield f"s3://{bucket}/{item['Key']}", item["Size"], modified_ns, item["ETag"].strip('"')
 
 
-def _asked_once_more(request: Callable[[], Result]) -> Result:
-    """Once more all of botocore's attempts, where a server that is there answers badly."""
-    try:
-        return request()
-    except S3_ERRORS as error:
-        if code_of(error) not in _TRANSIENT:
-            raise
-    return request()
-
-
-def _emptied(body: io.BytesIO) -> io.BytesIO:
-    body.seek(0)
-    body.truncate()
-    return body
+def _page(bucket: str, prefix: str, token: str | None, options: Mapping[str, str]) -> dict[str, Any]:
+    """One page of a listing; not boto3's paginator, which cannot repeat a page that failed."""
+    position = {"ContinuationToken": token} if token else {}
+    page: dict[str, Any] = retried(
+        lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, **position, **options)
+    )
+    return page

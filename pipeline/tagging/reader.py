@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipeline.schema import DELETED, clip_id
-from pipeline.storage.errors import errors_named
-from pipeline.storage.files import StorageError, exists, filesystem, join, list_files, read_bytes
-from pipeline.storage.retry import patiently
+from pipeline.storage.files import StorageError, exists, join, list_files, read_bytes
+from pipeline.storage.parquet import read_by_arrow
 from pipeline.tagging.schema import VIDEO_SCHEMA, tag_schema
 
 # May succeed in the next run; every other failure stays until the object changes.
@@ -72,7 +72,7 @@ def last_commit(output: str) -> dict[str, Any] | None:
     version = last_number(output, "_commits", ".json")
     if version is None:
         return None
-    content: dict[str, Any] = json.loads(patiently(lambda: read_bytes(join(output, "_commits", f"{version}.json"))))
+    content: dict[str, Any] = json.loads(read_bytes(join(output, "_commits", f"{version}.json")))
     return content
 
 
@@ -129,14 +129,12 @@ def read_files(output: str, names: Sequence[str], schema: pa.Schema, columns: li
     """Some files of an output as one table."""
     if not names:
         return schema.empty_table().select(columns or schema.names)
-    files, root = filesystem(output)
-    paths = [f"{root.rstrip('/')}/{name}" for name in names]
 
-    def read() -> pa.Table:
-        with errors_named(output):
-            return pq.read_table(paths, filesystem=files, schema=schema, columns=columns)
+    def read(files: pyarrow.fs.FileSystem, root: str) -> pa.Table:
+        paths = [f"{root.rstrip('/')}/{name}" for name in names]
+        return pq.read_table(paths, filesystem=files, schema=schema, columns=columns)
 
-    return patiently(read)
+    return read_by_arrow(output, read)
 
 
 def last_number(output: str, folder: str, suffix: str) -> int | None:

@@ -19,8 +19,9 @@ from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.decode.crash_budget import FATAL, MOST, Attempts
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.schema import OK
+from pipeline.storage.errors import is_forbidden
 from pipeline.storage.files import StorageError, content_version, is_local, join, local_copy
-from pipeline.storage.retry import is_forbidden, patiently
+from pipeline.storage.retry import RetryBudget
 from pipeline.tagging.window_views import WindowViews
 from pipeline.tagging.windows import PROBED_SCHEMA
 
@@ -43,13 +44,13 @@ class ProbeVideos:
         self.decoder = IsolatedDecoder(decode)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        rows = [row | self._probe(row["uri"]) for row in videos.to_pylist()]
+        with RetryBudget().shared():
+            rows = [row | self._probe(row["uri"]) for row in videos.to_pylist()]
         return pa.Table.from_pylist(rows, schema=PROBED_SCHEMA)
 
     def _probe(self, uri: str) -> dict[str, Any]:
         try:
-            with contextlib.ExitStack() as stack:
-                path = patiently(lambda: stack.enter_context(local_copy(uri)))
+            with local_copy(uri) as path:
                 info = self.decoder.probe(path)
         except (DecodeError, StorageError) as error:
             status, message = failure(error)
@@ -89,10 +90,13 @@ class DecodeWindows:
         self.views = views
         self.batch_size = batch_size
         self.begun_folder = begun_folder
+        self._budget = RetryBudget()
+        """Of one chunk: a dead store costs its first unit a whole budget, and the others a single try."""
 
     def __call__(self, units: pa.Table) -> Iterator[dict[str, npt.NDArray[Any]]]:
         batch: list[DecodedWindow] = []
         failed: list[DecodedWindow] = []
+        self._budget = RetryBudget()
         attempts = self._attempts(units)
         repeated = attempts is not None and attempts.begun_before
         for unit in units.to_pylist():
@@ -127,7 +131,7 @@ class DecodeWindows:
     def _windows(self, unit: dict[str, Any]) -> Iterator[DecodedWindow]:
         indices = _indices(unit)
         try:
-            with _fetched(unit) as path:
+            with self._fetched(unit) as path:
                 size = self._windows_per_request(unit)
                 for start in range(0, len(indices), size):
                     for window in self._request(path, unit, indices[start : start + size]):
@@ -138,6 +142,20 @@ class DecodeWindows:
                         return
         except (DecodeError, StorageError) as error:
             yield from _all_failed(unit, indices, error)
+
+    @contextlib.contextmanager
+    def _fetched(self, unit: Mapping[str, Any]) -> Iterator[Path]:
+        """A local path with the content that was planned.
+
+        Raises:
+            DecodeError: the object has other content by now.
+            StorageError: it is missing, forbidden, or the storage did not answer.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._budget.shared():  # not around the yield: it would hold for whatever the caller does meanwhile
+                path = stack.enter_context(local_copy(unit["uri"]))
+                _refuse_replaced(unit)
+            yield path
 
     def _request(self, path: Path, unit: dict[str, Any], indices: Sequence[int]) -> Iterator[DecodedWindow]:
         """Decode some windows together; when that fails, one by one, to keep those beside the damage."""
@@ -185,28 +203,13 @@ class DecodeWindows:
         }
 
 
-@contextlib.contextmanager
-def _fetched(unit: Mapping[str, Any]) -> Iterator[Path]:
-    """A local path with the content that was planned; transient errors of the storage are retried.
-
-    Raises:
-        DecodeError: the object has other content by now.
-        StorageError: it is missing or forbidden, or the storage kept failing.
-    """
-    with contextlib.ExitStack() as stack:
-        path = patiently(lambda: stack.enter_context(local_copy(unit["uri"])))
-        _refuse_replaced(unit)
-        yield path
-
-
 def _refuse_replaced(unit: Mapping[str, Any]) -> None:
     """The scores of one content must not stand under the version of another.
 
     Raises:
         DecodeError: the object is not the one that was listed.
     """
-    now = patiently(lambda: content_version(unit["uri"]))
-    if now != unit["content_version"]:
+    if content_version(unit["uri"]) != unit["content_version"]:
         raise DecodeError("replaced", "the object was replaced after it was listed; run tag again")
 
 

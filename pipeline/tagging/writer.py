@@ -14,7 +14,6 @@ never overwrites a file of a later one.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +23,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.storage.files import StorageError, join, read_bytes, write_bytes, write_if_absent
-from pipeline.storage.retry import patiently
+from pipeline.storage.parquet import parquet_bytes, read_table, table_bytes, write_table
 from pipeline.tagging.reader import file_names, last_commit, last_number, read_files
 from pipeline.tagging.rows import video_rows
 from pipeline.tagging.schema import VIDEO_SCHEMA, tag_schema
@@ -53,7 +51,7 @@ class PlannedVersion:
             StorageError: it cannot be read.
         """
         self.output, self.version, self.generation = output, version, generation
-        self.units = pq.read_table(pa.BufferReader(patiently(lambda: read_bytes(_plan_uri(output, version)))))
+        self.units = read_table(_plan_uri(output, version))
         self.settings: dict[str, Any] = json.loads(self.units.schema.metadata[b"settings"])
         boundaries = np.flatnonzero(np.diff(self.units["chunk"].to_numpy(), prepend=-1))
         self._offsets = [*boundaries.tolist(), len(self.units)]
@@ -92,8 +90,7 @@ class PlannedVersion:
         names = self._begun_files()
         begun = {int(name.removesuffix(".json")) for name in names if name.endswith(".json")} & set(missing)
         if begun:
-            marker = join(self.begun_folder, f"{self.generation:08d}.lost-{len(begun)}")
-            patiently(lambda: write_bytes(marker, b""))
+            write_bytes(join(self.begun_folder, f"{self.generation:08d}.lost-{len(begun)}"), b"")
         return begun
 
     def chunks_lost(self) -> int:
@@ -101,13 +98,12 @@ class PlannedVersion:
         return sum(int(name.rpartition("-")[2]) for name in self._begun_files() if ".lost-" in name)
 
     def _begun_files(self) -> list[str]:
-        return patiently(lambda: file_names(self.output, f"_begun/{self.version:06d}"))
+        return file_names(self.output, f"_begun/{self.version:06d}")
 
     def write_chunk(self, number: int, rows: pa.Table) -> None:
         """Write the rows of one chunk as its file: the same rows whenever and wherever it is done."""
         name = f"{self.version:06d}-{number:06d}-{self.generation:08d}.parquet"
-        content = _parquet(rows.cast(self._tag_schema))
-        patiently(lambda: write_bytes(join(self.output, "tags", name), content))
+        write_table(join(self.output, "tags", name), rows.cast(self._tag_schema))
 
     def commit(
         self, facts: Mapping[str, Any], *, partial: bool = False, seal: Callable[[Commit], None] = lambda _: None
@@ -152,11 +148,9 @@ class PlannedVersion:
     def _write_videos(self, name: str, tags: Sequence[str], facts: Mapping[str, Any]) -> None:
         common = {"weights_digest": str(self.settings["weights_digest"]), "run_id": facts.get("run_id")}
         rows = video_rows(self._tables(tags), self.units, common)
-        buffer = io.BytesIO()
-        with pq.ParquetWriter(buffer, VIDEO_SCHEMA, compression="zstd") as file:
-            while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
-                file.write_table(pa.Table.from_pylist(some, schema=VIDEO_SCHEMA))
-        patiently(lambda: write_bytes(join(self.output, name), buffer.getvalue()))
+        batches = iter(lambda: list(itertools.islice(rows, ROWS_AT_ONCE)), [])
+        tables = (pa.Table.from_pylist(batch, schema=VIDEO_SCHEMA) for batch in batches)
+        write_bytes(join(self.output, name), parquet_bytes(tables, VIDEO_SCHEMA))
 
     def _tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Files in order, some of them read ahead; without embeddings, which no video's row holds."""
@@ -174,7 +168,7 @@ class PlannedVersion:
 
     def _chunk_files(self) -> dict[int, str]:
         """Chunk → its file, the first writer's where there are several."""
-        names = patiently(lambda: file_names(self.output, "tags", f"{self.version:06d}-"))
+        names = file_names(self.output, "tags", f"{self.version:06d}-")
         return {int(name.split("-")[1]): f"tags/{name}" for name in sorted(names, reverse=True)}
 
 
@@ -185,7 +179,7 @@ def write_plan(output: str, version: int, units: pa.Table, settings: Mapping[str
         False when the version has a plan already; that one holds.
     """
     table = units.cast(UNIT_SCHEMA).replace_schema_metadata({"settings": json.dumps(dict(settings), sort_keys=True)})
-    return patiently(lambda: write_if_absent(_plan_uri(output, version), _parquet(table)))
+    return write_if_absent(_plan_uri(output, version), table_bytes(table))
 
 
 def unfinished_version(output: str, generation: int = 0) -> PlannedVersion | None:
@@ -205,14 +199,8 @@ def publish(output: str, commit: Commit) -> None:
     """
     uri = join(output, "_commits", f"{commit['version']}.json")
     content = json.dumps(dict(commit), indent=2).encode()
-    if not patiently(lambda: write_if_absent(uri, content)) and patiently(lambda: read_bytes(uri)) != content:
+    if not write_if_absent(uri, content) and read_bytes(uri) != content:
         raise StorageError(uri, "another job committed this version", "give each tagging job its own output")
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def _plan_uri(output: str, version: int) -> str:

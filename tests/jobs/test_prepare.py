@@ -319,6 +319,7 @@ def test_mistakes_are_one_error(source: Path, tmp_path: Path, monkeypatch: pytes
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pipeline.storage.retry.BUDGET_SECONDS", 0.5)
     with pytest.raises(StorageError, match="s3://bucket/videos") as caught:
         run("s3://bucket/videos", tmp_path / "c")
     assert "secret-value" not in str(caught.value)
@@ -407,8 +408,7 @@ def test_a_worker_tells_of_failing_storage_in_its_row(
         raise StorageError("s3://bucket/shard", "object storage answered 503", "check the network")
 
     chunks = unfinished(PrepareConfig(source=str(source), output=str(tmp_path / "set"), store=SMALL))
-    monkeypatch.setattr(PrepareChunk, "_prepare", failing)
-    monkeypatch.setattr("pipeline.prepare.chunk.CHUNK_ATTEMPTS", 1)
+    monkeypatch.setattr(PrepareChunk, "prepare", failing)
     row = PrepareChunk(chunks)({"id": np.array([2])})
     monkeypatch.setattr("pipeline.prepare.run._chunks_done", lambda *_: [{name: row[name][0] for name in row}])
     with pytest.raises(WorkStoppedError, match=r"^s3://bucket/shard: object storage answered 503; check the network"):

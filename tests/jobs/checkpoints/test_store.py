@@ -118,7 +118,6 @@ def writer_for(output: Path, **settings: Any) -> CheckpointWriter:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(writing, "LAST_PAUSE_SECONDS", 0.0)
 
 

@@ -20,7 +20,6 @@ from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.runs.fencing import FencingToken, SupersededError, acquire_token
 from jobs.training import elastic as worker_groups
 from jobs.training.loop import TrainingJob
-from pipeline.storage import retry as patience
 from pipeline.storage.files import StorageError
 
 Group = Callable[[], None]
@@ -142,7 +141,6 @@ def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> Group:
             raise StorageError(output, "answered 503", "try again")
         return real(output)
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.0)
     return lambda: monkeypatch.setattr(worker_groups, "newest_cursor", newest_cursor)
 
 
@@ -152,10 +150,6 @@ def test_a_controller_that_dies_is_a_failure_like_a_workers(run: Run) -> None:
     discard_after(run.output, 0)
     with pytest.raises(TrainingStoppedError, match=r"workers died .*failure 2"):
         run.train(lose_the_controller, lose_the_controller)
-
-
-def test_storage_that_fails_between_groups_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run.train(in_turn(partial(run.save, 2), failing(2, monkeypatch), die), partial(run.save, 4)).generation == 3
 
 
 def test_storage_lost_between_groups_is_no_mistake_of_the_user(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

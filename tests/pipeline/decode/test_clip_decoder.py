@@ -79,7 +79,7 @@ def test_storage_that_is_down_is_no_bad_video(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "reference")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setattr("pipeline.storage.s3.REQUEST_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.storage.retry.BUDGET_SECONDS", 0.5)
     output = np.zeros((1, *SIZE, 3), np.uint8)
     clip = {"uri": "s3://bucket/video.mp4", "start_seconds": 0.0, "fps": 24.0}
     with pytest.raises(StorageError, match="EndpointConnectionError"):

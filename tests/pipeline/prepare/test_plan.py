@@ -81,8 +81,7 @@ def test_a_machine_that_was_at_fault_once_costs_no_video(tmp_path: Path, monkeyp
     assert run(source).version["counts"]["clips"] == 1
 
 
-def test_a_name_that_no_file_can_have_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.retry.FIRST_PAUSE_SECONDS", 0)
+def test_a_name_that_no_file_can_have_is_a_row(tmp_path: Path) -> None:
     source = listed(tmp_path, "a.mp4", "b" * 300 + ".mp4", "https://server/c.mp4")
     write_numbered(tmp_path / "a.mp4", 8)
     counts = run(source).version["counts"]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.storage import retry
 from pipeline.storage.errors import errors_named
 from pipeline.storage.files import (
     StorageError,
@@ -159,6 +160,7 @@ def test_a_time_out_of_object_storage_is_no_fault_of_a_path() -> None:
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     set_s3_environment(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr(retry, "BUDGET_SECONDS", 0.5)
     with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as error:
         read_bytes("s3://bucket/key")
     assert SECRET not in str(error.value)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import tenacity
 
 from jobs.synthetic.motion_videos import read_frame_number, render_motion_videos
 from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.sampling import ViewConfig, evaluation_indices
-from pipeline.storage import retry as patience
+from pipeline.storage import retry
 from pipeline.storage.files import StorageError, content_version
 from pipeline.tagging import stages as tag_stages
 from pipeline.tagging.stages import DecodeWindows, ProbeVideos
 from pipeline.tagging.window_views import WholeVideo, WindowViews, grid_of
 from pipeline.tagging.windows import PROBED_SCHEMA, WindowGrid, plan_units, video_id
+from tests.support.failing_server import failing_server
+from tests.support.s3_server import set_s3_environment
 
 GRID = WindowGrid(2.0, 1.5)
 VIEWS = WindowViews(GRID, (8, 64, 64))
@@ -123,23 +124,15 @@ def test_an_object_replaced_after_the_listing_is_a_row_with_that_reason(videos: 
     assert [list(batch["status"]) for batch in batches] == [["ok"] * 6, ["replaced"] * 6]
 
 
-def test_transient_storage_errors_are_retried(videos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = 0
-
-    @contextlib.contextmanager
-    def now_and_then(uri: str) -> Iterator[Path]:
-        nonlocal calls
-        calls += 1
-        if calls % 3:
-            raise StorageError(uri, "object storage answered 503", "wait")
-        yield Path(uri)
-
-    units = plan_units(_probed(videos[:2]), GRID, 12)
-    monkeypatch.setattr(tag_stages, "local_copy", now_and_then)
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
-    batches = list(DecodeWindows(DecodeConfig(), VIEWS, 12)(units))
-    assert [list(batch["status"]) for batch in batches] == [["ok"] * 12]
-    assert calls == 6
+def test_storage_that_fails_now_and_then_costs_no_window(videos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "WAIT", tenacity.wait_none())
+    row = {"video_id": 1, "uri": "s3://bucket/video.mp4", "content_version": "etag", "status": "ok", "message": ""}
+    with failing_server("503", content=videos[0].read_bytes()) as server:
+        set_s3_environment(monkeypatch, server.url)
+        probed = ProbeVideos(DecodeConfig())(pa.Table.from_pylist([row], schema=PROBED_SCHEMA))
+        (batch,) = DecodeWindows(DecodeConfig(), VIEWS, 6)(plan_units(probed, GRID, 12))
+    assert list(batch["status"]) == ["ok"] * 6
+    assert server.requests == 3 * 3  # probed, fetched, compared with the listing
 
 
 @pytest.mark.parametrize(
@@ -153,7 +146,6 @@ def test_storage_that_keeps_failing_is_a_reason(
 
     units = plan_units(_probed(videos[:1]), GRID, 12)
     monkeypatch.setattr(tag_stages, "local_copy", failing)
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
     (batch,) = DecodeWindows(DecodeConfig(), VIEWS, 6)(units)
     assert set(batch["status"]) == {status}
 

@@ -205,7 +205,7 @@ def test_a_kill_between_any_two_writes_leaves_every_unit_once(
 
         return maybe
 
-    for name in ("write_bytes", "write_if_absent"):
+    for name in ("write_bytes", "write_table", "write_if_absent"):
         monkeypatch.setattr(tag_output, name, dying(getattr(tag_output, name)))
     for allowed in range(4):
         writes = 0
