@@ -86,7 +86,9 @@ def ablations() -> Iterator[Row]:
 
 def commands(row: Row) -> list[str]:
     """The commands of a row, as typed; the later steps of a sweep take every child by its folder."""
-    folder = f"$OUT/{'-'.join([*row.finetune, row.pretrained_on, *(key.partition('=')[0] for key in row.pretrain[1:])])}"
+    folder = (
+        f"$OUT/{'-'.join([*row.finetune, row.pretrained_on, *(key.partition('=')[0] for key in row.pretrain[1:])])}"
+    )
     swept = any("[" in key for key in row.pretrain)
     data, pretraining = f"data=${row.scored_on.upper()}", f"{folder}/pretrain"
     first = f"python -m jobs.{'sweep ' if swept else ''}pretrain {' '.join(row.pretrain)}"
@@ -177,7 +179,8 @@ GPU hours are estimates, not measured: views × multiply-adds of the row's own c
 × 2, × 3 in training, over {PEAK_FLOPS / 1e12:.0f} TFLOP/s (one NVIDIA A100, bfloat16) at an assumed utilisation of
 {UTILISATION:.0%}. Decoding is not included; `--dry-run` prints how many views a second it must deliver. Clips counted:
 {_COUNTED}.
-`$K400`, `$SSV2`, ... are prepared sets, `$OUT` is a folder or prefix. Rows that share their pretraining need it once."""
+`$K400`, `$SSV2`, ... are prepared sets, `$OUT` is a folder or prefix. Rows that share their
+pretraining need it once."""
 
 _ABLATIONS = """## Ablations
 
