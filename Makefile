@@ -20,12 +20,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 PYTEST := $(BIN)/python -m pytest
 RUN_READY := $(VENV)/.ready-to-run
 DEV_READY := $(VENV)/.ready-to-develop
+DOCS_READY := $(VENV)/.ready-to-document
 
 # DeepSpeed looks for ninja, and a job for `python`, on the path.
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup check test test-ray test-faults test-s3 test-cluster bench constraints clean
+.PHONY: help demo setup check test test-ray test-faults test-s3 test-cluster bench docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,9 +60,13 @@ test-faults test-s3 test-cluster: $(DEV_READY)
 bench: $(DEV_READY) ## ratios side by side into build/bench.json; NAMES="a b" picks some, QUICK=1 shortens
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(NAMES)
 
+docs: $(DOCS_READY) ## the documentation as a site in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 constraints: $(DEV_READY) ## pin anew what pyproject.toml asks for, keeping pins that still fit
 	$(BIN)/python -m pip install --quiet uv
-	printf 'setuptools\nwheel\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed \
+	printf 'setuptools\nwheel\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed --extra docs \
 		--universal --python-version 3.11 --python $(BIN)/python --no-build-isolation-package deepspeed \
 		--no-emit-index-url --annotation-style line --custom-compile-command "make constraints" \
 		--quiet --output-file constraints.txt
@@ -87,4 +92,9 @@ $(DEV_READY): $(RUN_READY)
 	@echo "Developers' tools and the peers that tests compare with"
 	$(PIP) --no-build-isolation --editable '.[deepspeed,dev]'
 	$(PIP) --no-deps hiera-transformer==0.1.4
+	@touch $@
+
+$(DOCS_READY): $(RUN_READY)
+	@echo "MkDocs, its theme and the API reference"
+	$(PIP) --no-build-isolation --editable '.[deepspeed,docs]'
 	@touch $@

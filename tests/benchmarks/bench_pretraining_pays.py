@@ -22,7 +22,7 @@ from tests.benchmarks.motion_learning import Task, digest_of, draw_sets, learned
 
 FOLDER = Path(__file__).parents[2] / "build" / "bench_pretraining_pays"
 # Three stages, so that a mask unit is 4 × 4 tokens and a step takes a tenth of a second: below some thousand steps the
-# autoencoder knows backgrounds only, and fine-tuning from it is worse than from scratch (see the README).
+# autoencoder knows backgrounds only, and fine-tuning from it is worse than from scratch (see docs/tried.md).
 MODEL = (
     "model_overrides.input_size=[16,48,48]",
     "model_overrides.mask_unit_size=[1,4,4]",
@@ -41,7 +41,7 @@ PRETRAINING = (
 )
 MIXING = ("mix.mixup=0.8", "mix.cutmix=1.0", "label_smoothing=0.1")
 FULL = Task(
-    difficulty=0.42,  # where eighty labelled videos alone no longer suffice; see the README
+    difficulty=0.42,  # where eighty labelled videos alone no longer suffice; see docs/tried.md
     unlabelled=4000,
     labels_per_class=10,
     validation=400,

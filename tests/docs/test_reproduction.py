@@ -1,4 +1,4 @@
-"""REPRODUCTION.md: made from the recipes as they are, with commands that the programs take."""
+"""docs/reproduction.md: generated from the recipes, with arguments that the commands accept."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_every_command_is_taken() -> None:
     commands = re.findall(r"`python -m jobs\.([^`]+)`", PAGE.read_text())
     assert len(commands) > 50
     for command in commands:
-        program, *arguments = command.replace("$", "/").split()
-        if program == "sweep":
+        name, *arguments = command.replace("$", "/").split()
+        if name == "sweep":
             assert len(plan_children(read_arguments(arguments))) > 1
         else:
-            load_config(COMMANDS[program], program, arguments)
+            load_config(COMMANDS[name], name, arguments)
 
 
 def test_hours_are_views_times_arithmetic() -> None:

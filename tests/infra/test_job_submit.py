@@ -1,4 +1,4 @@
-"""The commands of infra/README.md, "One machine, as a cluster", as a stranger would type them.
+"""The commands of docs/cluster.md, "One machine, as a cluster", as a stranger would type them.
 
 Other Rays may run on this machine: this one has ports, folders and a home of its own, and is stopped by process id.
 """
@@ -37,7 +37,7 @@ TINY += f" global_batch=4 micro_batch=2 steps={STEPS} picture_clips=1"
 
 def documented_commands() -> list[str]:
     """The lines of the first shell block of the section."""
-    text = (REPOSITORY / "infra" / "README.md").read_text()
+    text = (REPOSITORY / "docs" / "cluster.md").read_text()
     section = text.partition("## One machine, as a cluster")[2]
     return section.partition("```shell\n")[2].partition("```")[0].splitlines()
 

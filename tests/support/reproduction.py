@@ -1,4 +1,4 @@
-"""Writes REPRODUCTION.md: `python -m tests.support.reproduction`. A test compares the file with what this makes.
+"""Writes docs/reproduction.md: `python -m tests.support.reproduction`. A test compares the file with what this makes.
 
 GPU hours are views times the multiply-adds that `complexity_of` counts for each row's own configuration: estimates.
 """
@@ -19,7 +19,7 @@ from jobs.pretrain import PretrainConfig
 from jobs.sweep_plan import plan_children, read_arguments
 from jobs.weights.model_config import architecture
 
-PAGE = Path(__file__).parents[2] / "REPRODUCTION.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
 PEAK_FLOPS, UTILISATION = 312e12, 0.35  # NVIDIA A100, bfloat16
 # Clips in the training and validation sets. K400 and SSv2: the copies that the papers used; K600 and K700 about.
 CLIPS = {"k400": (240_258, 19_818), "k600": (390_000, 29_800), "k700": (540_000, 34_700), "ssv2": (168_913, 24_777)}
@@ -30,7 +30,7 @@ _COUNTED = ", ".join(f"{name.upper()} {train:,} + {val:,}" for name, (train, val
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of the paper and the way to it."""
+    """A figure of the paper and the commands that reproduce it."""
 
     source: str
     what: str
@@ -85,19 +85,21 @@ def ablations() -> Iterator[Row]:
 
 
 def commands(row: Row) -> list[str]:
-    """The way to a row's figure, as typed; a sweep's later steps take every child by its folder."""
-    place = f"$OUT/{'-'.join([*row.finetune, row.pretrained_on, *(key.partition('=')[0] for key in row.pretrain[1:])])}"
+    """The commands of a row, as typed; the later steps of a sweep take every child by its folder."""
+    folder = (
+        f"$OUT/{'-'.join([*row.finetune, row.pretrained_on, *(key.partition('=')[0] for key in row.pretrain[1:])])}"
+    )
     swept = any("[" in key for key in row.pretrain)
-    data, pretraining = f"data=${row.scored_on.upper()}", f"{place}/pretrain"
+    data, pretraining = f"data=${row.scored_on.upper()}", f"{folder}/pretrain"
     first = f"python -m jobs.{'sweep ' if swept else ''}pretrain {' '.join(row.pretrain)}"
     children = [child.name for child in _pretrainings(row)] if swept else []
     inits = f"[{','.join(f'{pretraining}/{child}' for child in children)}]" if swept else pretraining
     tuning = f"python -m jobs.{'sweep ' if swept else ''}finetune {' '.join(row.finetune)}"
-    scored = f"{place}/finetune" + ("/CHILD" if swept else "")
+    scored = f"{folder}/finetune" + ("/CHILD" if swept else "")
     return [
         f"{first} data=${row.pretrained_on.upper()} output={pretraining}",
-        f"{tuning} {data} init={inits} output={place}/finetune",
-        f"python -m jobs.evaluate {row.evaluate} {data} init={scored} output={place}/evaluate",
+        f"{tuning} {data} init={inits} output={folder}/finetune",
+        f"python -m jobs.evaluate {row.evaluate} {data} init={scored} output={folder}/evaluate",
     ]
 
 
@@ -144,7 +146,7 @@ def multiply_adds(config: Any) -> int:
 
 
 def page() -> str:
-    """REPRODUCTION.md."""
+    """The page."""
     return "\n".join([*_INTRODUCTION.splitlines(), "", *_table(list(main_rows())), "", *_ABLATIONS.splitlines(), "",
                       *_table(list(ablations())), "", *_REST.splitlines(), ""])  # fmt: skip
 
@@ -160,24 +162,25 @@ def _table(rows: list[Row]) -> Iterator[str]:
 
 _INTRODUCTION = f"""# Reproduction
 
-The video tables of the Hiera paper (arXiv 2306.00989), the commands for each row, and what was done. Made by
-`python -m tests.support.reproduction`; a test keeps it true to the recipes.
+The video tables of the Hiera paper (arXiv 2306.00989), the commands for each row, and what was done. Generated
+by `python -m tests.support.reproduction`; a test compares it with the recipes.
 
-**No row was run: the sets are not at hand, nor are GPUs.** What stands in their place:
+**No row was run: neither the data sets nor GPUs were available.** What was checked instead:
 
 - The models equal the official package with the same weights to 1e-5, gradients to 1e-4
   (`tests/hiera_video/*/test_*_parity.py`).
 - `evaluate k400` with weights in the official format equals a plain loop over the official package on the same real
-  clips: same top-1, scores within 1e-4 (`tests/jobs/test_evaluate_parity.py`). With the published weights at hand the
-  cheapest proof is one command, expected 84.0 (Base), HOURS GPU hours:
+  clips: same top-1, scores within 1e-4 (`tests/jobs/test_evaluate_parity.py`). With the published weights the
+  cheapest check is one command, expected 84.0 (Base), HOURS GPU hours:
   `python -m jobs.evaluate k400 init=hiera_base_16x224.pth data=$K400 output=$OUT/official-base`
-- Every recipe's value has its source beside it (`jobs/recipes/`), and tests hold them to the paper's tables.
+- Every recipe's value has its source beside it (`jobs/recipes/`), and tests compare them with the paper's tables.
 
 GPU hours are estimates, not measured: views × multiply-adds of the row's own configuration (`analysis.flops`)
 × 2, × 3 in training, over {PEAK_FLOPS / 1e12:.0f} TFLOP/s (one NVIDIA A100, bfloat16) at an assumed utilisation of
-{UTILISATION:.0%}. Decoding is not in them; `--dry-run` tells how many views a second it must give. Clips counted:
+{UTILISATION:.0%}. Decoding is not included; `--dry-run` prints how many views a second it must deliver. Clips counted:
 {_COUNTED}.
-`$K400`, `$SSV2`, ... are prepared sets, `$OUT` is a place. Rows that share their pretraining need it once."""
+`$K400`, `$SSV2`, ... are prepared sets, `$OUT` is a folder or prefix. Rows that share their
+pretraining need it once."""
 
 _ABLATIONS = """## Ablations
 
@@ -189,7 +192,7 @@ _REST = """## Not reproducible here
 |---|---|---|---|
 | AVA v2.2 | detection of actions, large / huge, K400-pretrained | 39.8 / 42.5 mAP | no detection head here |
 
-Where ours differs on purpose from what the authors did: see `CHANGELOG.md` (RandAugment's place, mixing partners)."""
+Intended differences from the authors' training: see `CHANGELOG.md` (position of RandAugment, mixing partners)."""
 
 
 def text() -> str:
