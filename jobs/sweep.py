@@ -33,7 +33,7 @@ from jobs.core.ray_cluster import LOCAL_CPUS, connect
 from jobs.core.redaction import without_secrets
 from jobs.core.signals import stopping_on_sigterm
 from jobs.runs.claim import claim_output, is_free
-from jobs.runs.tracking import recorded, start_run, tracking_uri
+from jobs.runs.tracking import PARENT_RUN_VARIABLE, recorded, start_run, tracking_uri
 from jobs.sweep_plan import Child, SweepConfig, plan_children, read_arguments
 from jobs.training.config import TrainConfig
 from pipeline.datasets.train import stream_cpus
@@ -83,8 +83,7 @@ class Children:
         """Run one child to its end, passing on what it prints."""
         if exists(join(child.config.output, "report.json")):
             return Outcome("done before")
-        parent = [f"tracking.parent_run_id={parent_run_id}"] if parent_run_id else []
-        process = self._start([*child.arguments, *parent])
+        process = self._start(child.arguments, {PARENT_RUN_VARIABLE: parent_run_id} if parent_run_id else {})
         if process is None:
             return Outcome("not started")
         last_line = ""
@@ -98,13 +97,13 @@ class Children:
             last_line = f"by {signal.Signals(-code).name}"
         return Outcome(STATES.get(code, "failed"), last_line)
 
-    def _start(self, arguments: Sequence[str]) -> subprocess.Popen[str] | None:
+    def _start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str] | None:
         with self._lock:
             if self.stopping.is_set():
                 return None
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{self.command}", *arguments],
-                env=dict(self.environment),
+                env={**self.environment, **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -23,7 +23,7 @@ from jobs.pretrain import PretrainConfig
 from jobs.runs.claim import claim_output
 from jobs.weights.torch_export import export_program
 
-KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "steps=3", "data=/d",
+KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "steps=3", "data=/d",
         "global_batch=8", "model_overrides.drop_path_rate=0.2", "tracking.uri=http://me:hunter2@h"]  # fmt: skip
 
 

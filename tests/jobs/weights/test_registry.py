@@ -163,8 +163,6 @@ def test_a_dry_run_of_finetuning_reads_it_and_writes_nothing(tracking: TrackingC
     data, output = small_prepared_set(tmp_path).uri, tmp_path / "run"
     keys = [
         "model=hiera_test_8x64",
-        "view.num_frames=8",
-        "view.size=64",
         "steps=3",
         "tracking.uri=" + str(tracking.uri),
     ]
