@@ -197,7 +197,7 @@ def refuse_vanishing_output(output: str | None) -> None:
 
 
 def print_help(command: Command[ConfigT]) -> None:
-    """Usage, recipes, exit codes, and every key with type, default and meaning: the common ones first, then by topic."""
+    """Usage, recipes, exit codes, and every key with type, default and meaning; the common ones first."""
     print(f"usage: python -m jobs.{command.name} {command.usage} [--help | --print-config | --dry-run]\n")
     print(f"{command.description}\n")
     recipes = ", ".join(recipe_names(command.name)) or "none needed"

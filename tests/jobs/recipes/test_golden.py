@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jobs.sweep_plan import COMMANDS
+from jobs.sweeping.plan import COMMANDS
 from tests.jobs.recipes.golden import GOLDEN, recipes_of
 
 
