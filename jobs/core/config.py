@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -145,6 +146,7 @@ def recipe_names(command: str) -> list[str]:
     return sorted(_shipped_recipes(command))
 
 
+@functools.cache
 def _shipped_recipes(command: str) -> dict[str, list[dict[str, Any]]]:
     """Every recipe that ships with a command, by name, as the parts that it is made of; later ones win.
 
@@ -171,12 +173,12 @@ def _recipe_leaves(command: str, recipe: str | None, above: tuple[str, ...] = ()
             f"{BASE}={recipe}: must not lead back to itself ({' on '.join([*above, recipe])}); remove one {BASE}"
         )
     parts = _read_recipe(command, recipe)
-    base = parts[0].pop(BASE, None)
+    base = parts[0].get(BASE)
     if not isinstance(base, str | types.NoneType):
         raise UserError(f"recipe={recipe}: {BASE}={base}: must be one recipe; give its name, path or URI")
     yield from _recipe_leaves(command, base, (*above, recipe))
     for part in parts:
-        yield from _leaves(part, "")
+        yield from ((key, raw) for key, raw in _leaves(part, "") if key != BASE)
 
 
 def _read_recipe(command: str, recipe: str) -> list[dict[str, Any]]:
