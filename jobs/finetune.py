@@ -46,11 +46,10 @@ from jobs.training.driver import (
     with_absolute_paths,
     with_initial_file,
 )
-from jobs.training.dry_run import dry_run_figures
+from jobs.training.dry_run import PlanConfig, dry_run_figures
 from jobs.training.loop import TrainStep
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch
-from jobs.training.validation import ValidationConfig
 from jobs.weights.model_config import architecture
 from jobs.weights.registry import initial_file
 from pipeline.manifest.formats import read_class_list
@@ -78,7 +77,6 @@ class FinetuneConfig(TrainConfig):
     """Label smoothing (paper Tab. 11b: 0.1)."""
     augment: ClassifierAugmentConfig = field(default_factory=ClassifierAugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
-    validation: ValidationConfig = field(default_factory=lambda: ValidationConfig(knn_clips=0, best_by="top1"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +89,7 @@ class FinetuneConfig(TrainConfig):
                 f"model_overrides.num_classes={self.model_overrides['num_classes']}: comes from the data's class list; "
                 "drop it"
             )
-        self.check_input_size(architecture(self.model, self.model_overrides).input_size)
+        self.check_input_size()
         depth = sum(architecture(self.model, self.model_overrides).stages)
         if not 0 <= self.new_blocks <= depth:
             raise ValueError(f"new_blocks={self.new_blocks}: the encoder has {depth} blocks; use 0 to {depth}")
@@ -107,6 +105,11 @@ class FinetuneConfig(TrainConfig):
                 f"learn={self.learn}: leaves the encoder as init has it (init={self.init}, "
                 f"new_blocks={self.new_blocks}); give init=RUN_OUTPUT new_blocks=0, or use learn=all"
             )
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """See `TrainConfig`."""
+        return architecture(self.model, self.model_overrides).input_size
 
 
 class Classification(TrainStep):
@@ -269,18 +272,18 @@ def echo_new_head(init: str, num_classes: int) -> None:
     echo(f"init={init}: has no head for these {num_classes} classes in this order; the head starts new")
 
 
-def dry_run(config: FinetuneConfig) -> Mapping[str, Any]:
+def dry_run(config: FinetuneConfig, plan: PlanConfig) -> Mapping[str, Any]:
     """What a run would take."""
     config = with_absolute_paths(config)
     if config.init is None or pins_of(config.output):  # a run that goes on has its own copy
-        return dry_run_figures(config, _phase(with_initial_file(config)))
+        return dry_run_figures(config, _phase(with_initial_file(config)), plan)
     with initial_file(config.init, config.tracking, config.output) as file:
-        return dry_run_figures(config, _phase(replace(config, init=file)))
+        return dry_run_figures(config, _phase(replace(config, init=file)), plan)
 
 
 def main() -> None:
     """Entry point of ``python -m jobs.finetune``."""
-    run_command("finetune", FinetuneConfig, run, description=DESCRIPTION, dry_run=dry_run)
+    run_command("finetune", FinetuneConfig, run, description=DESCRIPTION, dry_run=dry_run, dry_run_plan=PlanConfig)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,11 @@ from jobs.training.driver import (
     sample_views,
     with_absolute_paths,
 )
-from jobs.training.dry_run import dry_run_figures
+from jobs.training.dry_run import PlanConfig, dry_run_figures
 from jobs.training.loop import TrainStep
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch
+from jobs.training.validation import ProbedValidationConfig
 from jobs.weights.model_config import architecture
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
@@ -49,6 +50,7 @@ class PretrainConfig(TrainConfig):
     mask_ratio: float = 0.9
     """Share of hidden mask units (paper Tab. 3: 0.9 is best for video)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    validation: ProbedValidationConfig = field(default_factory=ProbedValidationConfig)
     picture_clips: int = 6
     """Clips in the picture of reconstructions; 0 for none."""
 
@@ -56,14 +58,12 @@ class PretrainConfig(TrainConfig):
         super().__post_init__()
         if not self.model.startswith("mae_"):
             raise ValueError(f"model={self.model}: must be a masked autoencoder; did you mean mae_{self.model}?")
-        self.check_input_size(self.architecture.input_size)
+        self.check_input_size()
         if self.init and is_registered(self.init):
             raise ValueError(
                 f"init={self.init}: the registry holds classifiers, pretraining goes on from an autoencoder; give the "
                 "output of a pretraining run"
             )
-        if self.validation.best_by == "top1":
-            raise ValueError("validation.best_by=top1: is a classifier's figure; use loss or knn_top1")
         if self.picture_clips < 0:
             raise ValueError(f"picture_clips={self.picture_clips}: must not be negative; use 0 for no picture")
 
@@ -72,6 +72,11 @@ class PretrainConfig(TrainConfig):
         """The model's configuration."""
         changed = architecture(self.model, self.model_overrides, mask_ratio=self.mask_ratio)
         return cast(MaskedAutoencoderConfig, changed)
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """See `TrainConfig`."""
+        return self.architecture.input_size
 
     @property
     def has_picture(self) -> bool:
@@ -174,7 +179,8 @@ def main() -> None:
         PretrainConfig,
         run,
         description=DESCRIPTION,
-        dry_run=lambda config: dry_run_figures(config, PretrainPhase(config)),
+        dry_run=lambda config, plan: dry_run_figures(config, PretrainPhase(config), plan),
+        dry_run_plan=PlanConfig,
     )
 
 

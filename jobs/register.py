@@ -5,32 +5,19 @@ Usage: ``python -m jobs.register init=FINETUNE_OUTPUT name=NAME [alias=champion]
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import mlflow
-import numpy as np
-from mlflow import MlflowClient
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-
-import hiera_video
-import pipeline
-from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.cli import run_command
 from jobs.core.errors import UserError
-from jobs.core.init_source import SAMPLING, WEIGHT_FILES, WEIGHTS, is_registered
+from jobs.core.init_source import WEIGHT_FILES, is_registered
 from jobs.runs.mlflow_sender import FAILURES
 from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
-from jobs.scoring.classifier import Classifier, ClassifierWeights, PublicWeightsConfig, find_classifier
+from jobs.scoring.classifier import PublicWeightsConfig, find_classifier
+from jobs.scoring.registered_model import create_version
 from pipeline.storage.files import absolute
 
 DESCRIPTION = (
@@ -52,9 +39,7 @@ REQUIREMENTS = {
         "boto3",
     )
 } | {"ray": "ray[data]"}
-CODE = (Path(hiera_video.__file__).parent, Path(pipeline.__file__).parent)
-SCRIPT = Path(__file__).with_name("weights") / "pyfunc_model.py"
-# As MLflow checks them, but before the version exists.
+# MLflow checks them too, but only after it has created the version.
 ALIAS = re.compile(r"[\w-]{1,255}")
 RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 MLFLOW_WAIT_SECONDS = 60.0
@@ -68,58 +53,62 @@ class RegisterConfig(PublicWeightsConfig):
     init: str
     """Classifier: the output of a fine-tuning run, its `.safetensors` file, or an official or Hugging Face file."""
     name: str
-    """Name in the registry; each time it is used makes a new version of it."""
+    """Name of the registered model, of which each call creates a new version."""
     alias: str | None = None
-    """Alias that shall point to the new version, for `models:/NAME@ALIAS`."""
+    """Alias to move to the new version, for `models:/NAME@ALIAS`."""
     window_seconds: float = 2.0
     """Length of a window of a video, as in `jobs.tag`."""
     hop_seconds: float = 2.0
     """From the start of one window to the start of the next."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the registry is, and the run that the version belongs to. Default: `mlflow.db` beside `init`."""
 
     def __post_init__(self) -> None:
         if is_registered(self.init):
             raise ValueError(
-                f"init={self.init}: is in the registry already; give what it was made of, or an alias by "
+                f"init={self.init}: must not be in the registry already; give its weights file, or set an alias with "
                 "MlflowClient().set_registered_model_alias"
             )
         if self.alias is not None and not (ALIAS.fullmatch(self.alias) and not RESERVED_ALIAS.fullmatch(self.alias)):
             raise ValueError(
-                f"alias={self.alias}: must consist of letters, digits, - and _, and be neither `latest` nor like `v1`, "
-                "which MLflow keeps for itself; use champion"
+                f"alias={self.alias}: must consist of letters, digits, - and _, and not be `latest` or like `v1`, "
+                "which MLflow reserves; use champion"
             )
         for key in ("window_seconds", "hop_seconds"):
             if getattr(self, key) <= 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must be positive; give a larger value")
+                raise ValueError(f"{key}={getattr(self, key)}: must be positive; use 2")
 
 
 def run(config: RegisterConfig) -> dict[str, Any]:
-    """Store weights, code and signature, and make them a version in the registry.
+    """Store weights, code and signature as a new version in the registry.
 
     Raises:
-        UserError: ``init`` holds no classifier, or MLflow does not answer or refuses the name.
+        UserError: ``init`` holds no classifier, or MLflow does not respond or refuses the name.
     """
     public = PublicWeightsConfig(model=config.model, model_overrides=config.model_overrides, classes=config.classes)
     weights = find_classifier(config.init, public)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_SECONDS)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    place = _run_output(config.init)
-    uri = tracking_uri(config.tracking, place)
+    output = _run_output(config.init)
+    uri = tracking_uri(config.tracking, output)
     if uri is None:
         raise UserError(URI_REQUIRED)
     tracking = start_run(
-        config.tracking, command="register", run_key=uuid.uuid4().hex, output=place, tags=weights.links,
+        config.tracking, command="register", run_key=uuid.uuid4().hex, output=output, tags=weights.links,
         params={"init": weights.uri, "name": config.name, "alias": config.alias},
     )  # fmt: skip
     with recorded(tracking):
         run_id = tracking.wait_for_id(MLFLOW_WAIT_SECONDS)
         if run_id is None:
-            raise UserError(f"tracking.uri={uri}: does not answer; start the server and run the same command again")
+            raise UserError(f"tracking.uri={uri}: the server must respond; start it and run the same command again")
         try:
-            version = _register(config, weights, uri, run_id)
+            version = create_version(
+                weights, name=config.name, uri=uri, run_id=run_id, packages=REQUIREMENTS, alias=config.alias,
+                windows={"window_seconds": config.window_seconds, "hop_seconds": config.hop_seconds},
+            )  # fmt: skip
         except FAILURES as error:
-            raise UserError(f"name={config.name}: MLflow refuses it: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"name={config.name}: MLflow refuses it: {str(error).splitlines()[0]}; change what it names"
+            ) from error
     tracking.finish()
     shown = f"@{config.alias}" if config.alias else f"/{version}"
     return {
@@ -130,58 +119,14 @@ def run(config: RegisterConfig) -> dict[str, Any]:
     }
 
 
-def signature(weights: ClassifierWeights) -> ModelSignature:
-    """uint8 ``[-1, T, H, W, 3]`` in, a float column per class name out."""
-    frames = Schema([TensorSpec(np.dtype(np.uint8), (-1, *weights.input_size, 3))])
-    return ModelSignature(frames, Schema([ColSpec(DataType.float, name) for name in weights.classes]))
-
-
-def _register(config: RegisterConfig, weights: ClassifierWeights, uri: str, run_id: str) -> str:
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    facts = {"classes": json.dumps(weights.classes), SAMPLING: json.dumps(weights.sampling), **weights.links}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / WEIGHTS
-        save_model(file, Classifier(weights.uri, "fp32", False, weights.architecture).model, facts)
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(SCRIPT),
-                artifacts={"weights": str(file)},
-                code_paths=[str(package) for package in CODE],
-                signature=signature(weights),
-                pip_requirements=requirements(),
-                model_config={"window_seconds": config.window_seconds, "hop_seconds": config.hop_seconds},
-                metadata={"classes": list(weights.classes), "weights_digest": weights.digest, **weights.links},
-                registered_model_name=config.name,
-            )
-    version = str(logged.registered_model_version)
-    if config.alias:
-        MlflowClient().set_registered_model_alias(config.name, config.alias, version)
-    return version
-
-
-def requirements() -> list[str]:
-    """Pinned to what is installed here; a local build's suffix (`+cpu`) is in no registry."""
-    installed: Mapping[str, str] = {package: _version(package) for package in REQUIREMENTS}
-    return [f"{REQUIREMENTS[package]}=={version}" for package, version in installed.items() if version]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError:  # decord, where there are no wheels of it
-        return ""
-
-
 def _run_output(init: str) -> str:
-    """The output of the run that ``init`` is or lies in."""
-    place = absolute(init)
-    return place.rpartition("/")[0] if place.endswith(WEIGHT_FILES) else place
+    """The output of the run that ``init`` is, or is a file of."""
+    uri = absolute(init)
+    return uri.rpartition("/")[0] if uri.endswith(WEIGHT_FILES) else uri
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of ``python -m jobs.register``."""
     run_command("register", RegisterConfig, run, description=DESCRIPTION, keep_report=False)
 
 

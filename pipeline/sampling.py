@@ -30,17 +30,11 @@ class CropBox(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewConfig:
-    """What a training view is."""
-
-    num_frames: int = 16
-    """Frames of a view (T)."""
+class DrawConfig:
+    """How training views are drawn from a clip; their shape is the model's."""
 
     frame_stride: int = 4
     """Frames from one sampled frame to the next, at 30 frames per second for `uniform`."""
-
-    size: int = 224
-    """Height and width of a view in pixels."""
 
     sampling: Literal["uniform", "stride", "segments"] = "uniform"
     """`uniform`: SlowFast's, converts frame rates; `stride`: every frame_stride-th stored frame; `segments`: one frame
@@ -60,16 +54,34 @@ class ViewConfig:
     """Width to height of the random crop, lowest and highest."""
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "frame_stride", "size", "repeats"):
-            if getattr(self, name) < 1:
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value}: must be at least 1; leave it out for the default")
+        _at_least_one(self, "frame_stride", "repeats")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale={[low, high]}: must be 0 < lowest <= highest <= 1; for example [0.5, 1]")
         low, high = self.crop_aspect
         if not 0 < low <= high:
             raise ValueError(f"crop_aspect={[low, high]}: must be 0 < lowest <= highest; for example [0.75, 1.333]")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewConfig(DrawConfig):
+    """What a training view is."""
+
+    num_frames: int = 16
+    """Frames of a view (T)."""
+
+    size: int = 224
+    """Height and width of a view in pixels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least_one(self, "num_frames", "size")
+
+
+def _at_least_one(config: DrawConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: must be at least 1; leave it out for the default")
 
 
 def generator(seed: int, purpose: str, *what: int | str) -> np.random.Generator:

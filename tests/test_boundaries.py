@@ -66,7 +66,7 @@ LAYERS = {
     ),
     "jobs": (
         ("demo", "sweep"),
-        ("sweep_plan",),
+        ("sweeping",),
         ("prepare", "inspect", "pretrain", "finetune", "evaluate", "tag", "compare", "sync", "export", "register"),
         ("training", "tagging"),
         ("checkpoints", "scoring"),

@@ -1,7 +1,7 @@
 """What all commands share: arguments, help, exit codes, `report.json`.
 
-A command is ``main()``: load the configuration, build, run, report. Exit codes: 0 done, 2 the user's mistake,
-1 anything else, 3 stopped on request with the work saved.
+A command is ``main()``: load the configuration, build, run, report. Exit codes: 0 done, 2 a mistake in the arguments,
+3 stopped on request with the finished work saved, 1 anything else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from typing import Any, Generic, TypeVar
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.core.config import config_yaml, describe_keys, load_config, recipe_names
+from jobs.core.config import KeyHelp, config_yaml, describe_keys, load_config, recipe_names, slices
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.core.init_source import is_registered
 from jobs.core.redaction import clean_tracebacks, public, without_secrets
@@ -31,23 +32,29 @@ ConfigT = TypeVar("ConfigT")
 Report = Mapping[str, Any]
 
 VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "boto3", "numpy")
+PLAN = "plan."  # prefix of the keys of `--dry-run` alone
+HELP_WIDTH = 120
+# Set first, and so shown first, by whoever has them.
+FIRST_KEYS = ("source", "data", "init", "model", "output", "workers", "seed", "epochs", "steps", "global_batch",
+              "micro_batch")  # fmt: skip
 console = Console(stderr=True)
 
 
 def echo(message: str, *, warning: bool = False) -> None:
-    """A line for the person at the terminal; unwrapped, because logs and a sweep take it line by line."""
+    """Print a line to stderr; unwrapped, because logs and `jobs.sweep` read it line by line."""
     console.print(f"{'[yellow]warning[/]: ' if warning else ''}{escape(message)}", highlight=False, soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[ConfigT]):
-    """A command as `run_command` starts it."""
+    """A command as `run_command` starts it; see there."""
 
     name: str
     config_class: type[ConfigT]
     run: Callable[[ConfigT], Report]
     description: str
-    dry_run: Callable[[ConfigT], Report] | None
+    dry_run: Callable[..., Report]
+    dry_run_plan: type | None
     keep_report: bool
     load: Callable[[Sequence[str]], ConfigT]
     usage: str
@@ -59,24 +66,29 @@ def run_command(
     run: Callable[[ConfigT], Report],
     *,
     description: str,
-    dry_run: Callable[[ConfigT], Report] | None = None,
+    dry_run: Callable[..., Report] | None = None,
+    dry_run_plan: type | None = None,
     keep_report: bool = True,
     load: Callable[[Sequence[str]], ConfigT] | None = None,
     usage: str = "[RECIPE] [key=value ...]",
 ) -> None:
-    """Parse ``sys.argv``, run, print the report, and exit with the contract's code.
+    """Parse ``sys.argv``, run, print the report, and exit with one of the exit codes above.
 
     Args:
-        dry_run: what ``--dry-run`` prints instead of running.
+        dry_run: computes the report of ``--dry-run`` from the configuration; default: `existing_paths`.
+        dry_run_plan: configuration class of the keys ``plan.*``, which exist for ``--dry-run`` alone; ``dry_run`` gets
+            an instance as its second argument.
         keep_report: also write the report to ``report.json`` under the command's output.
-        load: reads the arguments, where they are not a recipe and keys.
-        usage: what the arguments are.
+        load: turns the arguments into a configuration; default: a recipe and ``key=value``.
+        usage: the arguments as ``--help`` shows them.
     """
     load = load or partial(load_config, config_class, name)
-    command = Command(name, config_class, run, description, dry_run, keep_report, load, usage)
+    command = Command(
+        name, config_class, run, description, dry_run or existing_paths, dry_run_plan, keep_report, load, usage
+    )
     clean_tracebacks()
     try:
-        with stopping_on_sigterm("nothing that was finished is lost; the same command goes on"):
+        with stopping_on_sigterm("finished work is kept; run the same command to resume"):
             _run(command, sys.argv[1:])
         code = 0
     except (UserError, StorageError) as error:
@@ -100,49 +112,69 @@ def _run(command: Command[ConfigT], arguments: Sequence[str]) -> None:
     if unknown:
         raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
     if "--help" in flags:
-        print_help(command.name, command.config_class, command.description, command.usage)
+        print_help(command)
         return
-    config = command.load([word for word in arguments if word not in flags])
+    words = [word for word in arguments if word not in flags]
+    plan, words = _split_plan(command, words, dry_run="--dry-run" in flags)
+    config = command.load(words)
     refuse_vanishing_output(getattr(config, "output", None))
     if "--print-config" in flags:
         print(config_yaml(config), end="")
     elif "--dry-run" in flags:
         print(config_yaml(config))
-        print_report(f"{command.name}, dry run: nothing is written", (command.dry_run or what_is_there)(config))
+        print_report(f"{command.name}, dry run: nothing is written", command.dry_run(config, *plan))
     elif command.keep_report:
         finish(command.name, config, command.run(config))
     else:
         print_report(command.name, command.run(config))
 
 
-def what_is_there(config: Any) -> Report:
-    """Which of the places that a command would read and write exist: ``--dry-run``, unless it has one of its own.
+def _split_plan(command: Command[ConfigT], words: Sequence[str], *, dry_run: bool) -> tuple[list[Any], list[str]]:
+    """The keys of `--dry-run` alone, as its further argument, and the other words.
 
     Raises:
-        StorageError: a place cannot be reached.
+        UserError: such a key without `--dry-run`, or with a value outside its rule.
     """
-    places = {key: getattr(config, key, None) for key in ("source", "data", "init", "output")}
-    return {key: f"{place}: {_state(place)}" for key, place in places.items() if place}
+    if command.dry_run_plan is None:
+        return [], list(words)
+    planned = [word for word in words if word.startswith(PLAN)]
+    if planned and not dry_run:
+        raise UserError(f"{planned[0]}: is a key of --dry-run alone; add --dry-run, or remove it")
+    try:
+        plan: Any = load_config(command.dry_run_plan, command.name, [word.removeprefix(PLAN) for word in planned])
+    except UserError as error:
+        raise UserError(f"{PLAN}{error}") from error
+    return [plan], [word for word in words if word not in planned]
 
 
-def _state(place: str) -> str:
-    if is_registered(place):
-        return "a model of the MLflow registry, which is asked by the run only"
-    if exists(join(place, "run.json")):
-        return "holds a run; the same configuration goes on with it, another is refused"
-    if exists(place):
+def existing_paths(config: Any) -> Report:
+    """Which of the paths that a command would read and write exist: ``--dry-run`` of most commands.
+
+    Raises:
+        StorageError: a path cannot be reached.
+    """
+    paths = {key: getattr(config, key, None) for key in ("source", "data", "init", "output")}
+    return {key: f"{path}: {_state(path)}" for key, path in paths.items() if path}
+
+
+def _state(path: str) -> str:
+    if is_registered(path):
+        return "a model in the MLflow registry, which a dry run does not contact"
+    if exists(join(path, "run.json")):
+        return "a run; the same configuration resumes it, another is refused"
+    if exists(path):
         return "a file"
     try:
-        files = len(list_files(place, recursive=False))
+        files = len(list_files(path, recursive=False))
     except StorageError as error:
         if not error.missing:
             raise
-        return "nothing there"
+        return "does not exist"
     return f"a folder, {files} files directly in it" if files else "empty, or folders only"
 
 
 def finish(name: str, config: Any, report: Report) -> None:
-    """Print the figures and keep them as ``report.json`` under the command's output."""
+    """Print the figures and write them as ``report.json`` under the command's output."""
     print_report(name, report)
     output = getattr(config, "output", None)
     if output:
@@ -159,22 +191,39 @@ def refuse_vanishing_output(output: str | None) -> None:
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if output and submitted and is_local_relative(output):
         raise UserError(
-            f"output={output}: inside a submitted job a relative place vanishes with the job's directory; "
-            "give an absolute path on shared storage or an s3:// URI"
+            f"output={output}: must not be relative inside a submitted job, whose directory is deleted with it; "
+            "give an absolute path on shared storage, or an s3:// URI"
         )
 
 
-def print_help(name: str, config_class: type, description: str, usage: str) -> None:
-    """Usage, recipes, and every key with type, default and meaning."""
-    print(f"usage: python -m jobs.{name} {usage} [--help | --print-config | --dry-run]\n")
-    print(f"{description}\n")
-    recipes = recipe_names(name)
-    print(f"recipes: {', '.join(recipes) if recipes else 'none needed'}; a path or URI of a YAML file works too")
-    print("exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with work saved\n")
-    for key in describe_keys(config_class):
-        print(f"  {key.key}: {key.type_name} = {key.default}")
-        for line in key.text.splitlines():
-            print(f"      {line}")
+def print_help(command: Command[ConfigT]) -> None:
+    """Usage, recipes, exit codes, and every key with type, default and meaning; the common ones first."""
+    print(f"usage: python -m jobs.{command.name} {command.usage} [--help | --print-config | --dry-run]\n")
+    print(f"{command.description}\n")
+    recipes = ", ".join(recipe_names(command.name)) or "none needed"
+    print(textwrap.fill(f"recipes: {recipes}; or the path or URI of a YAML file", HELP_WIDTH, subsequent_indent="  "))
+    print("exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with finished work saved")
+    for heading, keys in _topics(command):
+        print(f"\n{heading}")
+        for key in keys:
+            print(f"  {key.key}: {key.type_name} = {key.default}")
+            print(textwrap.indent(key.text, " " * 6))
+
+
+def _topics(command: Command[ConfigT]) -> Iterator[tuple[str, list[KeyHelp]]]:
+    """Headings and their keys; no key twice, none left out."""
+    left = {key.key: key for key in describe_keys(command.config_class)}
+    topics: dict[str, Sequence[str]] = {"common keys": FIRST_KEYS, **getattr(command.config_class, "TOPICS", {})}
+    topics[command.name] = [
+        key for key in left if "." not in key and not any(key in known for known in topics.values())
+    ]
+    topics |= {heading: [key for key in left if key.startswith(f"{name}.")]
+               for name, heading in slices(command.config_class)}  # fmt: skip
+    for heading, names in topics.items():
+        if keys := [left.pop(name) for name in names if name in left]:
+            yield heading, keys
+    if command.dry_run_plan:
+        yield "keys of --dry-run alone", list(describe_keys(command.dry_run_plan, f"--dry-run {PLAN}"))
 
 
 def print_report(title: str, report: Report) -> None:

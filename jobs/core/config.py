@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
+import itertools
 import math
 import textwrap
 import types
@@ -103,6 +105,14 @@ def describe_keys(config_class: type, prefix: str = "", slice_default: Any = Non
             yield KeyHelp(prefix + field.name, _type_name(hint), default, texts.get(field.name, ""))
 
 
+def slices(config_class: type) -> Iterator[tuple[str, str]]:
+    """Name of every slice of a configuration class, and its heading: the name and the slice's own docstring."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield field.name, f"{field.name}: {_first_line(inspect.getdoc(hints[field.name]) or '')}"
+
+
 def field_docs(config_class: type) -> dict[str, str]:
     """The string literal below each field of a dataclass, inherited fields included."""
     docs: dict[str, str] = {}
@@ -133,7 +143,25 @@ def _split_arguments(command: str, arguments: Sequence[str]) -> tuple[str | None
 
 def recipe_names(command: str) -> list[str]:
     """The recipes that ship with a command."""
-    return sorted(path.stem for path in (RECIPES / command).glob("*.yaml"))
+    return sorted(_shipped_recipes(command))
+
+
+@functools.cache
+def _shipped_recipes(command: str) -> dict[str, list[dict[str, Any]]]:
+    """Every recipe that ships with a command, by name, as the parts that it is made of; later ones win.
+
+    A file is a recipe. A file with `names` describes a set, and every name with every size is a recipe too
+    (`k400_large`), of four parts: the set, the size (`sizes.yaml`), the set's `sizes`, and what follows its name.
+    """
+    files = {path.stem: _read_yaml(path.stem, str(path)) for path in (RECIPES / command).glob("*.yaml")}
+    sizes = files.pop("sizes", {})
+    recipes = {}
+    for stem, content in files.items():
+        names, own_sizes = content.pop("names", {}), content.pop("sizes", {})
+        recipes[stem] = [content]
+        for name, size in itertools.product(names, sizes):
+            recipes[f"{name}_{size}"] = [content, sizes[size], own_sizes[size], names[name] or {}]
+    return recipes
 
 
 def _recipe_leaves(command: str, recipe: str | None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -141,30 +169,42 @@ def _recipe_leaves(command: str, recipe: str | None, above: tuple[str, ...] = ()
     if recipe is None:
         return
     if recipe in above:
-        raise UserError(f"base={recipe}: recipes build on each other in a circle ({' on '.join([*above, recipe])})")
-    content = _read_recipe(command, recipe)
-    yield from _recipe_leaves(command, content.pop(BASE, None), (*above, recipe))
-    yield from _leaves(content, "")
+        raise UserError(
+            f"{BASE}={recipe}: must not lead back to itself ({' on '.join([*above, recipe])}); remove one {BASE}"
+        )
+    parts = _read_recipe(command, recipe)
+    base = parts[0].get(BASE)
+    if not isinstance(base, str | types.NoneType):
+        raise UserError(f"recipe={recipe}: {BASE}={base}: must be one recipe; give its name, path or URI")
+    yield from _recipe_leaves(command, base, (*above, recipe))
+    for part in parts:
+        yield from ((key, raw) for key, raw in _leaves(part, "") if key != BASE)
 
 
-def _read_recipe(command: str, recipe: str) -> dict[str, Any]:
-    named = RECIPES / command / f"{recipe}.yaml"
-    looks_like_a_place = "/" in recipe or recipe.endswith((".yaml", ".yml"))
-    if not named.exists() and not looks_like_a_place:
-        known = ", ".join(recipe_names(command)) or "none"
-        raise UserError(f"recipe={recipe}: no such recipe of {command}; known: {known}; or give a path of a YAML file")
+def _read_recipe(command: str, recipe: str) -> list[dict[str, Any]]:
+    """The parts of a recipe by name, or the one of a file by its path or URI."""
+    shipped = _shipped_recipes(command)
+    if recipe in shipped:
+        return shipped[recipe]
+    if "/" not in recipe and not recipe.endswith((".yaml", ".yml")):
+        known = ", ".join(sorted(shipped)) or "none"
+        raise UserError(
+            f"recipe={recipe}: no such recipe of {command}; known: {known}; or give the path or URI of a YAML file"
+        )
+    return [_read_yaml(recipe, recipe)]
+
+
+def _read_yaml(recipe: str, path: str) -> dict[str, Any]:
     try:
-        text = read_bytes(str(named) if named.exists() else recipe).decode()
         # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
-        content = yaml.load(text, Loader=yaml.BaseLoader)
+        content = yaml.load(read_bytes(path).decode(), Loader=yaml.BaseLoader)
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe={recipe}: cannot be read: {error}; give a recipe name or a YAML file") from error
+        raise UserError(
+            f"recipe={recipe}: must be readable YAML: {error}; give a recipe name or a YAML file"
+        ) from error
     if not isinstance(content, dict | types.NoneType):
-        raise UserError(f"recipe={recipe}: must hold `key: value` lines; it holds a {type(content).__name__}")
-    content = content or {}
-    if not isinstance(content.get(BASE, ""), str):
-        raise UserError(f"recipe={recipe}: {BASE}={content[BASE]}: must be one recipe; give its name or its place")
-    return content
+        raise UserError(f"recipe={recipe}: must be a mapping, not a {type(content).__name__}; write `key: value` lines")
+    return content or {}
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -288,8 +328,8 @@ def _refuse_infinite(node: DictConfig, path: str) -> None:
             raise UserError(f"{path}{name!s}={value}: must be a finite number; give one")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+def _first_line(text: object) -> str:
+    return next(iter(str(text).splitlines()), "").rstrip(".")
 
 
 def _shown_default(field: dataclasses.Field[Any]) -> str:

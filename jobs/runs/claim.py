@@ -15,8 +15,8 @@ from jobs.runs.tracking import source_tags
 from pipeline.storage.files import StorageError, delete, exists, join, read_bytes, write_if_absent
 
 # May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.
-FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures", "picture_clips",
-             "peak_tflops", "plan")  # fmt: skip
+FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures",
+             "picture_clips")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ DIGEST_LENGTH = 36  # MLflow's limit
 COMMIT_TAG = "mlflow.source.git.commit"
 CHANGED_FILES_TAG = "git_changed_files"
 REVISION_VARIABLE = "SOURCE_REVISION"
+PARENT_RUN_VARIABLE = "MLFLOW_PARENT_RUN_ID"  # set by `jobs.sweep` for its children
 URI_REQUIRED = (
     "tracking.uri: is required here; give tracking.uri=sqlite:////path/mlflow.db or http://host:port, or set "
     "MLFLOW_TRACKING_URI"
@@ -51,8 +52,6 @@ class TrackingConfig:
     itself. A password belongs in MLFLOW_TRACKING_PASSWORD: it is never recorded or printed, wherever it stands."""
     experiment: str = "hiera-video"
     """MLflow experiment."""
-    parent_run_id: str | None = None
-    """MLflow run that this one is a part of; `jobs.sweep` sets it."""
 
     def __post_init__(self) -> None:
         if self.uri is None or self.uri == "none":
@@ -146,7 +145,7 @@ def start_run(
         OUTPUT_TAG: place,
         "mlflow.runName": f"{command} {place.rstrip('/').split('/')[-1]}",
         **(source_tags() if source is None else source),
-        **({MLFLOW_PARENT_RUN_ID: config.parent_run_id} if config.parent_run_id else {}),
+        **({MLFLOW_PARENT_RUN_ID: parent} if (parent := os.environ.get(PARENT_RUN_VARIABLE)) else {}),
     }
     run = Run(tracking_uri(config, output), config.experiment, run_key, basics, resumes=resumes)
     if tags:

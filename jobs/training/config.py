@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 from hiera_video.optimization import OptimizerConfig, ScheduleConfig
 from jobs.checkpoints.background_writer import CheckpointConfig
 from jobs.runs.tracking import TrackingConfig
 from jobs.training.validation import ValidationConfig
 from pipeline.decode.config import DecodeConfig
-from pipeline.sampling import ViewConfig
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """What `--dry-run` is asked; training does not look at it."""
-
-    hours: float = 24.0
-    """How long the run may take; says how many views a second it needs."""
-    step_seconds: float | None = None
-    """Measured seconds of an optimizer step (else from the journal under `output`); says how long the run takes."""
-
-    def __post_init__(self) -> None:
-        for key in ("hours", "step_seconds"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ValueError(f"{key}={value}: must be positive; leave it out for the default")
+from pipeline.sampling import DrawConfig, ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What both phases configure."""
+    """What both phases configure. Constants of training stand here too, but are no keys (`ClassVar`)."""
+
+    # Training decodes clips that `prepare` has cut, transcoded and validated, so no clip comes near a default limit.
+    decode: ClassVar[DecodeConfig] = DecodeConfig()
+    # It decides the order of floating-point sums, so a run must not depend on the machine's number of cores.
+    threads_per_worker: ClassVar[int] = 1
+
+    TOPICS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "speed and memory": ("precision", "compile", "activation_checkpointing", "zero_stage", "decode_actors"),
+        "failures": ("max_failures", "hang_minutes"),
+        "logging": ("log_every_steps", "trace_samples", "picture_clips"),
+    }
+    """Headings of `--help` for keys outside slices."""
 
     data: str
     """Prepared set (the `output` of prepare): path, file:// or s3://."""
@@ -54,8 +51,7 @@ class TrainConfig:
     """Views per optimizer step, over all workers."""
     micro_batch: int = 8
     """Views per forward pass on one worker."""
-    view: ViewConfig = field(default_factory=ViewConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    view: DrawConfig = field(default_factory=DrawConfig)
     decode_actors: int = 2
     """Decoding processes of Ray Data."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -68,16 +64,11 @@ class TrainConfig:
     """Recompute block activations in the backward pass: less memory, more arithmetic."""
     compile: bool = False
     """Compile the model (torch.compile) when training starts: minutes once, then faster steps; not with ZeRO 3."""
-    threads_per_worker: int = 1
-    """CPU threads of one training worker; fixed, because it decides the order of floating-point sums."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     log_every_steps: int = 10
     """Steps between printed lines; the journal has every step."""
-    peak_tflops: float | None = None
-    """Peak of one worker's device in TFLOP/s at this precision, for MFU. Default: its data sheet's, or measured."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
     trace_samples: bool = False
     """Write the sample ids of every step to the journal."""
     max_failures: int = 3
@@ -88,13 +79,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"epochs={self.epochs}: give either epochs or steps={self.steps}; set the other to null")
-        for key in ("global_batch", "micro_batch", "decode_actors", "threads_per_worker", "log_every_steps"):
+        for key in ("global_batch", "micro_batch", "decode_actors", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
         if self.max_failures < 0:
             raise ValueError(f"max_failures={self.max_failures}: must not be negative; use 0 for none")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"peak_tflops={self.peak_tflops}: must be positive; leave it out where it is not known")
         if not self.hang_minutes > 0:
             raise ValueError(f"hang_minutes={self.hang_minutes}: must be positive; it is a time in minutes")
         if self.compile and self.zero_stage == 3:
@@ -132,15 +121,26 @@ class TrainConfig:
             raise ValueError(f"workers={self.workers}: must be a number from 1 on, or [fewest, most]; use 1 or [1,2]")
         return range(bounds[0], bounds[1] + 1)
 
-    def check_input_size(self, input_size: tuple[int, ...]) -> None:
-        """The views must have the shape that the model takes.
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """What the model takes: T, H, W for videos."""
+        raise NotImplementedError(f"{type(self).__name__} must give its model's input size")
+
+    @property
+    def views(self) -> ViewConfig:
+        """Training views in the shape that the model takes."""
+        frames, size, _ = self.input_size
+        return ViewConfig(num_frames=frames, size=size, **asdict(self.view))
+
+    def check_input_size(self) -> None:
+        """The model must take square videos: views are drawn so.
 
         Raises:
-            ValueError: they have another.
+            ValueError: it takes images, or videos that are not square.
         """
-        view = (self.view.num_frames, self.view.size, self.view.size)
-        if view != tuple(input_size):
+        shown = "x".join(map(str, self.input_size))
+        if len(self.input_size) != 3 or self.input_size[1] != self.input_size[2]:
             raise ValueError(
-                f"view.size={self.view.size}, view.num_frames={self.view.num_frames}: must be the model's input "
-                f"{'x'.join(map(str, input_size))}; set view.size and view.num_frames, or model_overrides.input_size"
+                f"model_overrides.input_size={shown}: training takes square videos; use a video preset, or "
+                "model_overrides.input_size=[T,S,S]"
             )

@@ -214,7 +214,7 @@ def sample_views(config: TrainConfig, count: int) -> Tensor:
     """The first views of the run's stream: uint8 ``[count, T, H, W, 3]``."""
     stream = training_stream(
         claimed_set(config),
-        config.view,
+        config.views,
         seed=config.seed,
         micro_batch=count,
         start_position=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
@@ -27,7 +28,23 @@ PARTITIONED: Mapping[int, tuple[str, ...]] = {
 }
 
 
-def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PlanConfig:
+    """What to plan for: keys of `--dry-run` alone."""
+
+    hours: float = 24.0
+    """Hours that the run may take, from which the views per second that it needs follow."""
+    step_seconds: float | None = None
+    """Measured seconds of an optimizer step, from which the hours follow. Default: from the journal under `output`."""
+
+    def __post_init__(self) -> None:
+        for key in ("hours", "step_seconds"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"{key}={value}: must be positive; leave it out for the default")
+
+
+def dry_run_figures(config: TrainConfig, phase: Phase, plan: PlanConfig) -> dict[str, Any]:
     """Length, speed that is needed, memory of one worker by ZeRO stage, and size of checkpoints.
 
     Raises:
@@ -57,7 +74,7 @@ def dry_run_figures(config: TrainConfig, phase: Phase) -> dict[str, Any]:
         "passes over the data, each of view.repeats views a clip": views / clips / config.view.repeats,
         "parameters": size.parameters,
         "multiply-adds a view, forward": f"{size.multiply_adds / 1e9:.4g} G",
-        **_speed(config, job, size.multiply_adds),
+        **_speed(config, plan, job, size.multiply_adds),
         **{
             f"GiB a worker, ZeRO {stage}{' (chosen)' * (stage == config.zero_stage)}": told
             for stage, told in memory.items()
@@ -107,9 +124,9 @@ def _moments(config: TrainConfig) -> int:
     return 2 if config.optimizer.name == "adamw" else 1
 
 
-def _speed(config: TrainConfig, job: TrainingJob, multiply_adds: int) -> dict[str, Any]:
+def _speed(config: TrainConfig, plan: PlanConfig, job: TrainingJob, multiply_adds: int) -> dict[str, Any]:
     """Views a second for the wanted duration, or the duration at the measured step."""
-    done, measured = _so_far(config)
+    done, measured = _so_far(config, plan)
     views = (job.total_steps - done) * config.global_batch
     figures: dict[str, Any] = {"steps done already": done} if done else {}
     if measured:
@@ -117,8 +134,8 @@ def _speed(config: TrainConfig, job: TrainingJob, multiply_adds: int) -> dict[st
         figures["hours at that speed"] = (job.total_steps - done) * measured / 3600
         rate = config.global_batch / measured
     else:
-        rate = views / (config.plan.hours * 3600)
-    told = "at that speed" if measured else f"needed to end in {config.plan.hours:g} hours"
+        rate = views / (plan.hours * 3600)
+    told = "at that speed" if measured else f"needed to end in {plan.hours:g} hours"
     return figures | {
         f"views a second {told}": rate,
         f"cores that decode, {told}": rate * DECODE_SECONDS_PER_VIEW,
@@ -126,10 +143,10 @@ def _speed(config: TrainConfig, job: TrainingJob, multiply_adds: int) -> dict[st
     }
 
 
-def _so_far(config: TrainConfig) -> tuple[int, float | None]:
+def _so_far(config: TrainConfig, plan: PlanConfig) -> tuple[int, float | None]:
     """Steps that are saved under `output`, and seconds of a step: the configured ones, else the journal's median."""
     done = max(complete_steps(config.output), default=0)
     lines = [json.loads(line) for line in read_journal(config.output, done).splitlines()] if done else []
     rates = sorted(line["clips_per_second"] for line in lines)
     seconds = config.global_batch / rates[len(rates) // 2] if rates else None
-    return done, config.plan.step_seconds or seconds
+    return done, plan.step_seconds or seconds

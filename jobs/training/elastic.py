@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,7 +165,7 @@ def _run_group(
 
 def read_ahead_bytes(config: TrainConfig, workers: int) -> int:
     """How much may be decoded ahead: a few micro-batches for every decoder and worker."""
-    micro_batch = config.micro_batch * config.view.num_frames * config.view.size**2 * 3
+    micro_batch = config.micro_batch * math.prod(config.input_size) * 3
     return max(LEAST_READ_AHEAD_BYTES, MICRO_BATCHES_AHEAD * (config.decode_actors + workers) * micro_batch)
 
 
@@ -207,7 +208,7 @@ def _stream(job: TrainingJob, cursor: Cursor) -> ray.data.Dataset:
     config = job.config
     return training_stream(
         open_prepared(config.data, job.data_version),
-        config.view,
+        config.views,
         seed=config.seed,
         micro_batch=config.micro_batch,
         start_position=cursor.position,

@@ -269,7 +269,7 @@ def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, coordinator: Coor
         trace=config.trace_samples,
         coordinator=coordinator,
         multiply_adds=engine.module.multiply_adds(),
-        peak=config.peak_tflops or peak_tflops(engine.device, config.precision),
+        peak=peak_tflops(engine.device, config.precision),
         timed_out=known_failures(checkpoint.extra) if checkpoint else (),
     )
 
@@ -326,7 +326,7 @@ def _validator(job: TrainingJob, device: torch.device, log: Journal, coordinator
         config.validation,
         open_prepared(config.data, job.data_version),
         lambda: job.phase.build_step(load_init=False),
-        view=config.view,
+        view=config.views,
         decode=config.decode,
         every_steps=job.steps_between_measurements,
         last_step=job.total_steps,

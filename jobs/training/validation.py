@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,39 +35,57 @@ logger = logging.getLogger(__name__)
 
 PICTURE_CLIPS = 6
 LOSS, TOP1, KNN_TOP1 = "loss", "top1", "knn_top1"
+BestBy = Literal["loss", "top1", "knn_top1"]
 CUT_SHORT = "cut_short"  # storage did not give all clips
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What is measured on clips that are not trained on, and when."""
+    """What is measured on clips that are not trained on, and when; of a classifier."""
+
+    # The name that `prepare` gives to the clips that it holds out, and that annotations of every convention map to.
+    split: ClassVar[str] = "val"
 
     clips: int = 64
-    """Clips whose loss (and, with a classifier, top-1) is measured; 0 measures nothing at all."""
-    knn_clips: int = 512
-    """Labelled training clips that a nearest-neighbour probe of the encoder votes with, and at most so many held-out
-    ones that it is asked about; it says something from about ten clips a class on. 0 for no probe."""
+    """Validation clips whose loss (and, with a classifier, top-1) is measured; 0 switches validation off."""
     every_epochs: float = 20.0
-    """Effective epochs between measurements; the last step always takes one, and each comes with a checkpoint."""
-    every_steps: int | None = None
-    """Optimizer steps between measurements, instead of `every_epochs`."""
-    split: str = "val"
-    """Split of the set that is held out."""
-    best_by: Literal["loss", "top1", "knn_top1"] = "loss"
-    """Which figure says what the best checkpoint is (the lowest loss, the highest of the others)."""
+    """Effective epochs between validations; the last step always has one, and each comes with a checkpoint."""
 
     def __post_init__(self) -> None:
-        for key in ("clips", "knn_clips"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 for none")
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"every_steps={self.every_steps}: must be at least 1; use null for every_epochs")
+        if self.clips < 0:
+            raise ValueError(f"clips={self.clips}: must not be negative; use 0 for none")
         if not self.every_epochs > 0:
-            raise ValueError(f"every_epochs={self.every_epochs}: must be positive; clips=0 measures nothing")
+            raise ValueError(f"every_epochs={self.every_epochs}: must be positive; clips=0 switches validation off")
+
+    @property
+    def knn_clips(self) -> int:
+        """None: a classifier's own top-1 says more than a probe of its encoder."""
+        return 0
+
+    @property
+    def best_by(self) -> BestBy:
+        """What a classifier is for."""
+        return "top1"
 
     def steps_between(self, steps_per_epoch: float) -> int:
-        """Optimizer steps from one measurement to the next."""
-        return self.every_steps or max(1, round(self.every_epochs * steps_per_epoch))
+        """Optimizer steps from one validation to the next."""
+        return max(1, round(self.every_epochs * steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class ProbedValidationConfig(ValidationConfig):
+    """Validation of an encoder that has no head yet."""
+
+    knn_clips: int = 512
+    """Labelled training clips that a nearest-neighbour probe of the encoder votes with, and the most validation clips
+    that it classifies; it is informative from about ten clips a class on. 0 switches it off."""
+    best_by: Literal["loss", "knn_top1"] = "loss"
+    """The figure that decides which checkpoint is best: the lowest loss, or the highest top-1 of the probe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.knn_clips < 0:
+            raise ValueError(f"knn_clips={self.knn_clips}: must not be negative; use 0 for none")
 
 
 def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_only: bool) -> None:
@@ -79,13 +97,9 @@ def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_o
     if not config.clips:
         return
     if prepared.num_clips(config.split, labelled_only) == 0:
-        if config.split != ValidationConfig.split:
-            raise UserError(
-                f"validation.split={config.split}: data={prepared.uri} has no such clips; it has {prepared.splits()}"
-            )
         echo(
-            f"data={prepared.uri} holds no clips out (split {config.split}): nothing is measured, and no checkpoint is "
-            "the best; see val_share of prepare",
+            f"data={prepared.uri} has no validation clips (split {config.split}; it has {prepared.splits()}): "
+            "nothing is measured, and no checkpoint is the best; see val_share of prepare",
             warning=True,
         )
         return

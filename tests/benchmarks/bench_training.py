@@ -54,7 +54,7 @@ FEW, MANY = 6, 40
 MODELS = {
     "loop, Base 16x224, ZeRO 1": (
         FEW,
-        ("model=mae_hiera_base_16x224", "view.size=224", "global_batch=1", "micro_batch=1"),
+        ("model=mae_hiera_base_16x224", "global_batch=1", "micro_batch=1"),
     ),
     "loop, demo model, ZeRO 1": (MANY, ()),
     "loop, demo model, ZeRO 0": (MANY, ("zero_stage=0",)),
@@ -189,7 +189,7 @@ def _noise(job: TrainingJob) -> dict[str, Any]:
     """One micro-batch as decoding would give it."""
     config = job.config
     generator = np.random.default_rng(0)
-    shape = (config.micro_batch, config.view.num_frames, config.view.size, config.view.size, 3)
+    shape = (config.micro_batch, *config.input_size, 3)
     return {
         "video": generator.integers(0, 256, shape, np.uint8),
         "label": np.zeros(config.micro_batch, np.int64),

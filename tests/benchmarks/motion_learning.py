@@ -145,8 +145,7 @@ def finetune_config(task: Task, seed: int, *more: str) -> FinetuneConfig:
 
 
 def _common(task: Task, seed: int, steps: int) -> list[str]:
-    shape = [f"view.num_frames={task.frames}", f"view.size={task.size}"]
-    return [*shape, f"steps={steps}", f"seed={seed}", "data=memory", "output=memory", "workers=1", "tracking.uri=none"]
+    return [f"steps={steps}", f"seed={seed}", "data=memory", "output=memory", "workers=1", "tracking.uri=none"]
 
 
 def pretrain(config: PretrainConfig, clips: Clips, weights: Path, *, seconds: float | None = None) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def finetuned_top1(
         if init is not None:
             load_into_classifier(step.model, init, new_blocks=config.new_blocks)  # type: ignore[arg-type]
         figures = train(step, config, *labelled, result.with_suffix(".part"))
-        figures["top1"] = top1(step, *validation, config.view.size)
+        figures["top1"] = top1(step, *validation, config.views.size)
         result.write_text(json.dumps(figures))
     return float(json.loads(result.read_text())["top1"])
 
@@ -230,10 +229,10 @@ def batch_of(config: TrainConfig, clips: Clips, labels: npt.NDArray[np.int64], n
     }
     chosen = [int(orders[epoch][place]) for epoch, place in zip(epochs.tolist(), places, strict=True)]
     rng = np.random.default_rng([config.seed, number, 1])
-    margin = clips.shape[2] - config.view.size
+    margin = clips.shape[2] - config.views.size
     corners = rng.integers(0, margin + 1, (len(chosen), 2))
     views = [
-        cropped(clips[index], row, column, config.view.size)
+        cropped(clips[index], row, column, config.views.size)
         for index, (row, column) in zip(chosen, corners.tolist(), strict=True)
     ]
     return MicroBatch(

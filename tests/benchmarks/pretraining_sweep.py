@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from rich.console import Console
 from rich.table import Table
 
@@ -64,7 +65,7 @@ def swept(
     folder.mkdir(parents=True, exist_ok=True)
     draw_sets(task, folder)
     tracking = TrackingConfig(f"sqlite:///{folder.resolve()}/mlflow.db", "pretraining sweep")
-    parent = start_run(tracking, program="sweep", run_key="pretraining sweep", output=str(folder))
+    parent = start_run(tracking, command="sweep", run_key="pretraining sweep", output=str(folder))
     found: dict[tuple[str, int], Mapping[str, Any]] = {}
     with recorded(parent), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         parent_run_id = parent.wait_for_id(MLFLOW_WAIT_SECONDS)
@@ -110,8 +111,10 @@ def _recorded_child(
     done = place / "recorded.json"
     if not done.exists():
         name = f"{variant.name}, seed {seed}"
-        tracking = TrackingConfig(uri, "pretraining sweep", parent)
-        run = start_run(tracking, program="pretrain", run_key=name, output=str(place), params=_params(variant, seed))
+        tracking, tags = TrackingConfig(uri, "pretraining sweep"), {MLFLOW_PARENT_RUN_ID: parent}
+        run = start_run(
+            tracking, command="pretrain", run_key=name, output=str(place), params=_params(variant, seed), tags=tags
+        )
         with recorded(run):
             run.log_metrics(figures)
         run.finish()

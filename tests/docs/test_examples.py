@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from jobs.sweep_plan import COMMANDS, SweepConfig, plan_children, read_arguments
 
 from jobs.compare import CompareConfig
 from jobs.core.config import describe_keys, load_config
@@ -21,7 +22,6 @@ from jobs.demo import DemoConfig
 from jobs.export import ExportConfig
 from jobs.inspect import InspectConfig
 from jobs.register import RegisterConfig
-from jobs.sweep_plan import COMMANDS, SweepConfig, plan_children, read_arguments
 from jobs.sync import SyncConfig
 from jobs.synthetic.motion_videos import render_motion_videos
 from pipeline.schema import OK

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.core.config import load_config
 from jobs.evaluate import EvaluateConfig
-from jobs.sweep_plan import COMMANDS, plan_children, read_arguments
+from jobs.sweeping.plan import COMMANDS, plan_children, read_arguments
 from tests.support.reproduction import PAGE, ablations, gpu_hours, main_rows, text
 
 HOURS = re.compile(r"[\d.,]+ \+ [\d.,]+ \+ [\d.,]+ \||[\d.]+ GPU hours")

@@ -31,7 +31,7 @@ PROGRAMS = Path(sys.executable).parent
 START_SECONDS = 120
 STEPS = 2
 # The smallest model, so that the command takes seconds; everything else is what the recipe says.
-TINY = "model=mae_hiera_test_8x64 mask_ratio=0.75 view.num_frames=8 view.size=64 view.frame_stride=1 view.repeats=1"
+TINY = "model=mae_hiera_test_8x64 mask_ratio=0.75 view.frame_stride=1 view.repeats=1"
 TINY += f" global_batch=4 micro_batch=2 steps={STEPS} picture_clips=1"
 
 

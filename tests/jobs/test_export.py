@@ -23,7 +23,7 @@ from jobs.pretrain import PretrainConfig
 from jobs.runs.claim import claim_output
 from jobs.weights.torch_export import export_program
 
-KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "steps=3", "data=/d",
+KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "steps=3", "data=/d",
         "global_batch=8", "model_overrides.drop_path_rate=0.2", "tracking.uri=http://me:hunter2@h"]  # fmt: skip
 
 
@@ -103,9 +103,9 @@ def test_a_finished_runs_file_is_taken_with_its_facts(
 def test_what_is_not_there_is_told(unfinished: tuple[Path, dict[int, dict[str, torch.Tensor]]], tmp_path: Path) -> None:
     output, _ = unfinished
     target = str(tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"step-7: is no checkpoint; .* has those of the steps 1, 2"):
+    with pytest.raises(UserError, match=r"step-7: must be a complete checkpoint; .* has those of steps 1, 2"):
         run(ExportConfig(init=f"{output}/checkpoints/step-7", output=target))
-    with pytest.raises(UserError, match="nothing: holds neither weights nor a complete checkpoint; give"):
+    with pytest.raises(UserError, match="nothing: must hold weights or a complete checkpoint; give"):
         run(ExportConfig(init=str(tmp_path / "nothing"), output=target))
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="broken"):
@@ -131,7 +131,7 @@ def test_a_classifier_becomes_a_program_without_its_code(tmp_path: Path) -> None
         torch.testing.assert_close(program(frames), expected)
     assert expected.max() > 0.4
     save_model(tmp_path / "mae.safetensors", create_model("mae_hiera_test_8x64"))
-    with pytest.raises(UserError, match="is no video classifier"):
+    with pytest.raises(UserError, match="must be a video classifier"):
         run(ExportConfig(init=str(tmp_path / "mae.safetensors"), output=str(tmp_path / "x.pt2")))
 
 

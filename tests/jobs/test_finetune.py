@@ -21,7 +21,7 @@ from pipeline.manifest.formats import read_class_list
 from pipeline.shards.reader import PreparedSet
 from tests.support.small_set import CLASSES, small_prepared_set
 
-SMALL = ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "global_batch=4", "micro_batch=4",
+SMALL = ["model=hiera_test_8x64", "global_batch=4", "micro_batch=4",
          "precision=fp32", "tracking.uri=none"]  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def test_it_serves_as_init(registered: tuple[Path, dict[str, Any]]) -> None:
         assert find_classifier(report["uri"], fetched=file).classes == MOTION_CLASSES
         weights, own = (load_file(path) for path in (file, folder / "tuned" / "model.safetensors"))
     assert all(torch.equal(weights[name], own[name]) for name in own)
-    with pytest.raises(ValueError, match="init=models:/motion@best: is in the registry already"):
+    with pytest.raises(ValueError, match="init=models:/motion@best: must not be in the registry already"):
         RegisterConfig(init=report["uri"], name="again")
 
 

@@ -16,7 +16,7 @@ from jobs.core.config import load_config
 from jobs.evaluate import EvaluateConfig
 from jobs.finetune import FinetuneConfig
 from jobs.pretrain import PretrainConfig
-from jobs.sweep_plan import plan_children, read_arguments
+from jobs.sweeping.plan import plan_children, read_arguments
 from jobs.weights.model_config import architecture
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"

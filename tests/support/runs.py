@@ -16,7 +16,7 @@ import psutil
 from jobs.checkpoints.store import complete_steps
 from jobs.synthetic.motion_videos import render_motion_videos
 
-MODEL = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "view.frame_stride=1"]
+MODEL = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.frame_stride=1"]
 SMALL = [*MODEL, "global_batch=4", "micro_batch=2", "checkpoint.every_steps=2", "picture_clips=0", "trace_samples=true"]
 
 

@@ -122,7 +122,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_writer_keeps_the_newest_and_the_best_and_the_whole_journal(tmp_path: Path) -> None:
-    writer = writer_for(tmp_path, keep=2, keep_best=1)
+    writer = writer_for(tmp_path, keep=2)
     for step, metric in ((1, 0.5), (2, 0.1), (3, 0.3), (4, 0.2), (5, None)):
         writer.save(make(step, metric), json.dumps({"step": step}) + "\n")
     writer.finish()
@@ -162,7 +162,8 @@ def test_tells_when_nothing_can_be_saved_for_too_long(
     def fail(uri: str, content: bytes) -> None:
         raise StorageError(uri, "connection refused", "check the endpoint")
 
-    writer = writer_for(tmp_path, max_unsaved_minutes=0.05)
+    monkeypatch.setattr(CheckpointConfig, "max_unsaved_minutes", 0.05)
+    writer = writer_for(tmp_path)
     monkeypatch.setattr(module, "write_bytes", fail)
     writer.save(make(1), "")
     writer.finish()  # goes on trying until the time is over
@@ -200,8 +201,11 @@ def test_nobody_waits_long_for_a_slow_write_and_the_newest_snapshot_comes_next(
     assert [json.loads(line)["step"] for line in read_journal(str(tmp_path), 3).splitlines()] == [1, 2, 3]
 
 
-def test_a_write_that_never_ends_counts_as_unsaved(tmp_path: Path, storage_goes_on: threading.Event) -> None:
-    writer = writer_for(tmp_path, max_unsaved_minutes=0.05)
+def test_a_write_that_never_ends_counts_as_unsaved(
+    tmp_path: Path, storage_goes_on: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckpointConfig, "max_unsaved_minutes", 0.05)
+    writer = writer_for(tmp_path)
     writer.save(make(1), "")
     writer.look()
     assert not writer.failure

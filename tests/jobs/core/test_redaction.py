@@ -68,7 +68,7 @@ def test_no_secret_is_printed(arguments: list[str], tmp_path: Path) -> None:
 
 def test_workers_and_the_jobs_metadata_know_none(tmp_path: Path) -> None:
     prepared = small_prepared_set(tmp_path)
-    keys = ["model=mae_hiera_test_8x64", "view.num_frames=8", "view.size=64", "mask_ratio=0.75", "steps=3"]
+    keys = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "steps=3"]
     places = [f"data={prepared.uri}", f"output={tmp_path / 'out'}", f"tracking.uri={URI}"]
     config = load_config(PretrainConfig, "pretrain", [*keys, *places])
     job = plan_job(config, PretrainPhase(config), "pretrain", "key", prepared)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from hiera_video.optimization import scaled_learning_rate
-from jobs.core.config import RECIPES, load_config, recipe_names
+from jobs.core.config import RECIPES, load_config
 from jobs.core.errors import UserError
 from jobs.pretrain import PretrainConfig
 
@@ -40,7 +39,7 @@ def test_the_papers_values(dataset: str, size: str) -> None:
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.betas, optimizer.weight_decay) == ("adamw", (0.9, 0.95), 0.05)
     assert (optimizer.clip_gradient_norm, optimizer.layer_decay) == (0.02, 1.0)
-    view = config.view
+    view = config.views
     assert (view.num_frames, view.frame_stride, view.size, view.repeats) == (16, 4, 224, 4)
     assert (view.crop_scale, view.sampling) == ((0.5, 1.0), "uniform" if kinetics else "segments")
     assert (config.mask_ratio, config.precision) == (0.9, "bf16")
@@ -58,15 +57,13 @@ def test_the_papers_architecture(dataset: str, size: str) -> None:
     assert model.drop_path_rate == DROP_PATH["ssv2" if dataset == "ssv2" else "kinetics"][size]
 
 
-def test_every_recipe_loads_and_every_value_has_a_source() -> None:
-    for name in recipe_names("pretrain"):
-        load(name)
+def test_every_value_has_a_source() -> None:
     for path in (RECIPES / "pretrain").glob("*.yaml"):
         if path.stem == "demo":
             continue
         for line in path.read_text().splitlines():
             _, _, value = line.partition(": ")
-            if not line.startswith(("#", "base:", "model:")) and value:
+            if not line.strip().startswith(("#", "base:", "names:", "model:")) and value:
                 sources = ("HP", "SF", "MST", "H's", "ours", "not confirmed")
                 assert any(source in line.partition("#")[2] for source in sources), f"{path.name}: {line}"
 
@@ -88,16 +85,11 @@ def test_a_recipe_of_ones_own_builds_on_a_shipped_one(tmp_path: Path) -> None:
 def test_a_wrong_base_is_told(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     for content, told in (
-        ("base: k401", "recipe=k401: no such recipe"),
-        (f"base: {recipe}", f"base={recipe}: recipes build on each other in a circle"),
+        ("base: k401", "recipe=k401: no such recipe of pretrain; known: demo, k400_base,"),
+        (f"base: {recipe}", f"base={recipe}: must not lead back to itself"),
         ("base: [k400_base, demo]", "must be one recipe"),
     ):
         recipe.write_text(content)
         with pytest.raises(UserError) as caught:
             load(str(recipe))
         assert told in str(caught.value)
-
-
-def test_recipes_repeat_nothing_of_their_base() -> None:
-    for path in (RECIPES / "pretrain").glob("k[67]00_*.yaml"):
-        assert list(yaml.safe_load(path.read_text())) == ["base"]

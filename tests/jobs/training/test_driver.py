@@ -135,8 +135,8 @@ def test_mistakes_are_told_before_any_worker_starts(prepared: str, tmp_path: Pat
         pretrain_config(prepared, tmp_path, "workers=3")
     with pytest.raises(UserError, match="no such preset"):
         pretrain_config(prepared, tmp_path, "model=mae_hiera_bsae_16x224")
-    with pytest.raises(UserError, match=r"view.size=32"):
-        pretrain_config(prepared, tmp_path, "view.size=32")
+    with pytest.raises(UserError, match=r"model_overrides.input_size=224x224: training takes square videos"):
+        pretrain_config(prepared, tmp_path, "model=mae_hiera_base_224")
 
 
 class Planted:

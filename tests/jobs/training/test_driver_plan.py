@@ -46,7 +46,7 @@ def test_a_set_without_clips_is_refused() -> None:
         ("workers=[2,1]", r"must be a number from 1 on, or \[fewest, most\]"),
         ("workers=two", "must be a number from 1 on"),
         ("hang_minutes=0", "hang_minutes=0.0: must be positive"),
-        ("checkpoint.keep_best=-1", "checkpoint.keep_best=-1: must be at least 0"),
+        ("checkpoint.keep=0", "checkpoint.keep=0: must be at least 1"),
     ],
 )
 def test_wrong_values_are_told(key: str, told: str) -> None:

@@ -19,7 +19,7 @@ from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.runs.claim import claim_output, release_output
 from jobs.runs.fencing import acquire_token
 from jobs.training import driver as training
-from jobs.training.validation import ValidationConfig, check_validation
+from jobs.training.validation import ProbedValidationConfig, ValidationConfig, check_validation
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError
 from tests.support.run_output import journal_lines
@@ -34,14 +34,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
 
 
 def config(prepared: PreparedSet, output: Path, *more: str) -> PretrainConfig:
-    keys = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "global_batch=4",
+    keys = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "global_batch=4",
             "micro_batch=4", "precision=fp32", "tracking.uri=none", f"steps={STEPS}", "picture_clips=0"]  # fmt: skip
     return load_config(PretrainConfig, "pretrain", [*keys, f"data={prepared.uri}", f"output={output}", *more])
 
 
 def test_a_mistake_that_is_found_after_the_claim_leaves_the_output_free(prepared: PreparedSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^validation\.split=validation: data=.* has no such clips; it has \{"):
-        pretrain.run(config(prepared, tmp_path / "run", "validation.split=validation"))
+    asked = config(prepared, tmp_path / "run", "validation.best_by=knn_top1", "validation.knn_clips=0")
+    with pytest.raises(UserError, match=r"^validation\.best_by=knn_top1: takes labelled clips"):
+        pretrain.run(asked)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -66,10 +67,10 @@ def test_what_cannot_be_measured_is_told_or_refused(
     prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_validation(ValidationConfig(), prepared, labelled_only=False)
-    check_validation(ValidationConfig(best_by="knn_top1"), prepared, labelled_only=False)
+    check_validation(ProbedValidationConfig(best_by="knn_top1"), prepared, labelled_only=False)
     assert not capsys.readouterr().err
     with pytest.raises(UserError, match=r"validation\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
-        check_validation(ValidationConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
+        check_validation(ProbedValidationConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
     monkeypatch.setattr(PreparedSet, "num_clips", lambda *_, **__: 0)
     check_validation(ValidationConfig(clips=0), prepared, labelled_only=False)
     assert not capsys.readouterr().err
@@ -78,7 +79,7 @@ def test_what_cannot_be_measured_is_told_or_refused(
 
 
 def test_a_classifiers_figure_is_not_pretrainings(prepared: PreparedSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"validation\.best_by=top1: is a classifier's figure"):
+    with pytest.raises(UserError, match=r"validation\.best_by=top1: must be loss | knn_top1"):
         config(prepared, tmp_path, "validation.best_by=top1")
 
 

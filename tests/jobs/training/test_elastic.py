@@ -79,7 +79,7 @@ class Run:
             "max_failures=1",
             "mask_ratio=0.75",
         ]
-        config = load_config(PretrainConfig, "pretrain", [*keys, "view.num_frames=8", "view.size=64"])
+        config = load_config(PretrainConfig, "pretrain", keys)
         return TrainingJob(config, PretrainPhase(config), 4, 0, "pretrain", "key", 1, 1)
 
     def train(self, *groups: Group) -> FencingToken:

@@ -15,13 +15,13 @@ from jobs import pretrain
 from jobs.checkpoints.store import measured_steps, read_checkpoint
 from jobs.export import ExportConfig
 from jobs.export import run as export
-from jobs.training.validation import ValidationConfig
-from tests.support.golden_losses import pretrain_config, write_tiny_set
+from jobs.training.validation import ProbedValidationConfig, ValidationConfig
+from tests.support.golden_losses import GLOBAL_BATCH, TRAINING_CLIPS, pretrain_config, write_tiny_set
 
 MEASURED = [4, 8, 10]
 
 
-KEYS = ["validation.every_steps=4", "validation.knn_clips=8"]
+KEYS = [f"validation.every_epochs={4 * GLOBAL_BATCH / TRAINING_CLIPS}", "validation.knn_clips=8"]  # every 4 steps
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,6 @@ def test_mlflow_has_figures_pictures_data_and_every_node(measured: Path) -> None
 def test_when_it_is_due() -> None:
     assert ValidationConfig(every_epochs=2).steps_between(steps_per_epoch=10) == 20
     assert ValidationConfig(every_epochs=0.001).steps_between(steps_per_epoch=10) == 1
-    assert ValidationConfig(every_steps=7).steps_between(steps_per_epoch=10) == 7
-    for wrong in ({"clips": -1}, {"every_steps": 0}, {"every_epochs": 0.0}):
+    for wrong in ({"clips": -1}, {"knn_clips": -1}, {"every_epochs": 0.0}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
-            ValidationConfig(**wrong)  # type: ignore[arg-type]
+            ProbedValidationConfig(**wrong)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
 from jobs import export
-from jobs.core.cli import replace, what_is_there
+from jobs.core.cli import existing_paths, replace
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.core.init_source import initial_metadata, link_to_initial_run
@@ -25,6 +25,7 @@ from jobs.runs.mlflow_sender import tracking_client_for
 from jobs.runs.tracking import TrackingConfig, TrackingPlace
 from jobs.scoring.classifier import find_classifier, shared
 from jobs.training.driver import with_absolute_paths, with_initial_file
+from jobs.training.dry_run import PlanConfig
 from jobs.weights.registry import initial_file
 from tests.support.small_set import small_prepared_set
 
@@ -156,20 +157,18 @@ def test_export(tracking: TrackingConfig, tmp_path: Path) -> None:
     asked = export.ExportConfig(init=f"{NAME}/2", output=output, part="model", tracking=TrackingPlace(tracking.uri))
     assert export.run(asked)["run_id"] == "f1"
     assert json.loads(initial_metadata(output)["classes"]) == list(CLASSES)
-    assert "which is asked by the run only" in what_is_there(asked)["init"]
+    assert "which a dry run does not contact" in existing_paths(asked)["init"]
 
 
 def test_a_dry_run_of_finetuning_reads_it_and_writes_nothing(tracking: TrackingConfig, tmp_path: Path) -> None:
     data, output = small_prepared_set(tmp_path).uri, tmp_path / "run"
     keys = [
         "model=hiera_test_8x64",
-        "view.num_frames=8",
-        "view.size=64",
         "steps=3",
         "tracking.uri=" + str(tracking.uri),
     ]
     asked = load_config(FinetuneConfig, "finetune", [f"init={NAME}@best", f"data={data}", f"output={output}", *keys])
-    assert dry_run(asked)["steps"] == 3
+    assert dry_run(asked, PlanConfig())["steps"] == 3
     assert not output.exists()
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.core.errors import UserError
-from jobs.sweep_plan import Child, folder_name, plan_children, read_arguments
+from jobs.sweeping.plan import Child, folder_name, plan_children, read_arguments
 
 PRETRAIN = ["pretrain", "demo", "data=/d", "output=/o"]
 
@@ -60,14 +60,14 @@ def test_children_never_share_a_folder(places: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "nothing: is no sweep; write `python -m jobs.sweep JOB"),
-        (["output=/o"], "is no sweep"),
-        (["pretrain", "demo", "extra", "output=/o"], "is no sweep"),
-        (["pretrain", "seed=[1,2]", "stray", "output=/o"], "is no sweep"),
+        ([], r"no arguments: must be JOB \[RECIPE\] .*; write `python -m jobs.sweep pretrain"),
+        (["output=/o"], "output=/o: must be JOB"),
+        (["pretrain", "demo", "extra", "output=/o"], "pretrain demo extra output=/o: must be JOB"),
+        (["pretrain", "seed=[1,2]", "stray", "output=/o"], "stray output=/o: must be JOB"),
         (["compare", "output=/o", "seed=[1,2]"], "job=compare: must be one of prepare, pretrain"),
         (["pretrain", "demo", "data=/d", "seed=[1,2]"], "output: is required"),
         ([*PRETRAIN, "seed=[1,2]", "parallel=0"], "parallel=0: must be at least 1"),
-        ([*PRETRAIN, "seed=1"], "none lists values to try"),
+        ([*PRETRAIN, "seed=1"], "at least one must list values"),
         ([*PRETRAIN, "seed=[1,1]"], r"seed=\[1,1\]: must list different values"),
         ([*PRETRAIN, "seed=[]"], r"seed=\[\]: must list different values"),
         ([*PRETRAIN, "seed=[1,"], r"seed=\[1,: is not valid YAML"),

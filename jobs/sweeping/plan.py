@@ -1,4 +1,4 @@
-"""What a sweep runs: from `JOB [RECIPE] key=[a,b,c] ...` to one command per combination of values. Starts nothing."""
+"""From `JOB [RECIPE] key=[a,b,c] ...` to one command per combination of values. Starts nothing."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ COMMANDS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
     "tag": TagConfig,
 }
+USAGE = "JOB [RECIPE] key=[a,b,c] ... output=URI"
 OWN_KEYS = ("output", "parallel")
 LONGEST_NAME = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """One command, several times."""
+    """A command and the values to try."""
 
     job: str
     """The command, first on the command line: prepare, pretrain, finetune, evaluate or tag."""
@@ -45,9 +46,9 @@ class SweepConfig:
     """All other keys: the command's own. `key=[a,b,c]` tries each value, several such keys every combination; a key
     that takes a list itself tries the lists in a list: `view.crop_scale=[[0.5,1],[0.8,1]]`."""
     output: str
-    """Folder of the sweep: a folder per child, and `children.csv` with what came of them."""
+    """Folder of the sweep: a folder per child, and `children.csv` with their outcomes."""
     parallel: int | None = None
-    """Children side by side. Default: as many as this machine, or the cluster, has CPUs and GPUs for; at least one."""
+    """Children that run at the same time. Default: as many as this machine, or the cluster, has CPUs and GPUs for."""
 
     def __post_init__(self) -> None:
         if self.job not in COMMANDS:
@@ -67,7 +68,7 @@ class Child:
     arguments: tuple[str, ...]
     """As on the command line."""
     config: Any
-    """What these arguments mean."""
+    """The configuration that they give."""
 
 
 def read_arguments(words: Sequence[str]) -> SweepConfig:
@@ -80,8 +81,8 @@ def read_arguments(words: Sequence[str]) -> SweepConfig:
     pairs = [word.partition("=")[::2] for word in words[len(named) :]]
     if not 1 <= len(named) <= 2 or not all("=" in word for word in words[len(named) :]):
         raise UserError(
-            f"{' '.join(words) or 'nothing'}: is no sweep; write `python -m jobs.sweep JOB [RECIPE] key=[a,b] ...`, "
-            f"JOB being one of {', '.join(COMMANDS)}"
+            f"{' '.join(words) or 'no arguments'}: must be {USAGE}, JOB being one of {', '.join(COMMANDS)}; write "
+            "`python -m jobs.sweep pretrain demo seed=[0,1] data=... output=...`"
         )
     recipe = [f"recipe={named[1]}"] if len(named) == 2 else []
     own = [f"{key}={value}" for key, value in pairs if key in OWN_KEYS]
@@ -101,14 +102,15 @@ def plan_children(config: SweepConfig) -> list[Child]:
             raise UserError(f"{key}={config.keys[key]}: must list different values; write {key}=[a,b]")
     if not listed:
         raise UserError(
-            f"keys={list(config.keys)}: none lists values to try; write key=[a,b], or run `python -m jobs.{config.job}`"
+            f"keys={list(config.keys)}: at least one must list values; write key=[a,b], or run `python -m "
+            f"jobs.{config.job}`"
         )
     combinations = itertools.product(*listed.values())
     return [_child(config, dict(zip(listed, values, strict=True))) for values in combinations]
 
 
 def _listed(job: str, key: str, raw: str) -> list[str] | None:
-    """The texts between the brackets as they stand there; None for a value that is no list of values to try."""
+    """The texts between the brackets, unchanged; None for a value that is not a list of values to try."""
     if not raw.startswith("["):
         return None
     try:
@@ -131,9 +133,9 @@ def _texts(raw: str, node: yaml.SequenceNode) -> Iterator[str]:
 
 def _child(config: SweepConfig, values: Mapping[str, str]) -> Child:
     name = folder_name(values)
-    place = f"output={join(absolute(config.output), name)}"
+    output = f"output={join(absolute(config.output), name)}"
     keys = [f"{key}={raw}" for key, raw in {**config.keys, **values}.items()]
-    arguments = (*([config.recipe] if config.recipe else []), *keys, place)
+    arguments = (*([config.recipe] if config.recipe else []), *keys, output)
     try:
         return Child(name, values, arguments, load_config(COMMANDS[config.job], config.job, arguments))
     except UserError as error:

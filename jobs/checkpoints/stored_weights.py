@@ -1,0 +1,124 @@
+"""The weights that `init` names, whatever it is: a run, one of its checkpoints, a file, or a registered model."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import yaml
+from torch import Tensor
+
+from hiera_video.models.presets import build_model
+from hiera_video.weights.checkpoint_files import read_metadata, save_model
+from jobs.checkpoints.store import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
+from jobs.core.errors import UserError
+from jobs.core.init_source import BEST_WEIGHTS, WEIGHTS, is_registered, local_weights
+from jobs.runs.tracking import TrackingConfig
+from jobs.weights.model_config import OVERRIDES, architecture
+from jobs.weights.registry import initial_file
+from pipeline.storage.files import StorageError, exists, join, read_bytes
+
+CHECKPOINT = re.compile(r"(.+)/checkpoints/step-(\d+)/?")
+Which = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tensors by name, and the metadata of their file."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def stored_weights(init: str, which: Which, tracking: TrackingConfig) -> StoredWeights:
+    """Read the weights that ``init`` names.
+
+    Args:
+        which: of a run, the last weights or those that were best in validation.
+        tracking: where the registry is.
+
+    Raises:
+        UserError: ``init`` holds no such weights.
+    """
+    if is_registered(init):
+        with initial_file(init, tracking, None) as file:
+            return _from_file(file)
+    if checkpoint := CHECKPOINT.fullmatch(init):
+        return _from_checkpoint(init, checkpoint[1], read_checkpoint(checkpoint[1], int(checkpoint[2])))
+    if init.endswith(".safetensors"):
+        return _from_file(init)
+    file = join(init, WEIGHTS if which == "last" else BEST_WEIGHTS)
+    if exists(file):
+        return _with_recipe(_from_file(file), init)
+    # The run has not ended, so its weights are in its checkpoints alone.
+    return _from_checkpoint(init, init, latest_checkpoint(init) if which == "last" else _best_checkpoint(init))
+
+
+def _best_checkpoint(init: str) -> Checkpoint:
+    best = best_checkpoint(init)
+    if best is None:
+        raise UserError(f"weights=best: no checkpoint of {init} was validated; use weights=last")
+    return best
+
+
+def _from_file(uri: str) -> StoredWeights:
+    with local_weights(uri) as path:
+        try:
+            metadata = read_metadata(path)
+            if "config" not in metadata:
+                raise ValueError(f"{uri}: must carry a model config of this project")
+            return StoredWeights(safetensors.torch.load_file(path), metadata)
+        except ValueError as error:
+            raise UserError(
+                f"init={uri}: {error}; give the output of a run, or a file that `save_model` wrote"
+            ) from error
+
+
+def _from_checkpoint(init: str, output: str, checkpoint: Checkpoint | None) -> StoredWeights:
+    if checkpoint is None:
+        steps = complete_steps(output)
+        raise UserError(
+            f"init={init}: must be a complete checkpoint; {output} has those of steps {', '.join(map(str, steps))}"
+            if steps
+            else f"init={init}: must hold weights or a complete checkpoint; give the output of a training run"
+        )
+    recipe = _recipe(output)
+    model = build_model(_model_config(recipe, checkpoint.weights))
+    model.load_state_dict(dict(checkpoint.weights))
+    claim = json.loads(read_bytes(join(output, "run.json")))
+    facts = {
+        "command": str(claim["pins"].get("command", "")),
+        "run_key": str(claim["run_key"]),
+        "run_id": str(checkpoint.extra.get("mlflow_run_id") or ""),
+        "step": str(checkpoint.step),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / WEIGHTS
+        save_model(path, model, facts)
+        return _with_recipe(StoredWeights(safetensors.torch.load_file(path), read_metadata(path)), output)
+
+
+def _with_recipe(found: StoredWeights, output: str) -> StoredWeights:
+    return StoredWeights(found.tensors, {**found.metadata, "recipe": yaml.safe_dump(_recipe(output), sort_keys=False)})
+
+
+def _recipe(output: str) -> dict[str, Any]:
+    """The run's resolved configuration."""
+    try:
+        recipe: dict[str, Any] = yaml.safe_load(read_bytes(join(output, "config.yaml")))
+    except StorageError as error:
+        raise UserError(f"init={output}: {error}; give the output of a training run") from error
+    return recipe
+
+
+def _model_config(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    if "head.weight" in weights:  # a classifier; its number of classes came from the data
+        overrides = {key: value for key, value in recipe[OVERRIDES].items() if key != "num_classes"}
+        return architecture(recipe["model"], overrides, num_classes=weights["head.weight"].shape[0])
+    return architecture(recipe["model"], recipe[OVERRIDES], mask_ratio=recipe["mask_ratio"])
