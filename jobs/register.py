@@ -50,6 +50,7 @@ REQUIREMENTS = {
         "opencv-python-headless",
         "pyarrow",
         "boto3",
+        "tenacity",
     )
 } | {"ray": "ray[data]"}
 CODE = (Path(hiera_video.__file__).parent, Path(pipeline.__file__).parent)
