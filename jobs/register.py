@@ -37,6 +37,7 @@ REQUIREMENTS = {
         "opencv-python-headless",
         "pyarrow",
         "boto3",
+        "tenacity",
     )
 } | {"ray": "ray[data]"}
 # MLflow checks them too, but only after it has created the version.
