@@ -126,7 +126,7 @@ def _commit(planned: PlannedSet) -> dict[str, Any]:
     output, plan = planned.output, planned.plan
     version = _version(output, plan, planned.parent, planned.settings)
     place = join(output, "versions", f"{plan['version']:04d}.json")
-    # Equal plans give equal shards: a twin that committed the same digest has done this call's work, and is no conflict.
+    # Equal plans give equal shards: a twin that committed the same digest did this work already, and is no conflict.
     if not write_if_absent(place, json.dumps(version, indent=1).encode()):
         theirs: dict[str, Any] = json.loads(read_bytes(place))
         if theirs["digest"] != version["digest"]:
