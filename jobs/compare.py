@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from jobs.core.cli import run_command
-from jobs.core.errors import UserError
+from jobs.core.errors import UserError, first_line
 from jobs.reports.compare_html import curves_picture, loss_curve, page
 from jobs.runs.mlflow_sender import FAILURES
 from jobs.runs.tracking import COMMAND_TAG, OUTPUT_TAG, TrackingPlace
@@ -330,7 +330,7 @@ def _search(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Ru
 
 
 def _answer(error: Exception) -> str:
-    return str(error).splitlines()[0][:ANSWER_LENGTH]
+    return first_line(error)[:ANSWER_LENGTH]
 
 
 def _choose(runs: Sequence[Run], wanted: str) -> Run:

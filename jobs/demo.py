@@ -17,6 +17,8 @@ from jobs.core.config import config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.core.process_memory import watch_memory
 from jobs.synthetic.motion_videos import render_motion_videos
+from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.pretrain_step import PretrainConfig
 from pipeline.shards.reader import open_prepared
 from pipeline.storage.files import absolute, exists, join
 from pipeline.tagging.source import list_source
@@ -146,13 +148,13 @@ def _stages(config: DemoConfig, source: str) -> list[Stage]:
         ),
         Stage(
             "pretrain",
-            pretrain.PretrainConfig,
+            PretrainConfig,
             pretrain.run,
             {"data": place["set"], "output": place["pretrain"], **seed, **tracking},
         ),
         Stage(
             "finetune",
-            finetune.FinetuneConfig,
+            FinetuneConfig,
             finetune.run,
             {"data": place["set"], "init": place["pretrain"], "output": place["finetune"], **seed, **tracking},
         ),

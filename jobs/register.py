@@ -26,7 +26,7 @@ import hiera_video
 import pipeline
 from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.cli import run_command
-from jobs.core.errors import UserError
+from jobs.core.errors import UserError, first_line
 from jobs.core.init_source import SAMPLING, WEIGHT_FILES, WEIGHTS, is_registered
 from jobs.runs.mlflow_sender import FAILURES
 from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
@@ -119,7 +119,7 @@ def run(config: RegisterConfig) -> dict[str, Any]:
         try:
             version = _register(config, weights, uri, run_id)
         except FAILURES as error:
-            raise UserError(f"name={config.name}: MLflow refuses it: {str(error).splitlines()[0]}") from error
+            raise UserError(f"name={config.name}: MLflow refuses it: {first_line(error)}") from error
     tracking.finish()
     shown = f"@{config.alias}" if config.alias else f"/{version}"
     return {

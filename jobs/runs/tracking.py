@@ -20,7 +20,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from jobs.core.cli import ConfigT, replace
-from jobs.core.errors import StopRequestedError, UserError
+from jobs.core.errors import StopRequestedError, UserError, first_line
 from jobs.core.redaction import without_secrets
 from jobs.runs.fencing import SupersededError
 from jobs.runs.mlflow_sender import FAILURES, tracking_client_for
@@ -113,7 +113,7 @@ def tracking_client(config: TrackingConfig, output: str | None) -> MlflowClient:
     try:
         return tracking_client_for(uri)
     except FAILURES as error:
-        raise UserError(f"tracking.uri={uri}: cannot be opened: {str(error).splitlines()[0]}; check it") from error
+        raise UserError(f"tracking.uri={uri}: cannot be opened: {first_line(error)}; check it") from error
 
 
 def start_run(

@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiera_video.metrics.knn_probe import nearest_neighbour_top1
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.training.micro_batch import MicroBatch
+from jobs.training.step import TrainStep
 from pipeline.datasets.validation import FixedView, fixed_views
 from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import ViewConfig
-from pipeline.schema import UNLABELLED
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError, join, write_bytes
 
@@ -97,24 +97,6 @@ def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_o
         )
 
 
-class Measurable(Protocol):
-    """What a training step offers to be measured; see `jobs.training.loop.TrainStep`."""
-
-    model: nn.Module
-
-    def measure(self, batch: MicroBatch) -> Mapping[str, float]:
-        """Figures of a batch of one held-out view; none: this step cannot be measured."""
-        ...
-
-    def embed(self, batch: MicroBatch) -> Tensor | None:
-        """Features ``[B, C]`` of the encoder; None: no probe."""
-        ...
-
-    def picture(self, frames: Tensor, path: Path) -> bool:
-        """Draw what the model makes of ``[B, T, H, W, 3]`` into a PNG; False: there is nothing to draw."""
-        ...
-
-
 class Probe(NamedTuple):
     """A clip as the nearest-neighbour probe sees it."""
 
@@ -143,7 +125,7 @@ class Validator:
         self,
         config: ValidationConfig,
         prepared: PreparedSet,
-        build: Callable[[], Measurable],
+        build: Callable[[], TrainStep[Any]],
         *,
         view: ViewConfig,
         decode: DecodeConfig,
@@ -204,7 +186,7 @@ class Validator:
         self._copy.model.load_state_dict(weights)
         return self._copy
 
-    def _measured(self, copy: Measurable, shown: list[Tensor]) -> Iterator[tuple[int, Mapping[str, float]]]:
+    def _measured(self, copy: TrainStep[Any], shown: list[Tensor]) -> Iterator[tuple[int, Mapping[str, float]]]:
         """Number and figures of this rank's held-out clips; keeps the first few pictures."""
         for clip in self._clips(self._config.split, self._config.clips, labelled_only=self._labelled_only):
             batch = self._batch(clip)
@@ -212,7 +194,7 @@ class Validator:
                 shown.append(batch.frames[0].cpu())
             yield clip.number, copy.measure(batch)
 
-    def _probed(self, copy: Measurable) -> dict[str, float]:
+    def _probed(self, copy: TrainStep[Any]) -> dict[str, float]:
         bank, queries = (_gathered([*self._probes(copy, split)]) for split in ("train", self._config.split))
         if not bank or not queries:
             return {}
@@ -220,7 +202,7 @@ class Validator:
         labels = [torch.tensor([probe.label for probe in probes]) for probes in (bank, queries)]
         return {KNN_TOP1: nearest_neighbour_top1(features[0], labels[0], features[1], labels[1])}
 
-    def _probes(self, copy: Measurable, split: str) -> Iterator[Probe]:
+    def _probes(self, copy: TrainStep[Any], split: str) -> Iterator[Probe]:
         for clip in self._clips(split, self._config.knn_clips, labelled_only=True):
             features = copy.embed(self._batch(clip))
             if features is not None:
@@ -258,7 +240,7 @@ class Validator:
             index=clip.number,
         )
 
-    def _drawn(self, copy: Measurable, shown: list[Tensor], step: int) -> dict[str, str]:
+    def _drawn(self, copy: TrainStep[Any], shown: list[Tensor], step: int) -> dict[str, str]:
         place = join(self._output, "pictures", f"step-{step:08d}.png")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture.png"
@@ -270,11 +252,6 @@ class Validator:
                 logger.warning("no picture of step %d: %s", step, error)
                 return {}
         return {"picture": place}
-
-
-def labelled(batch: MicroBatch) -> bool:
-    """Whether every view has a label."""
-    return bool((batch.labels != UNLABELLED).all())
 
 
 def _gathered(mine: list[Any]) -> list[Any]:

@@ -133,7 +133,7 @@ def test_weights_of_the_registry_tag_until_the_alias_moves(config: TagConfig, tm
     torch.manual_seed(1)
     save_model(Path(config.init), create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
     register(registration)
-    with pytest.raises(UserError, match=r"holds tags made otherwise \(weights_digest: "):
+    with pytest.raises(UserError, match=r"holds tags made with other settings \(weights_digest: "):
         tag.run(asked)
     assert len(list((tmp_path / "tags" / "initial").iterdir())) == 1
 

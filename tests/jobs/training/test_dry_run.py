@@ -14,8 +14,9 @@ from hiera_video.analysis.flops import complexity
 from hiera_video.models.presets import model_config
 from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
-from jobs.pretrain import PretrainConfig, PretrainPhase
-from jobs.training.dry_run import GIB, checkpoint_bytes, dry_run_figures, worker_memory
+from jobs.pretrain import dry_run
+from jobs.training.dry_run import GIB, checkpoint_bytes, worker_memory
+from jobs.training.pretrain_step import PretrainConfig
 from tests.support.small_set import small_prepared_set
 
 KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "view.repeats=2",
@@ -33,7 +34,7 @@ def config(data: str, output: Path, *more: str) -> PretrainConfig:
 
 def test_length_and_speed(data: str, tmp_path: Path) -> None:
     plan = config(data, tmp_path / "out", "plan.hours=0.5")
-    figures = dry_run_figures(plan, PretrainPhase(plan))
+    figures = dry_run(plan)
     assert (figures["clips"], figures["steps"], figures["warm-up steps"], figures["views"]) == (10, 25, 5, 200)
     assert figures["effective epochs (views / clips)"] == 20
     assert figures["passes over the data, each of view.repeats views a clip"] == 10
@@ -44,13 +45,13 @@ def test_length_and_speed(data: str, tmp_path: Path) -> None:
 
 def test_a_measured_step_tells_how_long_it_takes(data: str, tmp_path: Path) -> None:
     measured = config(data, tmp_path, "plan.step_seconds=2")
-    assert dry_run_figures(measured, PretrainPhase(measured))["hours at that speed"] == pytest.approx(25 * 2 / 3600)
+    assert dry_run(measured)["hours at that speed"] == pytest.approx(25 * 2 / 3600)
     write_checkpoint(str(tmp_path), Checkpoint(5, 40, {}, {}))
     write_journal(
         str(tmp_path), 5, 0, "".join(f'{{"step": {step}, "clips_per_second": 4.0}}\n' for step in range(1, 6))
     )
     begun = config(data, tmp_path)
-    figures = dry_run_figures(begun, PretrainPhase(begun))
+    figures = dry_run(begun)
     assert (figures["steps done already"], figures["seconds a step, measured"]) == (5, 2.0)
     assert figures["hours at that speed"] == pytest.approx(20 * 2 / 3600)
 
