@@ -78,7 +78,7 @@ def train(job: TrainingJob, token: FencingToken, run: Run, cursor: Cursor = STAR
             if watchdog.stop_requested:
                 raise _stopped_on_request(job)
             watchdog.begin(token, workers, cursor.step)
-            run.look_again()  # the start that this one took over from may have sent steps meanwhile
+            run.refresh_known_steps()  # the start that this one took over from may have sent steps meanwhile
             try:
                 _run_group(job, token, watchdog, cursor, workers, run.run_id)
             except (ControllerError, TrainingFailedError, RayError) as error:  # the last: its controller died

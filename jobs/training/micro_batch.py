@@ -84,7 +84,7 @@ def _to_device(values: Any, device: torch.device) -> Tensor:
 def one_ahead(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
     """The same batches; while one is in use, a thread fetches the next and copies it to the device.
 
-    On CUDA the copies run on a stream of their own, beside the model's kernels.
+    On CUDA the copies run on a separate stream, beside the model's kernels.
     """
     new_stream: Any = torch.cuda.Stream
     side = new_stream(device) if device.type == "cuda" else None
@@ -95,11 +95,11 @@ def one_ahead(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[M
             return next(batches, None)
 
     try:
-        coming = thread.submit(fetch)
-        while (batch := coming.result()) is not None:
+        pending = thread.submit(fetch)
+        while (batch := pending.result()) is not None:
             if side is not None:
                 _hand_over(batch, side)
-            coming = thread.submit(fetch)
+            pending = thread.submit(fetch)
             yield batch
     finally:
         thread.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""What a model under training is worth: its loss on held-out clips, and a nearest-neighbour probe of its encoder.
+"""Validation during training: the loss on clips that are not trained on, and a nearest-neighbour probe of the encoder.
 
-Measured now and then by all ranks on a copy of the model, so that nothing of the training itself is touched: no random
-number, no gradient, no buffer of DeepSpeed's. Clips, masks and draws are the same every time and go one by one, so the
+Measured at intervals by all ranks on a copy of the model, so that training itself is not touched: no random number, no
+gradient, no buffer of DeepSpeed's. Clips, masks and draws are the same every time and go one by one, so the
 figures depend neither on the number of workers nor on restarts.
 """
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 PICTURE_CLIPS = 6
 LOSS, TOP1, KNN_TOP1 = "loss", "top1", "knn_top1"
-CUT_SHORT = "cut_short"  # storage did not give all clips
+CUT_SHORT = "cut_short"  # storage did not deliver all clips
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class ValidationConfig:
 
 
 def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_only: bool) -> None:
-    """Say what of the wishes a set cannot give.
+    """Warn of what a set cannot be measured on.
 
     Raises:
-        UserError: what was asked for by its name is not there.
+        UserError: what was requested by name does not exist.
     """
     if not config.clips:
         return
@@ -84,15 +84,15 @@ def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_o
                 f"validation.split={config.split}: data={prepared.uri} has no such clips; it has {prepared.splits()}"
             )
         echo(
-            f"data={prepared.uri} holds no clips out (split {config.split}): nothing is measured, and no checkpoint is "
-            "the best; see val_share of prepare",
+            f"data={prepared.uri} holds no validation clips (split {config.split}): nothing is measured, and no "
+            "checkpoint is the best; see val_share of prepare",
             warning=True,
         )
         return
     voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
     if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
         raise UserError(
-            f"validation.best_by={KNN_TOP1}: takes labelled clips, held out and not, and validation.knn_clips="
+            f"validation.best_by={KNN_TOP1}: needs labelled training and validation clips, and validation.knn_clips="
             f"{config.knn_clips} above 0; use {LOSS}"
         )
 
@@ -118,7 +118,7 @@ class Validator:
         device: where the copy computes.
         output: where pictures go.
         seed: the run's, for masks and draws.
-        on_clip: called before every clip, as a sign of life.
+        on_clip: called before every clip, as progress.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Figures for the journal: `loss`, and what else the step tells; `knn_top1`; `seconds`; `picture`.
+        """Figures for the journal: `loss` and others of the step; `knn_top1`; `seconds`; `picture`.
 
         Args:
             step: optimizer steps done.
@@ -187,7 +187,7 @@ class Validator:
         return self._copy
 
     def _measured(self, copy: TrainStep[Any], shown: list[Tensor]) -> Iterator[tuple[int, Mapping[str, float]]]:
-        """Number and figures of this rank's held-out clips; keeps the first few pictures."""
+        """Number and figures of this rank's validation clips; keeps the first few pictures."""
         for clip in self._clips(self._config.split, self._config.clips, labelled_only=self._labelled_only):
             batch = self._batch(clip)
             if len(shown) < PICTURE_CLIPS:
@@ -209,7 +209,7 @@ class Validator:
                 yield Probe(clip.number, clip.label, features[0].float().cpu().numpy())
 
     def _clips(self, split: str, count: int, *, labelled_only: bool) -> Iterator[FixedView]:
-        """This rank's share; storage that does not answer ends it early, and is told."""
+        """This rank's share; storage that does not answer ends it early, with a warning."""
         clips = fixed_views(
             self._prepared,
             self._view,
@@ -226,7 +226,7 @@ class Validator:
                 yield clip
         except StorageError as error:
             self._cut_short = True
-            logger.warning("measured on fewer held-out clips, so not compared with other checkpoints: %s", error)
+            logger.warning("measured on fewer validation clips, so not compared with other checkpoints: %s", error)
 
     def _batch(self, clip: FixedView) -> MicroBatch:
         return MicroBatch(
@@ -241,17 +241,17 @@ class Validator:
         )
 
     def _drawn(self, copy: TrainStep[Any], shown: list[Tensor], step: int) -> dict[str, str]:
-        place = join(self._output, "pictures", f"step-{step:08d}.png")
+        uri = join(self._output, "pictures", f"step-{step:08d}.png")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture.png"
             if not copy.picture(torch.stack(shown).to(self._device), path):
                 return {}
             try:
-                write_bytes(place, path.read_bytes())
+                write_bytes(uri, path.read_bytes())
             except StorageError as error:
                 logger.warning("no picture of step %d: %s", step, error)
                 return {}
-        return {"picture": place}
+        return {"picture": uri}
 
 
 def _gathered(mine: list[Any]) -> list[Any]:

@@ -67,7 +67,7 @@ def _scored(planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan) 
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TagConfig:
     monkeypatch.setattr(tag, "probe_videos", _probed)
     monkeypatch.setattr(tag, "scored_chunks", _scored)
-    monkeypatch.setattr(exclusive_lock, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(exclusive_lock, "HEARTBEAT_SECONDS", 0.2)
     torch.manual_seed(0)
     save_model(tmp_path / "w.safetensors", create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
     render_motion_videos(tmp_path / "source", VIDEOS, seed=3, size=64, num_frames=50)
@@ -105,7 +105,7 @@ def test_five_kills_in_a_row_leave_every_unit_once(config: TagConfig, tmp_path: 
 def test_a_second_job_is_refused_and_sigterm_commits_what_is_done(config: TagConfig, tmp_path: Path) -> None:
     job = _started(config)
     _wait_for_chunks(Path(config.output), 5)
-    with pytest.raises(UserError, match=r"another job is at work on it \(attempt 1, process"):
+    with pytest.raises(UserError, match=r"another job is working on it \(generation 1, process"):
         tag.run(config)
     assert job.is_alive()
     job.terminate()

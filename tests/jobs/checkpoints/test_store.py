@@ -166,7 +166,7 @@ def test_tells_when_nothing_can_be_saved_for_too_long(
     writer = writer_for(tmp_path, max_unsaved_minutes=0.05)
     monkeypatch.setattr(module, "write_bytes", fail)
     writer.save(make(1), "")
-    writer.finish()  # goes on trying until the time is over
+    writer.finish()  # retries until the time is over
     assert "max_unsaved_minutes=0.05" in writer.failure
     assert "connection refused" in writer.failure
 
@@ -283,7 +283,9 @@ def test_a_marker_that_gives_way_too_late_is_another_ones(tmp_path: Path, monkey
     assert all(name.startswith("generation-0003-") for name in marker["sha256"])
 
 
-def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_off_writer_deletes_nothing_of_a_later_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The later start comes, and writes, while the marker's request is under way."""
     writer = writer_for(tmp_path)
     real = module.write_unless

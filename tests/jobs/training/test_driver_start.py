@@ -17,7 +17,6 @@ from jobs.core.config import load_config
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.training import driver as training
 from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
-from jobs.training.validation import ValidationConfig, check_validation
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError
 from tests.support.run_output import journal_lines
@@ -50,26 +49,6 @@ def test_a_set_that_cannot_be_read_leaves_the_output_free(prepared: PreparedSet,
     with pytest.raises(StorageError):
         pretrain.run(config(replace(prepared, uri=str(tmp_path / "copy")), tmp_path / "run"))
     assert not (tmp_path / "run" / "run.json").exists()
-
-
-def test_what_cannot_be_measured_is_told_or_refused(
-    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check_validation(ValidationConfig(), prepared, labelled_only=False)
-    check_validation(ValidationConfig(best_by="knn_top1"), prepared, labelled_only=False)
-    assert not capsys.readouterr().err
-    with pytest.raises(UserError, match=r"validation\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
-        check_validation(ValidationConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
-    monkeypatch.setattr(PreparedSet, "num_clips", lambda *_, **__: 0)
-    check_validation(ValidationConfig(clips=0), prepared, labelled_only=False)
-    assert not capsys.readouterr().err
-    check_validation(ValidationConfig(), prepared, labelled_only=False)
-    assert "nothing is measured, and no checkpoint is the best" in capsys.readouterr().err
-
-
-def test_a_classifiers_figure_is_not_pretrainings(prepared: PreparedSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"validation\.best_by=top1: only a classifier has it"):
-        config(prepared, tmp_path, "validation.best_by=top1")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "curves.png"])

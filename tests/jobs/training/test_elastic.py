@@ -88,7 +88,7 @@ class Run:
     def train(self, *groups: Group) -> FencingToken:
         self.groups = list(groups)
         return worker_groups.train(
-            self.job(), acquire_token(self.output), SimpleNamespace(run_id=None, look_again=bool)
+            self.job(), acquire_token(self.output), SimpleNamespace(run_id=None, refresh_known_steps=bool)
         )  # type: ignore[arg-type]
 
 
