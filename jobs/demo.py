@@ -18,6 +18,8 @@ from jobs.core.config import config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.core.process_memory import watch_memory
 from jobs.synthetic.motion_videos import render_motion_videos
+from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.pretrain_step import PretrainConfig
 from pipeline.shards.reader import open_prepared
 from pipeline.storage.files import absolute, exists, join
 from pipeline.tagging.source import list_source
@@ -76,11 +78,11 @@ STAGES = (
         "clips clips_by_split rejected",
     ),
     Stage(
-        pretrain.PretrainConfig, pretrain.run, "demo data={set} output={pretrain} seed={seed} tracking.uri={tracking}",
+        PretrainConfig, pretrain.run, "demo data={set} output={pretrain} seed={seed} tracking.uri={tracking}",
         "first_loss final_loss clips_per_second reconstructions",
     ),
     Stage(
-        finetune.FinetuneConfig, finetune.run,
+        FinetuneConfig, finetune.run,
         "demo data={set} init={pretrain} output={finetune} seed={seed} tracking.uri={tracking}",
         "final_loss clips_per_second",
     ),

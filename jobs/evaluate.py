@@ -15,10 +15,9 @@ from typing import Any
 
 from jobs.core.cli import echo, replace, run_command
 from jobs.core.config import config_dict
-from jobs.core.errors import UserError
 from jobs.core.ray_cluster import connect
 from jobs.core.signals import keeping_finished_work
-from jobs.runs.claim import FREE_KEYS, claim_output
+from jobs.runs.claim import FREE_KEYS, claim_output, refuse_difference
 from jobs.runs.tracking import Run, data_tags, recorded, start_run
 from jobs.scoring.classifier import ClassifierWeights, find_classifier, shared
 from jobs.scoring.compatibility import match_classes, refuse_nothing_to_score, warn_other_sampling, with_class_names
@@ -72,13 +71,9 @@ def refuse_what_changed(output: str, scored: Mapping[str, Any], found: Mapping[s
     Raises:
         UserError: weights or data changed since the output was begun.
     """
-    changed = [
-        f"{key}: {scored.get(key)} there, {value} now" for key, value in found.items() if scored.get(key) != value
-    ]
-    if changed:
-        raise UserError(
-            f"output={output}: holds scores of something else ({'; '.join(changed)}); choose another output"
-        )
+    existing = {key: scored.get(key) for key in found}
+    holds = "holds scores of other weights or data"
+    refuse_difference(output, existing, found, holds=holds, remedy="choose another output")
 
 
 def score(

@@ -13,7 +13,7 @@ from jobs.core.cli import replace, run_command
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.signals import keeping_finished_work
-from jobs.runs.claim import Claim, claim_output, release_output
+from jobs.runs.claim import Claim, claim_output, refuse_difference, release_output
 from jobs.runs.exclusive_lock import exclusive_lock
 from jobs.runs.tracking import recorded, start_run
 from jobs.scoring.classifier import find_classifier, shared
@@ -74,14 +74,9 @@ def refuse_other_settings(output: str, settings: Mapping[str, Any]) -> None:
     """
     unfinished = unfinished_version(output)
     committed = last_commit(output) or {"settings": settings}
-    there = unfinished.settings if unfinished else committed["settings"]
-    changed = [
-        f"{key}: {there.get(key)} there, {settings.get(key)} now"
-        for key in {**there, **settings}
-        if there.get(key) != settings.get(key)
-    ]
-    if changed:
-        raise UserError(f"output={output}: holds tags made otherwise ({'; '.join(changed)}); choose another output")
+    existing = unfinished.settings if unfinished else committed["settings"]
+    holds, remedy = "holds tags made with other settings", "choose another output"
+    refuse_difference(output, existing, settings, holds=holds, remedy=remedy)
 
 
 def list_videos(source: str, output: str, claim: Claim, generation: int) -> SourceListing:

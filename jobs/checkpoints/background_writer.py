@@ -1,4 +1,4 @@
-"""When checkpoints are written, and the background thread that writes them so that training goes on meanwhile."""
+"""When checkpoints are written, and the background thread that writes them while training continues."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 UPLOAD_BUDGET_SECONDS = 300.0  # no one waits for it; what fails longer is left to the next checkpoint
 LAST_PAUSE_SECONDS = 10.0
-SECONDS_BEFORE_TRAINING_GOES_ON = 60.0
-NO_ANSWER = "a write does not end"
+SECONDS_BEFORE_TRAINING_CONTINUES = 60.0
+UNFINISHED = "a write does not finish"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class CheckpointWriter:
         self._unsent: Checkpoint | None = None
         self._unsent_journal: dict[int, str] = {}
         self._saved_at = self._began_at = self._last_due = time.monotonic()
-        self._reason = NO_ANSWER
+        self._reason = UNFINISHED
         self.failure = ""
         """Why training must stop: nothing could be saved for `max_unsaved_minutes`, or the token is lost."""
 
@@ -71,17 +71,17 @@ class CheckpointWriter:
         """Write in the background, after the one before; where that takes long, the newest that came meanwhile is next.
 
         Args:
-            checkpoint: what to write; its tensors must not change any more.
+            checkpoint: what to write; its tensors must not change afterwards.
             journal: metric lines since the checkpoint before.
         """
-        self._settle(SECONDS_BEFORE_TRAINING_GOES_ON - (time.monotonic() - self._began_at))
+        self._settle(SECONDS_BEFORE_TRAINING_CONTINUES - (time.monotonic() - self._began_at))
         self._last_due = time.monotonic()
         self._unsent_journal[checkpoint.step] = journal
         self._unsent = checkpoint
         if self._pending is None:
             self._begin()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Note how the write in progress ended, or that it takes too long, and begin the one that waits."""
         self._settle(0)
 
@@ -103,18 +103,18 @@ class CheckpointWriter:
         return 60 * (self._config.max_unsaved_minutes - elapsed_minutes(self._began_at))
 
     def _settle(self, seconds: float) -> None:
-        """Wait so long for the write in progress; one that failed is told, and left to the next checkpoint."""
+        """Wait so long for the write in progress; a failed one is logged, and left to the next checkpoint."""
         if self._pending is None:
             return
         try:
             self._pending.result(max(seconds, 0))
-            self._saved_at, self._reason = time.monotonic(), NO_ANSWER
+            self._saved_at, self._reason = time.monotonic(), UNFINISHED
             self._unsent = None if self._unsent is self._writing else self._unsent
             self._writing = None  # as large as weights and optimizer state together
         except SupersededError as lost:
             self.failure = str(lost)
         except StorageError as error:
-            logger.warning("checkpoint not saved, the next one tries again: %s", error)
+            logger.warning("checkpoint not saved, retried with the next one: %s", error)
             self._reason = str(error)
             self._fail_after_too_long(self._saved_at)
         except TimeoutError:
@@ -129,7 +129,7 @@ class CheckpointWriter:
         if minutes >= self._config.max_unsaved_minutes:
             self.failure = (
                 f"max_unsaved_minutes={self._config.max_unsaved_minutes}: no checkpoint could be saved "
-                f"for {minutes:.0f} minutes ({self._reason}); mend the storage and start the same command again"
+                f"for {minutes:.0f} minutes ({self._reason}); repair the storage and start the same command again"
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
@@ -146,7 +146,7 @@ class CheckpointWriter:
         self._collect()
 
     def _collect(self) -> None:
-        """Delete what is superfluous; storage that does not let it makes no checkpoint worse."""
+        """Delete what is superfluous; a failure harms no checkpoint."""
         try:
             self._token.check()  # the marker may have taken long
             collect_checkpoints(

@@ -3,7 +3,7 @@
 ZeRO 1 and 2 keep, for each parameter group, one flat buffer of all its parameters, cut into one slice a rank.
 ZeRO 3 cuts every parameter into one slice a rank and keeps a flat buffer of its own slices for each sub-group.
 Both are gathered to ``{parameter name}.{state key}`` tensors in the parameter's own shape, and laid out again
-for whatever world size and stage goes on. Master weights need no treatment of their own: the model is float32
+for whatever world size and stage resumes. Master weights need no separate treatment: the model is float32
 (lower precision comes from autocast), so its parameters are the master weights.
 """
 
@@ -60,7 +60,7 @@ def gather_weights(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:
 def step_was_sound(engine: Any) -> Tensor:
     """Whether the optimizer took every step and left this rank's share of the weights finite: a bool scalar.
 
-    A gradient that is no number spoils the weights without ZeRO or clipping; else DeepSpeed skips its step in silence.
+    A gradient that is no number spoils the weights without ZeRO or clipping; else DeepSpeed skips its step silently.
     """
     finite: Tensor = torch.nn.utils.get_total_norm(_own_weights(engine), math.inf).isfinite()
     return finite & bool(engine.skipped_steps == 0)
@@ -75,7 +75,7 @@ def _own_weights(engine: Any) -> list[Tensor]:
 
 
 def own_share(parameter: Any, rank: int) -> Tensor:
-    """A rank's elements of a parameter of ZeRO 3, without the padding, which is memory that nobody has written."""
+    """A rank's elements of a parameter of ZeRO 3, without the padding, which is uninitialised memory."""
     share: Tensor = parameter.ds_tensor.detach()
     return share[: max(0, parameter.ds_numel - rank * share.numel())]
 

@@ -36,7 +36,7 @@ FILE_BYTES = 2**30  # one PUT holds 5 GiB at most, and every file is in memory o
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on."""
+    """All that a run needs to resume."""
 
     step: int
     """Optimizer steps done."""
@@ -47,12 +47,12 @@ class Checkpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further facts as JSON values (run ids, known failures)."""
     metric: float | None = None
-    """How good the model is, lower is better; None when nobody has measured."""
+    """How good the model is, lower is better; None when it was not measured."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run goes on from; the defaults: from its start."""
+    """Where a run resumes; the defaults: at its beginning."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -83,17 +83,18 @@ def write_checkpoint(
     marker = {"step": checkpoint.step, "metric": checkpoint.metric, "sha256": digests}
 
     def stays(_marker: bytes) -> bool:
-        """An earlier generation's marker for the same step stays, and what this one wrote is collected."""
-        if _left_out_if_torn(output, checkpoint.step, _verify):
+        """An earlier generation's sound marker for the same step stays; this one's files are collected later."""
+        if _none_if_torn(output, checkpoint.step, _verify):
             return True
-        before_marker()  # it came late, from a writer that was cut off, and its files were deleted meanwhile
+        # A torn one came late, from a writer that was cut off, after its files had been deleted.
+        before_marker()
         return False
 
     write_unless(join(_folder(output, checkpoint.step), MARKER), json.dumps(marker, indent=2).encode(), stays)
 
 
 def complete_steps(output: str) -> list[int]:
-    """Steps of the checkpoints whose marker and files are all there, ascending."""
+    """Steps of the checkpoints whose marker and files all exist, ascending."""
     return sorted(_complete(output, _listed_checkpoints(output)))
 
 
@@ -105,7 +106,7 @@ def latest_checkpoint(output: str) -> Checkpoint | None:
 
 def newest_cursor(output: str) -> Cursor:
     """The cursor of the checkpoint that `latest_checkpoint` gives, holding one of its files in memory at a time."""
-    found = (_left_out_if_torn(output, step, _cursor) for step in reversed(complete_steps(output)))
+    found = (_none_if_torn(output, step, _cursor) for step in reversed(complete_steps(output)))
     return next((cursor for cursor in found if cursor is not None), Cursor())
 
 
@@ -122,19 +123,19 @@ def best_checkpoint(output: str) -> Checkpoint | None:
 
 def read_checkpoint(output: str, step: int) -> Checkpoint | None:
     """One checkpoint; None, with a warning, when it is torn."""
-    return _left_out_if_torn(output, step, _checkpoint)
+    return _none_if_torn(output, step, _checkpoint)
 
 
-def _left_out_if_torn(output: str, step: int, read: Callable[[str, dict[str, Any]], Content]) -> Content | None:
+def _none_if_torn(output: str, step: int, read: Callable[[str, dict[str, Any]], Content]) -> Content | None:
     folder = _folder(output, step)
     try:
         return read(folder, json.loads(read_bytes(join(folder, MARKER))))
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        logger.warning("checkpoint %s is damaged and left out: %s", folder, error)
+        logger.warning("checkpoint %s is damaged and ignored: %s", folder, error)
     except StorageError as error:
         if not error.missing:
             raise
-        logger.warning("checkpoint %s is incomplete and left out: %s", folder, error)
+        logger.warning("checkpoint %s is incomplete and ignored: %s", folder, error)
     return None
 
 
@@ -177,10 +178,10 @@ def _state(files: Mapping[str, bytes]) -> Cursor:
 
 
 def collect_checkpoints(output: str, *, generation: int, keep: int, keep_best: int) -> None:
-    """Delete what nobody will go on from: superfluous, torn and orphaned checkpoints, and files of earlier attempts.
+    """Delete what no run resumes from: superfluous, torn and orphaned checkpoints, and files of earlier generations.
 
     Only the holder of the token may call it, while it writes nothing else there. One that has just lost it leaves
-    alone where a later generation has written.
+    checkpoints alone in which a later generation has written.
 
     Args:
         generation: number of the caller's token.
@@ -191,23 +192,23 @@ def collect_checkpoints(output: str, *, generation: int, keep: int, keep_best: i
     markers = _complete(output, listed)
     kept = {*sorted(markers)[-keep:], *(step for _, step in _measured(markers)[:keep_best])}
     for step, names in listed.items():
-        if max(map(_attempt, names)) > generation:
+        if max(map(_generation, names)) > generation:
             continue
         wanted = {MARKER, *markers[step]["sha256"]} if step in kept else set()
         for name in sorted(names - wanted, key=lambda name: name != MARKER):  # half deleted must not look complete
             delete(join(_folder(output, step), name))
 
 
-def _attempt(name: str) -> int:
+def _generation(name: str) -> int:
     """Which generation wrote a file of a checkpoint; 0 for the marker."""
     match = re.match(r"generation-(\d+)-", name)
     return int(match[1]) if match else 0
 
 
 def discard_after(output: str, step: int) -> None:
-    """Delete all checkpoints after a step: they are torn, or the run would have gone on from them.
+    """Delete all checkpoints after a step: they are torn, or the run would resume from them.
 
-    Where the storage does not let it they stay and harm nobody: what is written there next takes the marker's place.
+    Where that fails they do no harm: what is written there next replaces the marker.
     """
     for later, names in _listed_checkpoints(output).items():
         if later > step:
@@ -215,7 +216,7 @@ def discard_after(output: str, step: int) -> None:
                 for name in sorted(names, key=lambda name: name != MARKER):
                     delete(join(_folder(output, later), name))
             except StorageError as error:
-                logger.warning("the torn checkpoint of step %d is not deleted: %s", later, error)
+                logger.warning("torn checkpoint of step %d not deleted: %s", later, error)
 
 
 def write_journal(output: str, step: int, generation: int, lines: str) -> None:
@@ -264,7 +265,7 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _complete(output: str, listed: Mapping[int, set[str]]) -> dict[int, dict[str, Any]]:
-    """The markers of the checkpoints whose files are all there; whether these are as written nobody has looked."""
+    """The markers of the checkpoints whose files all exist; their content is not checked."""
     markers = {step: _marker(output, step) for step, names in listed.items() if MARKER in names}
     return {
         step: found for step, found in markers.items() if found["sha256"] and found["sha256"].keys() <= listed[step]
@@ -276,7 +277,7 @@ def _measured(markers: Mapping[int, dict[str, Any]]) -> list[tuple[float, int]]:
 
 
 def _marker(output: str, step: int) -> dict[str, Any]:
-    """A marker's content; of a damaged one, that it names nothing."""
+    """A marker's content; a damaged one names no files."""
     try:
         marker = json.loads(read_bytes(join(_folder(output, step), MARKER)))
         return {"metric": marker["metric"], "sha256": dict(marker["sha256"])}

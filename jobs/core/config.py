@@ -30,7 +30,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from jobs.core.errors import UserError
+from jobs.core.errors import UserError, first_line
 from jobs.core.redaction import public
 from pipeline.storage.files import StorageError, read_bytes
 
@@ -110,7 +110,7 @@ def slices(config_class: type) -> Iterator[tuple[str, str]]:
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield field.name, f"{field.name}: {_first_line(inspect.getdoc(hints[field.name]) or '')}"
+            yield field.name, f"{field.name}: {_summary(hints[field.name])}"
 
 
 def field_docs(config_class: type) -> dict[str, str]:
@@ -224,10 +224,10 @@ def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
             f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
         ) from error
     except ValidationError as error:
-        rule = f"must be {_type_name(hint)}" if hint else _first_line(error)
+        rule = f"must be {_type_name(hint)}" if hint else first_line(error)
         raise UserError(f"{key}={raw}: {rule}; --help lists every key") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{key}={raw}: {_first_line(error)}; --help lists every key") from error
+        raise UserError(f"{key}={raw}: {first_line(error)}; --help lists every key") from error
     except yaml.YAMLError as error:
         raise UserError(f"{key}={raw}: is not valid YAML; quote the value") from error
 
@@ -315,9 +315,7 @@ def _instantiate(node: DictConfig, path: str) -> Any:
         key = path + str(error.key)
         raise UserError(f"{key}: is required; add {key}=... to the command or to the recipe") from error
     except OmegaConfBaseException as error:
-        raise UserError(
-            f"{path}{error.key or error.full_key}: {_first_line(error)}; write the value without a reference"
-        ) from error
+        raise UserError(f"{path}{error.key or error.full_key}: {first_line(error)}; write the value itself") from error
     except ValueError as error:
         raise UserError(f"{path}{error}") from error
 
@@ -330,8 +328,8 @@ def _refuse_infinite(node: DictConfig, path: str) -> None:
             raise UserError(f"{path}{name!s}={value}: must be a finite number; give another value")
 
 
-def _first_line(text: object) -> str:
-    return next(iter(str(text).splitlines()), "").rstrip(".")
+def _summary(documented: type) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0].rstrip(".")
 
 
 def _shown_default(field: dataclasses.Field[Any]) -> str:

@@ -1,4 +1,8 @@
-"""One `output`, one run: the same command again resumes, another configuration is refused."""
+"""One `output`, one run: the same command again resumes, another configuration is refused.
+
+The claim is the file ``run.json``, created by one conditional write and never changed: the run's key, the settings that
+decide what is computed, and the facts that its first start pinned.
+"""
 
 from __future__ import annotations
 
@@ -12,100 +16,122 @@ from jobs.core.config import config_dict, flatten
 from jobs.core.errors import UserError
 from jobs.runs.fencing import generation_numbers
 from jobs.runs.tracking import source_tags
-from pipeline.storage.files import StorageError, delete, exists, join, read_bytes, write_if_absent
+from pipeline.storage.files import StorageError, delete, join, read_bytes, write_if_absent
 
+CLAIM = "run.json"
 # May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.
 FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures",
              "picture_clips")  # fmt: skip
+ANOTHER_RUN = "holds a run with another configuration"
+RESUME_OR_MOVE = "give the existing values to resume that run, or choose another output"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What `claim_output` found: the run's own key, and whether the output existed before."""
+    """What ``run.json`` holds: the run's own key, and what its first start pinned."""
 
     run_key: str
     resumed: bool
+    """Whether the output was claimed before this start."""
     pins: Mapping[str, Any]
-    """Facts that the first claim fixed, as the version of the data."""
+    """Facts that every later start takes as they are here, as the version of the data."""
 
 
 def claim_output(
     output: str, config: Any, *, free_keys: Collection[str] = FREE_KEYS, pins: Mapping[str, Any] | None = None
 ) -> Claim:
-    """Make ``output`` this run's own, or go on with the run that it belongs to.
-
-    The claim is one conditional write of ``run.json``: of two commands started at once, one creates it and the
-    other finds it.
+    """Make ``output`` this run's own, or resume the run that it belongs to.
 
     Args:
         free_keys: keys that may differ between the runs of one output.
-        pins: facts to fix for every later run, as the version of the data; under `tags` what MLflow is told.
+        pins: facts to fix for every later start, as the version of the data; under `tags` those for MLflow.
 
     Raises:
-        UserError: the output belongs to a run with another configuration; the message lists the difference.
+        UserError: the output belongs to a run with another configuration, or cannot be written.
     """
-    place = join(output, "run.json")
-    settings = _settings(config, free_keys)
-    fixed = dict(pins or {})
-    fixed["tags"] = source_tags() | fixed.get("tags", {})  # for `jobs.sync`, which may run elsewhere
-    claim = {"run_key": uuid.uuid4().hex, "config": settings, "pins": fixed}
+    return read_claim(output, config, free_keys=free_keys) or new_claim(output, config, pins or {}, free_keys=free_keys)
+
+
+def read_claim(output: str, config: Any, *, free_keys: Collection[str] = FREE_KEYS) -> Claim | None:
+    """The claim of an earlier start of the same run; None before the first.
+
+    Raises:
+        UserError: the output belongs to a run with another configuration.
+    """
     try:
-        fresh = not exists(place) and write_if_absent(place, json.dumps(claim, indent=2).encode())
+        existing = json.loads(read_bytes(join(output, CLAIM)))
     except StorageError as error:
-        raise UserError(f"output={output}: cannot be written ({error}); give a place that can be") from error
-    if fresh:
-        return Claim(str(claim["run_key"]), resumed=False, pins=fixed)
-    return _earlier(output, settings)
+        if not error.missing:
+            raise
+        return None
+    refuse_difference(output, existing["config"], _settings(config, free_keys))
+    return Claim(existing["run_key"], resumed=True, pins=existing["pins"])
 
 
-def pins_of(output: str) -> dict[str, Any]:
-    """What the run that ``output`` holds was pinned to at its first start; empty where there is none."""
-    place = join(output, "run.json")
-    return dict(json.loads(read_bytes(place))["pins"]) if exists(place) else {}
-
-
-def earlier_claim(output: str, config: Any) -> Claim | None:
-    """What a former start of the same run pinned; None before its first.
+def new_claim(output: str, config: Any, pins: Mapping[str, Any], *, free_keys: Collection[str] = FREE_KEYS) -> Claim:
+    """Claim an output that had no claim when the caller looked; where another start was faster, that one's claim.
 
     Raises:
-        UserError: as `claim_output`, of another configuration.
+        UserError: the faster start has another configuration, or the output cannot be written.
     """
-    return _earlier(output, _settings(config, FREE_KEYS)) if exists(join(output, "run.json")) else None
+    # Pinned, because `jobs.sync` sends them to MLflow later, perhaps from another checkout.
+    pinned = {**pins, "tags": source_tags() | pins.get("tags", {})}
+    claim = {"run_key": uuid.uuid4().hex, "config": _settings(config, free_keys), "pins": pinned}
+    try:
+        created = write_if_absent(join(output, CLAIM), json.dumps(claim, indent=2).encode())
+    except StorageError as error:
+        raise UserError(f"output={output}: cannot be written ({error}); give a path or URI that can be") from error
+    if created:
+        return Claim(str(claim["run_key"]), resumed=False, pins=pinned)
+    # A conditional write decides the race: of two commands started at once one creates the claim, the other one reads
+    # it. If it was released in between, the claim is free again.
+    return claim_output(output, config, free_keys=free_keys, pins=pins)
+
+
+def release_output(output: str, claim: Claim, generation: int = 0) -> None:
+    """Delete a new claim when a mistake was found before any work began, so that the corrected command can claim.
+
+    Args:
+        generation: the caller's own, where it holds one.
+    """
+    # A higher generation belongs to another start of the same command, which relies on this claim by now.
+    if not claim.resumed and max(generation_numbers(output), default=0) <= generation:
+        delete(join(output, CLAIM))
+
+
+def refuse_difference(
+    output: str,
+    existing: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    holds: str = ANOTHER_RUN,
+    remedy: str = RESUME_OR_MOVE,
+) -> None:
+    """Refuse to continue in an output that was made with other settings.
+
+    Args:
+        existing: settings by key that the output was made with.
+        now: those of this command.
+        holds: what the output holds, for the message.
+
+    Raises:
+        UserError: they differ; the message lists every key with both values.
+    """
+    differences = [
+        f"{key}: existing {existing.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(existing.keys() | now.keys())
+        if existing.get(key) != now.get(key)
+    ]
+    if differences:
+        raise UserError(f"output={output}: {holds} ({'; '.join(differences)}); {remedy}")
+
+
+def is_free(key: str, free_keys: Collection[str] = FREE_KEYS) -> bool:
+    """Whether a dotted key, or a slice that holds it, may differ between the runs of one output."""
+    return any(key == free or key.startswith(f"{free}.") for free in free_keys)
 
 
 def _settings(config: Any, free_keys: Collection[str]) -> dict[str, Any]:
     """What two runs of one output have in common, as JSON has it."""
     settings = {key: value for key, value in flatten(config_dict(config)).items() if not is_free(key, free_keys)}
     return dict(json.loads(json.dumps(settings, default=str)))
-
-
-def _earlier(output: str, settings: Mapping[str, Any]) -> Claim:
-    earlier = json.loads(read_bytes(join(output, "run.json")))
-    difference = [
-        f"{key}: {earlier['config'].get(key)!r} there, {settings.get(key)!r} now"
-        for key in sorted(settings.keys() | earlier["config"].keys())
-        if earlier["config"].get(key) != settings.get(key)
-    ]
-    if difference:
-        raise UserError(
-            f"output={output}: holds a run with another configuration ({'; '.join(difference)}); "
-            "choose another output, or give the same values to go on with that run"
-        )
-    return Claim(earlier["run_key"], resumed=True, pins=earlier["pins"])
-
-
-def release_output(output: str, claim: Claim, generation: int = 0) -> None:
-    """Give a fresh claim back, when a mistake was found before anything was made.
-
-    Not where another start of the same command has begun meanwhile: the claim is that one's by then.
-
-    Args:
-        generation: the caller's own, where it holds one.
-    """
-    if not claim.resumed and max(generation_numbers(output), default=0) <= generation:
-        delete(join(output, "run.json"))
-
-
-def is_free(key: str, free_keys: Collection[str] = FREE_KEYS) -> bool:
-    """Whether a dotted key, or a slice that holds it, may differ between the runs of one output."""
-    return any(key == free or key.startswith(f"{free}.") for free in free_keys)

@@ -1,11 +1,12 @@
-"""One command at a time on one output: the first keeps it as long as it lives, a second one says so and stops.
+"""One command at a time on one output: the first keeps it as long as it lives, a second one reports that and stops.
 
-    generations/00000003.json     who bega generation 3 (`jobs.runs.fencing`), or what it sealed; never changed
+    generations/00000003.json     who began generation 3 (`jobs.runs.fencing`), or what it sealed; never changed
     generations/00000003.alive    a number that its holder raises every few seconds; "ended" at its end
 
-Who dies without a word is followed at once where the system can tell (same machine), else after some silence. A holder
-that was only cut off, and comes back, has lost: files carry the generation of their writer, so it touches none of the
-later one's, and whatever decides (`ExclusiveLock.seal`) is itself the next generation, which exists already.
+A holder that died is succeeded at once where the system shows it (same machine), else after some seconds without a
+heartbeat. A holder that was only cut off, and comes back, has lost: files carry the generation of their writer, so it
+touches none of the later one's, and whatever decides (`ExclusiveLock.seal`) is itself the next generation, which exists
+already.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipeline.storage.retry import RetryBudget
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0
 ENDED = "ended"
 HOLDER, PROCESS, SEALED = "holder", "process", "sealed"
@@ -43,39 +44,39 @@ class ExclusiveLock:
         self._token = token
         self._checked_at = time.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="sign-of-life")
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="lock-heartbeat")
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure, every few seconds, that nobody has taken over.
+        """Check, every few seconds, that no other command has taken over.
 
         Raises:
-            SupersededError: somebody has.
+            SupersededError: one has.
         """
-        if time.monotonic() - self._checked_at > BEAT_SECONDS:
+        if time.monotonic() - self._checked_at > HEARTBEAT_SECONDS:
             self._token.check()
             self._checked_at = time.monotonic()
 
     def seal(self, content: Mapping[str, Any]) -> None:
-        """Decide something: it holds from here on, whoever comes next (`last_sealed`).
+        """Decide something: every later holder finds it (`last_sealed`).
 
         Raises:
-            SupersededError: somebody has taken over, and nothing is decided.
+            SupersededError: another command has taken over, and nothing is decided.
         """
         self._token = self._token.next_generation({**_identity(self.generation), SEALED: dict(content)})
 
     def end(self) -> None:
-        """Leave the output to others."""
+        """Release the output."""
         self._ended.set()
         self._thread.join()
-        _tell(self._token.output, self.generation, ENDED)
+        _write_heartbeat(self._token.output, self.generation, ENDED)
 
     def _beat(self) -> None:
         beat = 0
         while not self._ended.is_set():
             beat += 1
-            _tell(self._token.output, self.generation, str(beat))
-            self._ended.wait(BEAT_SECONDS)
+            _write_heartbeat(self._token.output, self.generation, str(beat))
+            self._ended.wait(HEARTBEAT_SECONDS)
 
 
 @contextmanager
@@ -106,21 +107,21 @@ def last_sealed(output: str) -> dict[str, Any] | None:
 
 def _held(output: str, record: Mapping[str, Any]) -> str:
     return (
-        f"output={output}: another job is at work on it ({who(record)}); wait for its end or stop it, then start "
+        f"output={output}: another job is working on it ({who(record)}); wait for its end or stop it, then start "
         "this command again; or choose another output"
     )
 
 
 def _is_alive(output: str, record: Mapping[str, Any]) -> bool:
-    """Whether the writer of a record still works: its sign of life changes while we look."""
-    first = sign = _heartbeat(output, record)
+    """Whether the writer of a record still works: its heartbeat changes while we watch it."""
+    first = beat = _heartbeat(output, record)
     begun = time.monotonic()
-    while sign == first:
-        if sign == ENDED or _is_dead(record[PROCESS]) or time.monotonic() - begun > SILENT_SECONDS:
+    while beat == first:
+        if beat == ENDED or _is_dead(record[PROCESS]) or time.monotonic() - begun > SILENT_SECONDS:
             return False
-        time.sleep(BEAT_SECONDS / 5)
-        sign = _heartbeat(output, record)
-    return sign != ENDED
+        time.sleep(HEARTBEAT_SECONDS / 5)
+        beat = _heartbeat(output, record)
+    return beat != ENDED
 
 
 def _heartbeat(output: str, record: Mapping[str, Any]) -> str:
@@ -132,13 +133,13 @@ def _heartbeat(output: str, record: Mapping[str, Any]) -> str:
         return ""
 
 
-def _tell(output: str, generation: int, sign: str) -> None:
-    """A sign that cannot be written is told by the next one."""
+def _write_heartbeat(output: str, generation: int, beat: str) -> None:
+    """One that cannot be written is made up for by the next."""
     try:
-        with RetryBudget(BEAT_SECONDS).shared():  # longer is in vain: the next one follows
-            write_bytes(_alive_file(output, generation), sign.encode())
+        with RetryBudget(HEARTBEAT_SECONDS).shared():  # longer is in vain: the next one follows
+            write_bytes(_alive_file(output, generation), beat.encode())
     except StorageError as error:
-        logger.warning("sign of life: %s", error)
+        logger.warning("heartbeat not written: %s", error)
 
 
 def _alive_file(output: str, generation: int) -> str:
@@ -151,7 +152,7 @@ def _identity(holder: int) -> dict[str, Any]:
 
 
 def _is_dead(process: Mapping[str, Any]) -> bool:
-    """True only for a process of this machine that is gone; of others one cannot know."""
+    """True only for a dead process of this machine; of other machines one cannot know."""
     if process["machine"] != _machine():
         return False
     try:

@@ -2,9 +2,9 @@
 
     generations/00000003.json    who started generation 3, where and when; created by one conditional write
 
-The newest start takes over, on purpose: a person or a scheduler that starts the command again means it, and nobody can
-tell a host that was cut off from one that is merely silent. Whoever holds a lower number finds that out before it makes
-a checkpoint complete, deletes or ends a run: it says who took over and stops. (`jobs.runs.exclusive_lock` is for
+The newest start takes over, on purpose: a person or a scheduler that starts the command again means it, and a host that
+was cut off cannot be distinguished from a silent one. The holder of a lower number notices before it completes a
+checkpoint, deletes or ends a run: it reports who took over and stops. (`jobs.runs.exclusive_lock` is for
 commands of which the first shall keep the output.)
 """
 
@@ -29,7 +29,7 @@ class SupersededError(TrainingStoppedError):
 
 @dataclass(frozen=True)
 class FencingToken:
-    """The right to write to ``output``, as long as no higher generation is there; picklable."""
+    """The right to write to ``output``, as long as no higher generation exists; picklable."""
 
     output: str
     generation: int
@@ -38,19 +38,19 @@ class FencingToken:
         """Who took over, as a message; empty while the token is held.
 
         Raises:
-            StorageError: the output cannot be reached, so nobody knows.
+            StorageError: the output cannot be reached, so it is unknown.
         """
-        successor = _place(self.output, self.generation + 1)
+        successor = _record_uri(self.output, self.generation + 1)
         if not exists(successor):
             return ""
         return (
             f"output={self.output}: a later start has taken over ({who(json.loads(read_bytes(successor)))}); "
-            f"generation {self.generation} stops and leaves the output to it; if that was not meant, stop the "
+            f"generation {self.generation} stops and leaves the output to it; if that was not intended, stop the "
             "other one and start this command again"
         )
 
     def check(self) -> None:
-        """Make sure that the token is held.
+        """Check that the token is still held.
 
         Raises:
             SupersededError: a later generation took over.
@@ -64,7 +64,7 @@ class FencingToken:
         """The next generation of the same command, which shuts out workers of this one that may still run somewhere.
 
         Args:
-            note: what the record of the generation shall tell besides.
+            note: further entries of the generation's record.
 
         Raises:
             SupersededError: another job was faster.
@@ -75,7 +75,7 @@ class FencingToken:
 
 
 def acquire_token(output: str) -> FencingToken:
-    """Take the output over from whoever has it."""
+    """Take the output over, whichever job holds it."""
     generation = max(generation_numbers(output), default=0) + 1
     while not claim_generation(output, generation):
         generation += 1
@@ -83,7 +83,7 @@ def acquire_token(output: str) -> FencingToken:
 
 
 def claim_generation(output: str, generation: int, note: Mapping[str, Any] | None = None) -> bool:
-    """Write the record of a generation unless it is there; of racing commands exactly one gets True."""
+    """Write the record of a generation unless it exists; of racing commands exactly one gets True."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {
         "generation": generation,
@@ -92,13 +92,13 @@ def claim_generation(output: str, generation: int, note: Mapping[str, Any] | Non
         "started": started,
         **(note or {}),
     }
-    return write_if_absent(_place(output, generation), json.dumps(facts).encode())
+    return write_if_absent(_record_uri(output, generation), json.dumps(facts).encode())
 
 
 def records(output: str) -> Iterator[dict[str, Any]]:
     """The records of all generations, the newest first."""
     for generation in sorted(generation_numbers(output), reverse=True):
-        yield json.loads(read_bytes(_place(output, generation)))
+        yield json.loads(read_bytes(_record_uri(output, generation)))
 
 
 def who(record: Mapping[str, Any]) -> str:
@@ -118,5 +118,5 @@ def generation_numbers(output: str) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
-def _place(output: str, generation: int) -> str:
+def _record_uri(output: str, generation: int) -> str:
     return join(output, "generations", f"{generation:08d}.json")

@@ -1,8 +1,8 @@
 """One MLflow run, fed by a background thread that no caller ever waits for.
 
-The truth of a run lies under its ``output`` (journal, report). A `Run` takes what is meant for MLflow and returns at
-once; a dead, slow or hanging server costs nothing but memory up to a bound. What it missed is sent later from the
-journal (`jobs.sync`).
+The authoritative record of a run is under its ``output`` (journal, report). A `Run` takes what is meant for MLflow and
+returns at once; a dead, slow or hanging server costs nothing but memory up to a bound. What it missed is sent later
+from the journal (`jobs.sync`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ RUN_KEY_TAG = "run_key"
 SECONDS_BETWEEN_SENDS = 2.0
 FINISH_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 30.0
-ARTIFACT_ATTEMPTS = 3
-# Trying again would not help: for example a parameter that the run has with another value.
+ARTIFACT_TRIES = 3
+# A retry would not help: for example a parameter that the run has with another value.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
 FAILURES = (
     MlflowException,
@@ -61,10 +61,10 @@ class Run:
     """A run, found or created by its own key once the server answers.
 
     Every method returns at once, `finish` and `drain` within a bound. Failures are retried with growing pauses and
-    told once; they never raise.
+    logged once; they never raise.
 
     Args:
-        resumes: whether a run that is found there runs again; otherwise how it ended stays as it is.
+        resumes: whether an existing run runs again; otherwise its final status stays.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Run:
         self._found, self._closing, self._wake = threading.Event(), threading.Event(), threading.Event()
         self._left = threading.Event()
         self._closing_at = math.inf
-        self._told = False
+        self._warned = False
         self._sent_all = uri is None
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         if uri is not None:
@@ -125,8 +125,8 @@ class Run:
         entries = metric_entries(metrics, 0, time.time())
 
         def send(client: MlflowClient, run_id: str) -> None:
-            there = client.get_run(run_id).data.metrics
-            client.log_batch(run_id, metrics=[entry for entry in entries if entry.key not in there])
+            known = client.get_run(run_id).data.metrics
+            client.log_batch(run_id, metrics=[entry for entry in entries if entry.key not in known])
 
         self._post(send)
 
@@ -139,7 +139,7 @@ class Run:
             self._series.extend(series_entries(line) for line in journal_lines)
 
     def fill_gaps(self, journal_lines: Sequence[Mapping[str, Any]]) -> None:
-        """Record those steps of a whole journal that the run lacks when their turn comes."""
+        """Record those steps of a whole journal that the run lacks when the sender reaches them."""
 
         def send(client: MlflowClient, run_id: str) -> None:
             known = _steps_of(client, run_id)
@@ -150,24 +150,24 @@ class Run:
         self._post(send)
 
     def log_artifact(self, local_path: str | Path, folder: str | None = None) -> None:
-        """Upload one local file; given up after a few failures, so that it holds nothing else up."""
+        """Upload one local file; dropped after a few failures, so that it delays nothing else."""
         content = Path(local_path).read_bytes()
         self._post_artifact(lambda: content, Path(local_path).name, folder)
 
     def log_stored_artifact(self, uri: str, folder: str | None = None) -> None:
-        """Upload one file from where it is stored, read when its turn comes."""
+        """Upload one file from where it is stored, read when the sender reaches it."""
         self._post_artifact(lambda: read_bytes(uri), uri.rpartition("/")[2], folder)
 
     def _post_artifact(self, read: Callable[[], bytes], name: str, folder: str | None) -> None:
-        generations = iter(range(1, ARTIFACT_ATTEMPTS))
+        retries = iter(range(1, ARTIFACT_TRIES))
 
         def send(client: MlflowClient, run_id: str) -> None:
             try:
                 _upload(client, run_id, read(), name, folder)
             except FAILURES as error:
-                if next(generations, None) is not None:
+                if next(retries, None) is not None:
                     raise
-                self._tell(f"did not take {name}, which stays under the run's output: {error}")
+                self._warn(f"did not take {name}, which stays under the run's output: {error}")
 
         self._post(send)
 
@@ -184,17 +184,17 @@ class Run:
             self._wake.set()
             self._thread.join(wait_seconds + 1)
             if not self._sent_all:
-                self._tell("missed a part of this run; `python -m jobs.sync output=...` sends it")
+                self._warn("missed a part of this run; `python -m jobs.sync output=...` sends it")
         return self._sent_all
 
     def leave(self) -> None:
-        """Send nothing more, not even what waits: the run is another job's now."""
+        """Send nothing more, not even what is queued: the run belongs to another job now."""
         self._left.set()
         self._closing.set()
         self._wake.set()
 
-    def look_again(self) -> None:
-        """Ask once more which steps the run has, before the next ones go: another job may have sent some."""
+    def refresh_known_steps(self) -> None:
+        """Read again which steps the run has, before the next ones are sent: another job may have sent some."""
         self._known_steps = None
 
     def _post(self, message: Message) -> None:
@@ -273,11 +273,11 @@ class Run:
                 return call()
             except FAILURES as error:
                 if getattr(error, "error_code", None) in REFUSALS:
-                    self._tell(f"refused an entry, which is left out: {error}")
+                    self._warn(f"refused an entry, which is left out: {error}")
                     return error
-                if not self._told:
-                    self._tell(f"does not answer yet; nothing waits for it, the generations go on: {error}")
-                self._told = True
+                if not self._warned:
+                    self._warn(f"does not answer yet; no step waits for it, retries continue: {error}")
+                self._warned = True
             if self._closing.is_set():
                 if time.monotonic() + 0.5 > self._closing_at:
                     return None
@@ -287,7 +287,7 @@ class Run:
                 pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
         return None
 
-    def _tell(self, what: str) -> None:
+    def _warn(self, what: str) -> None:
         logger.warning("%s", without_secrets(f"MLflow at {self._uri} {what}")[:400])
 
 
@@ -312,9 +312,9 @@ def tracking_client_for(uri: str) -> MlflowClient:
     Raises:
         MlflowException, SQLAlchemyError, OSError: the URI is none, or its database cannot be opened.
     """
-    for noisy in ("mlflow", "alembic"):  # they tell every table that they create
+    for noisy in ("mlflow", "alembic"):  # they log every table that they create
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # By default one request may retry for minutes; retries are this module's own (see `Run._retry`).
+    # By default one request may retry for minutes; retries are this module's (see `Run._retry`).
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -1,4 +1,4 @@
-"""System metrics of every node in MLflow: one sampling actor a node, asked now and then by the driver."""
+"""System metrics of every node in MLflow: one sampling actor a node, polled every few seconds by the driver."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def node_metrics(run: Run, every_seconds: float = SECONDS_BETWEEN_SAMPLES) -> It
     ended = threading.Event()
     samplers: dict[str, Any] = {}
 
-    def watch() -> None:
+    def poll() -> None:
         waiting = True
         while waiting:
             try:
@@ -70,13 +70,13 @@ def node_metrics(run: Run, every_seconds: float = SECONDS_BETWEEN_SAMPLES) -> It
                 logger.info("no system metrics this time: %s", error)
             waiting = not ended.wait(every_seconds)
 
-    watcher = threading.Thread(target=watch, name="node-metrics", daemon=True)
-    watcher.start()
+    poller = threading.Thread(target=poll, name="node-metrics", daemon=True)
+    poller.start()
     try:
         yield
     finally:
         ended.set()
-        watcher.join(2 * ANSWER_SECONDS)
+        poller.join(2 * ANSWER_SECONDS)
         for sampler in samplers.values():
             with suppress(RayError):
                 ray.kill(sampler)
@@ -85,25 +85,25 @@ def node_metrics(run: Run, every_seconds: float = SECONDS_BETWEEN_SAMPLES) -> It
 def _sample_all(samplers: dict[str, Any]) -> dict[str, float]:
     """The figures of all nodes that answer in time; ``samplers`` by node id is brought up to date."""
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    for gone in samplers.keys() - alive:
-        del samplers[gone]
+    for lost in samplers.keys() - alive:
+        del samplers[lost]
     for new in alive - samplers.keys():
-        there = NodeAffinitySchedulingStrategy(new, soft=False)
-        samplers[new] = ray.remote(num_cpus=0)(NodeSampler).options(scheduling_strategy=there).remote()
+        on_node = NodeAffinitySchedulingStrategy(new, soft=False)
+        samplers[new] = ray.remote(num_cpus=0)(NodeSampler).options(scheduling_strategy=on_node).remote()
     answers = [sampler.sample.remote() for sampler in samplers.values()]
     ready, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
     figures: dict[str, float] = {}
     for answer in ready:
         try:
             host, sampled = ray.get(answer)
-        except RayError:  # the node went away in between
+        except RayError:  # the node was lost meanwhile
             continue
         figures |= {f"system/{host}/{name}": value for name, value in sampled.items()}
     return figures
 
 
 def _gpu_figures() -> dict[str, float]:
-    """Load, memory and power of the machine's NVIDIA GPUs, as their driver's own tool tells them."""
+    """Load, memory and power of the machine's NVIDIA GPUs, as their driver's own tool reports them."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {}
@@ -116,7 +116,7 @@ def _gpu_figures() -> dict[str, float]:
 
 
 def gpu_figures(text: str) -> dict[str, float]:
-    """The figures in the tool's answer, one line a GPU; what a GPU does not tell (``[N/A]``) is left out."""
+    """The figures in the tool's answer, one line a GPU; what a GPU does not report (``[N/A]``) is left out."""
     figures = {}
     for line in text.splitlines():
         index, *values = (cell.strip() for cell in line.split(","))

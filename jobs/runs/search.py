@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from jobs.core.errors import UserError
+from jobs.core.errors import UserError, first_line
 from jobs.runs.mlflow_sender import FAILURES
 
 PAGE = 500
@@ -64,7 +64,7 @@ def _matching(client: MlflowClient, experiment_id: str, query: str) -> list[Run]
         if error.error_code != "INVALID_PARAMETER_VALUE":
             _no_answer(client, error)
         raise UserError(
-            f"query={query!r}: MLflow rejects it: {_first_line(error)}; write for example "
+            f"query={query!r}: MLflow rejects it: {first_line(error)[:MESSAGE_LENGTH]}; write for example "
             "\"metrics.top1 > 0.5 and tags.command = 'finetune'\""
         ) from error
 
@@ -90,9 +90,5 @@ def _choose(runs: Sequence[Run], wanted: str) -> Run:
 
 def _no_answer(client: MlflowClient, error: Exception) -> Never:
     raise UserError(
-        f"tracking.uri={client.tracking_uri}: does not answer: {_first_line(error)}; check the server"
+        f"tracking.uri={client.tracking_uri}: does not answer: {first_line(error)[:MESSAGE_LENGTH]}; check the server"
     ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:MESSAGE_LENGTH]

@@ -20,7 +20,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from jobs.core.cli import ConfigT, replace
-from jobs.core.errors import StopRequestedError, UserError
+from jobs.core.errors import StopRequestedError, UserError, first_line
 from jobs.core.redaction import without_secrets
 from jobs.runs.fencing import SupersededError
 from jobs.runs.mlflow_sender import FAILURES, tracking_client_for
@@ -82,7 +82,7 @@ class TrackingPlace:
 
 
 def unrecorded(config: ConfigT) -> ConfigT:
-    """The configuration for those who need not know where runs are recorded, or as whom: workers, job metadata."""
+    """The configuration without the tracking URI, for workers and job metadata, which do not need it."""
     return replace(config, tracking=TrackingConfig("none"))
 
 
@@ -112,7 +112,7 @@ def tracking_client(config: TrackingConfig, output: str | None) -> MlflowClient:
     try:
         return tracking_client_for(uri)
     except FAILURES as error:
-        raise UserError(f"tracking.uri={uri}: cannot be opened: {str(error).splitlines()[0]}; check it") from error
+        raise UserError(f"tracking.uri={uri}: cannot be opened: {first_line(error)}; check it") from error
 
 
 def start_run(
@@ -136,14 +136,14 @@ def start_run(
         params: resolved configuration, recorded as dotted parameters.
         tags: links to other runs (``pretrain_run_id``, ``finetune_run_id``) and the like.
         prepared: the data, recorded as a dataset of the run and as tags.
-        resumes: whether the run, if it is found, runs again; otherwise how it ended stays as it is.
+        resumes: whether the run, if it is found, runs again; otherwise its final status stays.
         source: tags of the source tree that made the run; default: `source_tags` of this one.
     """
-    place = absolute(output)
+    uri = absolute(output)
     basics = {
         COMMAND_TAG: command,
-        OUTPUT_TAG: place,
-        "mlflow.runName": f"{command} {place.rstrip('/').split('/')[-1]}",
+        OUTPUT_TAG: uri,
+        "mlflow.runName": f"{command} {uri.rstrip('/').split('/')[-1]}",
         **(source_tags() if source is None else source),
         **({MLFLOW_PARENT_RUN_ID: parent} if (parent := os.environ.get(PARENT_RUN_VARIABLE)) else {}),
     }
@@ -175,9 +175,9 @@ def data_entity(uri: str, version: int, digest: str) -> MetaDataset:
 
 @contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Mark the run KILLED when it stops on request and FAILED when it raises; the error goes on.
+    """Mark the run KILLED when it stops on request and FAILED when it raises; the error propagates.
 
-    Whose output a later start has taken over says nothing more of the run: that one tells how it ends.
+    A run whose output was taken over is left as it is: the later start records how it ends.
     """
     try:
         yield
@@ -195,13 +195,13 @@ def recorded(run: Run) -> Iterator[None]:
 def source_tags() -> dict[str, str]:
     """The commit of the source tree that runs, and how many files differ from it.
 
-    Where there is no git checkout, as in an image or a submitted job, the environment's `SOURCE_REVISION` tells the
+    Where there is no git checkout, as in an image or a submitted job, the environment's `SOURCE_REVISION` names the
     commit.
     """
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        told = os.environ.get(REVISION_VARIABLE)
-        return {COMMIT_TAG: told} if told else {}
+        revision = os.environ.get(REVISION_VARIABLE)
+        return {COMMIT_TAG: revision} if revision else {}
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {COMMIT_TAG: commit, CHANGED_FILES_TAG: str(len((changed or "").splitlines()))}
 

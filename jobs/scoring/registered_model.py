@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def create_version(
     uri: str,
     run_id: str,
     windows: Mapping[str, float],
-    packages: Mapping[str, str],
+    packages: Sequence[str],
     alias: str | None,
 ) -> str:
     """Store the model under a run, and create a version of the registered model ``name``; returns the version.
@@ -45,7 +45,7 @@ def create_version(
     Args:
         uri: tracking server and registry.
         windows: length and hop of a video's windows in seconds.
-        packages: requirement by the name of its package, without a version.
+        packages: what the stored code imports, without versions.
         alias: moved to the new version.
     """  # fmt: skip
     mlflow.set_tracking_uri(uri)
@@ -72,10 +72,10 @@ def create_version(
     return version
 
 
-def requirements(packages: Mapping[str, str]) -> list[str]:
+def requirements(packages: Sequence[str]) -> list[str]:
     """Pinned to the installed versions, without a local build's suffix (`+cpu`), which no package index has."""
     installed = {package: _version(package) for package in packages}
-    return [f"{packages[package]}=={version}" for package, version in installed.items() if version]
+    return [f"{package}=={version}" for package, version in installed.items() if version]
 
 
 def _version(package: str) -> str:

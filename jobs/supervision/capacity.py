@@ -15,7 +15,7 @@ from jobs.core.ray_cluster import has_gpus
 from pipeline.datasets.train import stream_cpus
 
 SECONDS_TO_SETTLE = 10.0
-SECONDS_BETWEEN_LOOKS = 1.0
+POLL_SECONDS = 1.0
 SECONDS_AFTER_FAILURE = 600.0
 
 
@@ -36,8 +36,8 @@ class WorkerCapacity:
         self._cpus_of_others = 0.0
 
     @contextmanager
-    def asked_for(self) -> Iterator[None]:
-        """Ask an autoscaler, where there is one, for the most workers and their stream while the context lasts.
+    def requested(self) -> Iterator[None]:
+        """Request the most workers and their stream of an autoscaler, where there is one, while the context lasts.
 
         Otherwise it would see no demand after a host was lost, and bring no other. One such request counts per cluster.
         """
@@ -59,13 +59,13 @@ class WorkerCapacity:
 
         Args:
             seconds: longest wait.
-            echo: takes a line for the person who waits.
-            given_up: whether nobody waits any more; then the answer is 0.
+            echo: takes a line for the terminal.
+            given_up: whether the caller has stopped waiting; then the answer is 0.
 
         Raises:
             TrainingStoppedError: there was no capacity for the fewest in all that time.
         """
-        begun, told = time.monotonic(), False
+        begun, logged = time.monotonic(), False
         while not given_up():
             fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=self.gpus)
             waited = time.monotonic() - begun
@@ -77,10 +77,10 @@ class WorkerCapacity:
                     f"workers={self._permitted[0]}: the cluster lacked capacity for {waited / 60:.0f} minutes "
                     f"(free: {_cpus(ray.available_resources()):g} CPUs); start the same command again later"
                 )
-            if waited > SECONDS_TO_SETTLE and not told:
+            if waited > SECONDS_TO_SETTLE and not logged:
                 echo(f"waiting for capacity for {self._permitted[0]} workers")
-                told = True
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+                logged = True
+            time.sleep(POLL_SECONDS)
         return 0
 
     def could_not_start(self, workers: int) -> bool:
@@ -101,7 +101,7 @@ class WorkerCapacity:
     def may_grow(self, workers: int) -> bool:
         """Whether more workers than now have capacity beside those that run and their stream.
 
-        CPUs that are free at the moment are not enough of an answer: the stream lets its own go as soon as it has
+        CPUs that are free at the moment are not enough of an answer: the stream releases its own as soon as it has
         read to the end, long before the last step. So what the hosts have is counted, less what others were using
         when this group began, or can be using now. After a group that could not be started: not before the hosts have
         changed, or some minutes have passed.
@@ -117,7 +117,7 @@ class WorkerCapacity:
         if self.gpus:
             return True  # the stream takes none of them
         offered = _cpus(ray.cluster_resources())
-        others = min(self._cpus_of_others, offered - _cpus(free) - workers)  # some of them may have gone since
+        others = min(self._cpus_of_others, offered - _cpus(free) - workers)  # some of them may have ended since
         return offered - others >= workers + 1 + self._cpus_beside
 
 
@@ -139,7 +139,7 @@ def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: floa
 
 
 def check_capacity(permitted: range, decode_actors: int) -> None:
-    """Ray would wait without a word for CPUs and GPUs that are not there.
+    """Ray would wait silently for CPUs and GPUs that do not exist.
 
     Raises:
         UserError: the whole cluster has no capacity for the fewest workers.

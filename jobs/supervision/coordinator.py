@@ -1,7 +1,7 @@
-"""The thread between the driver and its workers: a request to end goes down, lines and signs of life come up.
+"""The actor between the driver and its workers: stop requests go down, lines and heartbeats come up.
 
-One small actor a run, on the driver's host. Workers never wait for it: they post without asking for an answer and look
-only at answers that have arrived. The driver's side is `jobs.supervision.watchdog`.
+One small actor a run, on the driver's host. Workers never wait for it: they post without waiting for an answer and read
+only answers that have arrived. The driver's side is `jobs.supervision.watchdog`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS_BETWEEN_BEATS = 1.0
 
 
 class StopReason(IntEnum):
-    """Why the loop ends before the last step; the highest that any rank knows of counts for all."""
+    """Why the loop stops before the last step, by severity; the highest that any rank knows of counts for all."""
 
     NONE = 0
     RESIZED = 1
@@ -34,7 +34,7 @@ class StopReason(IntEnum):
 
 
 class Activity(IntEnum):
-    """What a rank is at, in the order of a step."""
+    """What a rank is doing, in the order of a step."""
 
     STARTING = 0
     WAITING_FOR_DATA = 1
@@ -47,14 +47,14 @@ class Activity(IntEnum):
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Where a rank runs and what it was at when it last gave a sign."""
+    """Where a rank runs and what it was doing when it sent this."""
 
     rank: int
     host: str
     node_id: str
     pid: int
     stacks_path: str
-    """Where its stacks appear, on its host, when it gets the signal (see `jobs.supervision.stack_dump`)."""
+    """Where its stacks appear, on its host, after the signal (see `jobs.supervision.stack_dump`)."""
     step: int = 0
     """Optimizer steps done."""
     micro_batch: int = 0
@@ -62,7 +62,7 @@ class Heartbeat:
     activity: Activity = Activity.STARTING
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def progress(self) -> tuple[int, int, int]:
         """How far it has come; ranks that wait for each other differ by a little."""
         return self.step, self.micro_batch, int(self.activity)
 
@@ -72,13 +72,13 @@ class Heartbeat:
 
 
 def first_heartbeat(rank: int = 0) -> Heartbeat:
-    """The sign of this process, which from now on writes its stacks when it gets the signal."""
+    """The heartbeat of this process, which from now on writes its stacks when it gets the signal."""
     node_id = ray.get_runtime_context().get_node_id()
     return Heartbeat(rank, socket.gethostname(), node_id, os.getpid(), stacks_on_signal())
 
 
 class Coordinator:
-    """Holds what the driver asked the workers for, and what they posted since it looked."""
+    """Holds what the driver requested of the workers, and what they posted since its last poll."""
 
     def __init__(self) -> None:
         self._generation = 0
@@ -87,11 +87,11 @@ class Coordinator:
         self._figures: list[dict[str, Any]] = []
         self._steps = 0
         self._result: dict[str, Any] | None = None
-        self._signs: dict[int, Heartbeat] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
 
     def begin(self, generation: int, step: int) -> None:
         """A new group of workers starts from a step; what an older one still posts is not counted."""
-        self._generation, self._steps, self._result, self._signs = generation, step, None, {}
+        self._generation, self._steps, self._result, self._heartbeats = generation, step, None, {}
         if self._stop_request is StopReason.RESIZED:
             self._stop_request = StopReason.NONE
 
@@ -100,7 +100,7 @@ class Coordinator:
         self._stop_request = max(self._stop_request, stop_request)
 
     def stop_request(self) -> StopReason:
-        """What the driver wishes."""
+        """What the driver requests."""
         return self._stop_request
 
     def post(self, generation: int, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
@@ -113,10 +113,10 @@ class Coordinator:
         if figures:
             self._figures.append(figures)
 
-    def beat(self, generation: int, sign: Heartbeat) -> None:
-        """A sign of life of one rank."""
+    def beat(self, generation: int, heartbeat: Heartbeat) -> None:
+        """Take the heartbeat of one rank."""
         if generation == self._generation:
-            self._signs[sign.rank] = sign
+            self._heartbeats[heartbeat.rank] = heartbeat
 
     def end(self, generation: int, result: dict[str, Any]) -> None:
         """How the group ended."""
@@ -128,10 +128,10 @@ class Coordinator:
         return self._result
 
     def take(self) -> tuple[list[str], list[dict[str, Any]], int, dict[int, Heartbeat]]:
-        """Lines and journal lines since the last call, the steps done, and the ranks' last signs of life."""
+        """Lines and journal lines since the last call, the steps done, and the ranks' last heartbeats."""
         lines, self._lines = self._lines, []
         figures, self._figures = self._figures, []
-        return lines, figures, self._steps, dict(self._signs)
+        return lines, figures, self._steps, dict(self._heartbeats)
 
 
 class CoordinatorClient(logging.Handler):
@@ -141,31 +141,31 @@ class CoordinatorClient(logging.Handler):
         super().__init__(logging.WARNING)
         self._coordinator, self._generation = coordinator, generation
         self._answer = coordinator.stop_request.remote()
-        self._sign = first_heartbeat(rank)
-        self._beating = threading.Thread(target=self._beat, name="signs-of-life", daemon=True)
+        self._heartbeat = first_heartbeat(rank)
+        self._beating = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
         self._ended = threading.Event()
         self._beating.start()
 
     def mark(self, step: int, micro_batch: int, activity: Activity) -> None:
-        """Note what this rank is at; the next sign of life carries it."""
-        self._sign = replace(self._sign, step=step, micro_batch=micro_batch, activity=activity)
+        """Note what this rank is doing; the next heartbeat carries it."""
+        self._heartbeat = replace(self._heartbeat, step=step, micro_batch=micro_batch, activity=activity)
 
     def post(self, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
         """Post a line (empty: none), the steps done, and the journal line of a step."""
         self._coordinator.post.remote(self._generation, line, steps, figures)
 
     def end(self, result: Any) -> None:
-        """Tell the driver how the group ended."""
+        """Report to the driver how the group ended."""
         ray.get(self._coordinator.end.remote(self._generation, asdict(result)))
 
     def close(self) -> None:
-        """No more signs of life."""
+        """Send no more heartbeats."""
         self._ended.set()
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Post a log record."""
-        self.post(f"{record.levelname.lower()}: {record.getMessage()}", self._sign.step)
+        self.post(f"{record.levelname.lower()}: {record.getMessage()}", self._heartbeat.step)
 
     def stop_request(self) -> StopReason:
         """The newest answer that has arrived."""
@@ -178,7 +178,7 @@ class CoordinatorClient(logging.Handler):
 
     def _beat(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_BEATS):
-            self._coordinator.beat.remote(self._generation, self._sign)
+            self._coordinator.beat.remote(self._generation, self._heartbeat)
 
 
 def elapsed_minutes(since: float) -> float:

@@ -1,6 +1,6 @@
 """The process group of a group of workers: over which network interface gloo connects hosts.
 
-It is set up before any worker runs a line of the training loop, so here the ranks also give their first sign of life:
+It is set up before any worker runs a line of the training loop, so here the ranks also send their first heartbeat:
 one that hangs while it imports or connects is found and ended like one that hangs in a step.
 """
 
@@ -27,7 +27,7 @@ class HostsByTheirAddress(TorchConfig):  # type: ignore[misc]
     """
 
     coordinator: Any = None
-    """Handle of the `jobs.supervision.coordinator.Coordinator` that the ranks give signs of life to."""
+    """Handle of the `jobs.supervision.coordinator.Coordinator` that the ranks send heartbeats to."""
     generation: int = 0
     """Of the group, as the coordinator knows it."""
 
@@ -39,15 +39,15 @@ class HostsByTheirAddress(TorchConfig):  # type: ignore[misc]
 
 class _InterfaceBackend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: HostsByTheirAddress) -> None:
-        for rank, sign in enumerate(worker_group.execute(first_heartbeat)):
-            backend_config.coordinator.beat.remote(backend_config.generation, replace(sign, rank=rank))
+        for rank, heartbeat in enumerate(worker_group.execute(first_heartbeat)):
+            backend_config.coordinator.beat.remote(backend_config.generation, replace(heartbeat, rank=rank))
         if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
             worker_group.execute(name_interface)
         super().on_start(worker_group, backend_config)
 
 
 def name_interface() -> None:
-    """Tell gloo the interface that has this node's address, unless the environment names one."""
+    """Name to gloo the interface that has this node's address, unless the environment names one."""
     address = ray.util.get_node_ip_address()
     for name, its_own in psutil.net_if_addrs().items():
         if any(entry.address == address for entry in its_own):

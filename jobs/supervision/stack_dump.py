@@ -1,7 +1,7 @@
 """The Python stacks of a process that may hang, written when it gets a signal.
 
-`faulthandler` writes from the handler in C, so that not even a held interpreter lock hides them. A process that gives
-no stacks is stopped, or its host is gone.
+`faulthandler` writes from the handler in C, so that not even a held interpreter lock hides them. A process that writes
+no stacks is stopped, or its host is lost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def stacks_on_signal() -> str:
 
 
 def take_stacks_and_kill(pid: int, path: str) -> str:
-    """Stacks of a process on this host, empty if it gives none within some seconds; then SIGKILL."""
+    """Stacks of a process on this host, empty if it writes none within some seconds; then SIGKILL."""
     stacks = Path(path)
     try:
         os.kill(pid, STACKS_SIGNAL)

@@ -1,4 +1,4 @@
-"""The driver's watch over its workers: lines and progress printed, SIGTERM handed on, hangs and lost tokens found."""
+"""The driver's watchdog over its workers: prints lines and progress, passes SIGTERM on, finds hangs and lost tokens."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopR
 from jobs.supervision.stack_dump import stack_of, take_stacks_and_kill, waits_for_others
 from pipeline.storage.files import StorageError, join, write_bytes
 
-SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_BETWEEN_LEASE_CHECKS = 5.0
+POLL_SECONDS = 0.5
+SECONDS_BETWEEN_TOKEN_CHECKS = 5.0
 SECONDS_BETWEEN_SIZE_CHECKS = 5.0
-MINUTES_WITHOUT_ROOM = 0.5
-SECONDS_FOR_A_HOST = 30.0
+MINUTES_WITHOUT_CAPACITY = 0.5
+SECONDS_FOR_STACKS_OF_A_HOST = 30.0
 
 
 class Watchdog:
@@ -37,7 +37,7 @@ class Watchdog:
     Args:
         hang_minutes: without a step for so long the workers are ended (the group then dies, and can be replaced).
         saving_minutes: the same while a rank waits for its checkpoint to be written, where that is more.
-        capacity: tells whether the cluster has capacity for more workers, or no longer for these.
+        capacity: whether the cluster has capacity for more workers, or no longer for these.
         on_steps: takes the journal lines of steps as they are done.
     """
 
@@ -60,11 +60,11 @@ class Watchdog:
         self._progress = _progress()
         self._task = self._progress.add_task(name, total=total_steps)
         self._stop_requested, self._ended = threading.Event(), threading.Event()
-        self._telling = threading.Lock()
+        self._warning_lock = threading.Lock()
         self._token: FencingToken | None = None
         self._workers = self._first_step = self._steps = 0
-        self._too_small = self._told = self._acknowledged = False
-        self._signs: Mapping[int, Heartbeat] = {}
+        self._too_small = self._warned = self._acknowledged = False
+        self._heartbeats: Mapping[int, Heartbeat] = {}
         self._moved_at = self._size_checked_at = time.monotonic()
 
     def begin(self, token: FencingToken, workers: int, step: int) -> None:
@@ -74,10 +74,10 @@ class Watchdog:
         self._first_step = self._steps = step
         self._moved_at = self._size_checked_at = time.monotonic()
         self._progress.update(self._task, completed=step)
-        self.say(f"generation {token.generation}: {workers} worker{'s' * (workers > 1)} from step {step} on")
+        self.log(f"generation {token.generation}: {workers} worker{'s' * (workers > 1)} from step {step} on")
 
     def pause(self) -> None:
-        """The group of workers has ended; until the next one begins there is no token to lose and nobody to hang."""
+        """The group of workers has ended; until the next one begins there is no token to lose and no rank to hang."""
         self._token = None
 
     @property
@@ -85,8 +85,8 @@ class Watchdog:
         """Whether SIGTERM has arrived."""
         return self._stop_requested.is_set()
 
-    def say(self, line: str) -> None:
-        """Print a line above the progress display."""
+    def log(self, line: str) -> None:
+        """Print a line above the progress bar."""
         self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
 
     def result(self) -> dict[str, Any] | None:
@@ -96,81 +96,81 @@ class Watchdog:
 
     @contextmanager
     def watching(self) -> Iterator[Watchdog]:
-        """Watch while the context lasts, in a thread, because a signal handler must not call into Ray."""
+        """Watch while the context lasts, in threads, because a signal handler must not call into Ray."""
 
         def remember(_signal: int, _frame: FrameType | None) -> None:
             self._stop_requested.set()
 
         former = signal.signal(signal.SIGTERM, remember)
-        watcher = threading.Thread(target=self._watch, name="run-watch", daemon=True)
+        watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         with self._progress:
             watcher.start()
-            threading.Thread(target=self._watch_token, name="token-watch", daemon=True).start()
+            threading.Thread(target=self._watch_token, name="token-watchdog", daemon=True).start()
             try:
                 yield self
             finally:
                 self._ended.set()
                 watcher.join()
-                self._guarded(self._look)
+                self._guarded(self._poll)
                 signal.signal(signal.SIGTERM, former)
 
     def _watch(self) -> None:
-        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            if not self._guarded(self._look_and_check):
-                take_all_stacks(self._signs.values())  # without the coordinator nobody could see them hang
+        while not self._ended.wait(POLL_SECONDS):
+            if not self._guarded(self._poll_and_check):
+                take_all_stacks(self._heartbeats.values())  # without the coordinator a hang would go unnoticed
                 return
 
     def _watch_token(self) -> None:
-        """Apart from the other watch, because storage may block without an end."""
-        while not self._ended.wait(SECONDS_BETWEEN_LEASE_CHECKS):
+        """In a thread of its own, because storage may block without an end."""
+        while not self._ended.wait(SECONDS_BETWEEN_TOKEN_CHECKS):
             self._guarded(self._check_token)
 
-    def _guarded(self, look: Callable[[], None]) -> bool:
-        """Look once; what fails in it, as a cluster that is silent for a while, must not end the watch.
+    def _guarded(self, poll: Callable[[], None]) -> bool:
+        """Poll once; what fails in it, as a cluster that does not answer for a while, must not end the watchdog.
 
         Returns:
-            whether there is anything left to look at.
+            whether there is anything left to watch.
         """
         try:
-            look()
+            poll()
         except ActorDiedError as error:
             self.lost = TrainingStoppedError(
                 f"the actor between driver and workers died ({error}); start the same command again"
             )
             return False
         except (RayError, StorageError, ValueError, KeyError) as error:
-            with self._telling:  # both watches look through here
-                told, self._told = self._told, True
-            if not told:
-                self.say(f"warning: the watch over the workers goes on after {type(error).__name__}: {error}")
+            with self._warning_lock:  # both threads come through here
+                warned, self._warned = self._warned, True
+            if not warned:
+                self.log(f"warning: the watchdog continues after {type(error).__name__}: {error}")
         return True
 
-    def _look_and_check(self) -> None:
+    def _poll_and_check(self) -> None:
         if self.stop_requested:
             self._acknowledge_stop()
             self.coordinator.request.remote(StopReason.REQUESTED)
-        self._look()
+        self._poll()
         if self._token is not None:
             self._check_for_hang(self._token)
             self._check_size()
 
     def _acknowledge_stop(self) -> None:
         if not self._acknowledged:
-            self.say("asked to stop: the step under way is finished and saved first")
+            self.log("stop requested: the current step is finished and saved first")
         self._acknowledged = True
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         lines: list[str]
         figures: list[dict[str, Any]]
-        signs: dict[int, Heartbeat]
-        lines, figures, steps, signs = ray.get(self.coordinator.take.remote())
+        heartbeats: dict[int, Heartbeat]
+        lines, figures, steps, heartbeats = ray.get(self.coordinator.take.remote())
         for line in lines:
-            self.say(line)
+            self.log(line)
         if self.lost is None:  # else another job sends these steps
             self._on_steps(figures)
-        if _places(signs) != _places(self._signs):
+        if _progress_of(heartbeats) != _progress_of(self._heartbeats):
             self._moved_at = time.monotonic()
-        self._signs, self._steps = signs, steps
+        self._heartbeats, self._steps = heartbeats, steps
         self._progress.update(self._task, completed=steps)
 
     def _check_token(self) -> None:
@@ -184,72 +184,74 @@ class Watchdog:
         if time.monotonic() - self._size_checked_at < SECONDS_BETWEEN_SIZE_CHECKS:
             return
         self._size_checked_at = time.monotonic()
-        # Workers can wait for ever for data that nobody has the CPUs to decode, after a host was lost.
+        # After a host was lost, workers can wait without an end for data that no CPU is left to decode.
         self._too_small = not self.capacity.has(self._workers)
         runs = self._steps > self._first_step  # before, CPUs may be free that its stream is about to take
         if self._too_small or (runs and self.capacity.may_grow(self._workers)):
             self.coordinator.request.remote(StopReason.RESIZED)
 
     def _most_minutes(self) -> float:
-        """How long the places may stay the same."""
-        if any(sign.activity is Activity.SAVING for sign in self._signs.values()):
-            return self._saving_minutes  # the writer has the same limit; a storage that blocks it does not let it tell
-        return min(self._hang_minutes, MINUTES_WITHOUT_ROOM) if self._too_small else self._hang_minutes
+        """How long the progress of all ranks may stay the same."""
+        if any(heartbeat.activity is Activity.SAVING for heartbeat in self._heartbeats.values()):
+            return (
+                self._saving_minutes
+            )  # the writer has the same limit; a storage that blocks it keeps it from reporting
+        return min(self._hang_minutes, MINUTES_WITHOUT_CAPACITY) if self._too_small else self._hang_minutes
 
     def _check_for_hang(self, token: FencingToken) -> None:
-        most_minutes, signs = self._most_minutes(), self._signs
+        most_minutes, heartbeats = self._most_minutes(), self._heartbeats
         if elapsed_minutes(self._moved_at) < most_minutes:
             return
-        if not signs:
+        if not heartbeats:
             self._moved_at = time.monotonic()
-            self.say(f"warning: no worker has given a sign of life for {most_minutes:g} minutes; waiting for them")
+            self.log(f"warning: no heartbeat of any worker for {most_minutes:g} minutes; waiting for them")
             return
-        stacks = take_all_stacks(signs.values())
-        slow = [f"rank {rank}: never gave a sign of life" for rank in range(self._workers) if rank not in signs]
+        stacks = take_all_stacks(heartbeats.values())
+        slow = [f"rank {rank}: never sent a heartbeat" for rank in range(self._workers) if rank not in heartbeats]
         slow = slow or [
-            str(signs[rank]) + ("" if stacks[rank] else ", gave no stacks") for rank in slow_ranks(signs, stacks)
+            str(heartbeats[rank]) + ("" if stacks[rank] else ", no stacks") for rank in slow_ranks(heartbeats, stacks)
         ]
-        place = join(token.output, "hangs", f"generation-{token.generation:04d}.txt")
-        parts = [f"{sign}\n\n{stacks[rank] or 'gave no stacks'}\n" for rank, sign in sorted(signs.items())]
+        uri = join(token.output, "hangs", f"generation-{token.generation:04d}.txt")
+        parts = [f"{heartbeat}\n\n{stacks[rank] or 'no stacks'}\n" for rank, heartbeat in sorted(heartbeats.items())]
         reason = (
             f"the cluster has no capacity for {self._workers} workers and their data" if self._too_small else "a hang"
         )
-        self.say(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {'; '.join(slow)}; stacks: {place}")
+        self.log(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {'; '.join(slow)}; stacks: {uri}")
         self._moved_at = time.monotonic()
         try:
-            write_bytes(place, ("\n".join(parts)).encode())
+            write_bytes(uri, ("\n".join(parts)).encode())
         except StorageError as error:
-            self.say(f"warning: stacks not written: {error}\n" + "\n".join(parts))
+            self.log(f"warning: stacks not written: {error}\n" + "\n".join(parts))
 
 
-def _places(signs: Mapping[int, Heartbeat]) -> list[tuple[int, int, int]]:
-    return [sign.place for _, sign in sorted(signs.items())]
+def _progress_of(heartbeats: Mapping[int, Heartbeat]) -> list[tuple[int, int, int]]:
+    return [heartbeat.progress for _, heartbeat in sorted(heartbeats.items())]
 
 
-def take_all_stacks(signs: Collection[Heartbeat]) -> dict[int, str]:
+def take_all_stacks(heartbeats: Collection[Heartbeat]) -> dict[int, str]:
     """End the ranks' processes; their stacks by rank, empty for those that gave none."""
     taking = {}
-    for sign in signs:
-        there = NodeAffinitySchedulingStrategy(sign.node_id, soft=False)
+    for heartbeat in heartbeats:
+        there = NodeAffinitySchedulingStrategy(heartbeat.node_id, soft=False)
         task = ray.remote(num_cpus=0, max_retries=0)(take_stacks_and_kill).options(scheduling_strategy=there)
-        taking[task.remote(sign.pid, sign.stacks_path)] = sign.rank
+        taking[task.remote(heartbeat.pid, heartbeat.stacks_path)] = heartbeat.rank
     stacks = dict.fromkeys(taking.values(), "")
-    ready, _ = ray.wait(list(taking), num_returns=len(taking), timeout=SECONDS_FOR_A_HOST)
+    ready, _ = ray.wait(list(taking), num_returns=len(taking), timeout=SECONDS_FOR_STACKS_OF_A_HOST)
     for answer in ready:
         try:
             stacks[taking[answer]] = ray.get(answer)
-        except ray.exceptions.RayError:  # its host is gone: no stacks
+        except ray.exceptions.RayError:  # its host is lost: no stacks
             continue
     return stacks
 
 
-def slow_ranks(signs: Mapping[int, Heartbeat], stacks: Mapping[int, str]) -> list[int]:
+def slow_ranks(heartbeats: Mapping[int, Heartbeat], stacks: Mapping[int, str]) -> list[int]:
     """The ranks that the others wait for: outside any collective operation, or else the least far."""
 
     def waits(rank: int) -> bool:
         return waits_for_others(stack_of("train_worker", stacks[rank]))
 
-    keys = {rank: (waits(rank), sign.place) for rank, sign in signs.items()}
+    keys = {rank: (waits(rank), heartbeat.progress) for rank, heartbeat in heartbeats.items()}
     return sorted(rank for rank, key in keys.items() if key == min(keys.values()))
 
 

@@ -16,10 +16,10 @@ from jobs.core.cli import replace
 from jobs.core.config import field_type, load_config
 from jobs.core.errors import UserError
 from jobs.evaluate import EvaluateConfig
-from jobs.finetune import FinetuneConfig
 from jobs.prepare import PrepareConfig
-from jobs.pretrain import PretrainConfig
 from jobs.tag import TagConfig
+from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.pretrain_step import PretrainConfig
 from pipeline.storage.files import absolute, join
 
 COMMANDS: Mapping[str, type] = {

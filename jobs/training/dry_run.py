@@ -1,4 +1,4 @@
-"""What a training run would take, told before any GPU or Ray is taken; writes nothing."""
+"""Estimates of what a training run takes, before any GPU or Ray is used; writes nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
 from hiera_video.analysis.flops import complexity_of
-from jobs.checkpoints.store import complete_steps, read_journal
+from jobs.checkpoints.store import read_journal
 from jobs.core.init_source import is_registered, local_weights
-from jobs.runs.claim import pins_of
 from jobs.training.config import TrainConfig
-from jobs.training.driver import claimed_set, plan_job
-from jobs.training.loop import Phase, TrainingJob
+from jobs.training.job import Phase, TrainingJob, plan_job
+from jobs.training.start import Start
 
 GIB = 2**30
 FLOAT32_BYTES, BF16_BYTES = 4, 2
@@ -44,18 +43,17 @@ class PlanConfig:
                 raise ValueError(f"{key}={value}: must be positive; leave it out for the default")
 
 
-def dry_run_figures(config: TrainConfig, phase: Phase, plan: PlanConfig) -> dict[str, Any]:
+def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[str, Any]:
     """Length, speed that is needed, memory of one worker by ZeRO stage, and size of checkpoints.
 
     Raises:
         UserError: the set holds no clip to train on, or `init` names nothing.
-        StorageError: the set is missing or cannot be read.
     """
-    if config.init and not is_registered(config.init) and not pins_of(config.output):
-        with local_weights(config.init):  # is there
+    config, prepared = start.config, start.prepared
+    if config.init and not is_registered(config.init) and start.claim is None:
+        with local_weights(config.init):  # exists
             pass
-    prepared = claimed_set(config)
-    job = plan_job(config, phase, "dry run", "", prepared)
+    job = plan_job("dry run", "", config, phase, prepared)
     clips = prepared.num_clips("train", labelled_only=phase.labelled_only)
     views = job.total_steps * config.global_batch
     architecture: Any = phase.build_step(load_init=False).model.config
@@ -74,10 +72,10 @@ def dry_run_figures(config: TrainConfig, phase: Phase, plan: PlanConfig) -> dict
         "passes over the data, each of view.repeats views a clip": views / clips / config.view.repeats,
         "parameters": size.parameters,
         "multiply-adds a view, forward": f"{size.multiply_adds / 1e9:.4g} G",
-        **_speed(config, plan, job, size.multiply_adds),
+        **_speed(config, plan, job, start.cursor.step, size.multiply_adds),
         **{
-            f"GiB a worker, ZeRO {stage}{' (chosen)' * (stage == config.zero_stage)}": told
-            for stage, told in memory.items()
+            f"GiB a worker, ZeRO {stage}{' (chosen)' * (stage == config.zero_stage)}": gib
+            for stage, gib in memory.items()
         },
         "GiB a checkpoint": checkpoint_bytes(config, size.parameters) / GIB,
         # One is being written while the next one is gathered and waits; all workers read the same one.
@@ -110,8 +108,8 @@ def worker_memory(config: TrainConfig, parameters: int, bytes_per_view: int) -> 
         if stage in (1, 2):  # DeepSpeed updates a flat copy of this worker's share of the weights
             shares["optimizer"] += parts["weights"] / workers
         shares["activations"] = activations
-        told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in shares.items())
-        memory[stage] = f"{sum(shares.values()) / GIB:.2f} ({told})"
+        parts_gib = ", ".join(f"{name} {size / GIB:.2f}" for name, size in shares.items())
+        memory[stage] = f"{sum(shares.values()) / GIB:.2f} ({parts_gib})"
     return memory
 
 
@@ -124,9 +122,9 @@ def _moments(config: TrainConfig) -> int:
     return 2 if config.optimizer.name == "adamw" else 1
 
 
-def _speed(config: TrainConfig, plan: PlanConfig, job: TrainingJob, multiply_adds: int) -> dict[str, Any]:
+def _speed(config: TrainConfig, plan: PlanConfig, job: TrainingJob, done: int, multiply_adds: int) -> dict[str, Any]:
     """Views a second for the wanted duration, or the duration at the measured step."""
-    done, measured = _so_far(config, plan)
+    measured = plan.step_seconds or _journal_step_seconds(config, done)
     views = (job.total_steps - done) * config.global_batch
     figures: dict[str, Any] = {"steps done already": done} if done else {}
     if measured:
@@ -135,18 +133,16 @@ def _speed(config: TrainConfig, plan: PlanConfig, job: TrainingJob, multiply_add
         rate = config.global_batch / measured
     else:
         rate = views / (plan.hours * 3600)
-    told = "at that speed" if measured else f"needed to end in {plan.hours:g} hours"
+    basis = "at that speed" if measured else f"needed to end in {plan.hours:g} hours"
     return figures | {
-        f"views a second {told}": rate,
-        f"cores that decode, {told}": rate * DECODE_SECONDS_PER_VIEW,
-        f"model TFLOP/s {told}": rate * multiply_adds * 6 / 1e12,
+        f"views a second {basis}": rate,
+        f"cores that decode, {basis}": rate * DECODE_SECONDS_PER_VIEW,
+        f"model TFLOP/s {basis}": rate * multiply_adds * 6 / 1e12,
     }
 
 
-def _so_far(config: TrainConfig, plan: PlanConfig) -> tuple[int, float | None]:
-    """Steps that are saved under `output`, and seconds of a step: the configured ones, else the journal's median."""
-    done = max(complete_steps(config.output), default=0)
+def _journal_step_seconds(config: TrainConfig, done: int) -> float | None:
+    """Seconds of an optimizer step: the journal's median under `output`."""
     lines = [json.loads(line) for line in read_journal(config.output, done).splitlines()] if done else []
     rates = sorted(line["clips_per_second"] for line in lines)
-    seconds = config.global_batch / rates[len(rates) // 2] if rates else None
-    return done, plan.step_seconds or seconds
+    return config.global_batch / rates[len(rates) // 2] if rates else None

@@ -25,28 +25,32 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from jobs.checkpoints.store import Cursor, complete_steps, discard_after, newest_cursor
-from jobs.core.errors import StopRequestedError, TrainingStoppedError, storage_trouble_stops
+from jobs.core.errors import StopRequestedError, TrainingStoppedError, last_line, storage_trouble_stops
 from jobs.runs.fencing import FencingToken
 from jobs.runs.tracking import Run
 from jobs.supervision.capacity import WorkerCapacity
 from jobs.supervision.process_group import HostsByTheirAddress
 from jobs.supervision.watchdog import Watchdog
 from jobs.training.config import TrainConfig
-from jobs.training.loop import TrainingJob, WorkerResult, known_failures, train_worker
+from jobs.training.job import TrainingJob, WorkerResult
+from jobs.training.loop import known_failures, train_worker
 from pipeline.datasets.train import stream_cpus, stream_execution_options, training_stream
-from pipeline.shards.reader import open_prepared
 from pipeline.storage.files import StorageError
 
+START = Cursor()
 LEAST_READ_AHEAD_BYTES = 2 * 2**30
 MICRO_BATCHES_AHEAD = 4  # one is decoded, one waits for its turn in the order, two are fetched ahead by a worker
 
 
-def train(job: TrainingJob, token: FencingToken, run: Run) -> FencingToken:
-    """Run the job to its last step, going on from the newest checkpoint; returns when all steps are saved.
+def train(job: TrainingJob, token: FencingToken, run: Run, cursor: Cursor = START) -> FencingToken:
+    """Run the job to its last step, from the newest checkpoint on; returns when all steps are saved.
 
     Groups of workers follow each other: after a death, after a hang, with more or fewer workers. Ray Train could
     replace them itself, but its elastic groups take every CPU, also those that decoding needs, and are resized without
     a checkpoint.
+
+    Args:
+        cursor: the newest one when the start looked.
 
     Returns:
         the token of the last group.
@@ -57,7 +61,7 @@ def train(job: TrainingJob, token: FencingToken, run: Run) -> FencingToken:
     """
     config, failures = job.config, 0
     capacity = WorkerCapacity(config.worker_range, stream_cpus(config.decode_actors))
-    watch = Watchdog(
+    watchdog = Watchdog(
         job.command,
         job.total_steps,
         hang_minutes=config.hang_minutes,
@@ -65,39 +69,47 @@ def train(job: TrainingJob, token: FencingToken, run: Run) -> FencingToken:
         capacity=capacity,
         on_steps=partial(_track, run),
     )
-    with capacity.asked_for(), watch.watching():
-        cursor = _cut_back(config.output)
+    with capacity.requested(), watchdog.watching():
+        cursor = _cut_back(config.output, cursor)
         while cursor.step < job.total_steps:
-            workers = capacity.wait(config.hang_minutes * 60, echo=watch.say, given_up=lambda: watch.stop_requested)
-            if watch.stop_requested:
+            workers = capacity.wait(
+                config.hang_minutes * 60, echo=watchdog.log, given_up=lambda: watchdog.stop_requested
+            )
+            if watchdog.stop_requested:
                 raise _stopped_on_request(job)
-            watch.begin(token, workers, cursor.step)
-            run.look_again()  # the start that this one took over from may have sent steps meanwhile
+            watchdog.begin(token, workers, cursor.step)
+            run.refresh_known_steps()  # the start that this one took over from may have sent steps meanwhile
             try:
-                _run_group(job, token, watch, cursor, workers, run.run_id)
+                _run_group(job, token, watchdog, cursor, workers, run.run_id)
             except (ControllerError, TrainingFailedError, RayError) as error:  # the last: its controller died
                 no_capacity = isinstance(error, ControllerError) and capacity.could_not_start(workers)
                 failures += not no_capacity
-                if watch.stop_requested and not watch.lost:
+                if watchdog.stop_requested and not watchdog.lost:
                     raise _stopped_on_request(job) from error
-                if failures > config.max_failures or watch.lost:
-                    raise watch.lost or TrainingStoppedError(_what_happened(error, failures)) from error
-                watch.say(f"warning: {_what_happened(error, failures)}; going on from the last checkpoint")
-            watch.pause()
+                if failures > config.max_failures or watchdog.lost:
+                    raise watchdog.lost or TrainingStoppedError(_what_happened(error, failures)) from error
+                watchdog.log(f"warning: {_what_happened(error, failures)}; resuming from the last checkpoint")
+            watchdog.pause()
             gc.collect()  # the error holds the dead group's controller, too, in a circle
             token, cursor = _between_groups(token)
     return token
 
 
-def _cut_back(output: str) -> Cursor:
-    """Where the next group goes on from; torn checkpoints after it are deleted."""
-    cursor = newest_cursor(output)
+def _cut_back(output: str, known: Cursor = START) -> Cursor:
+    """Where the next group resumes; torn checkpoints after it are deleted.
+
+    Args:
+        known: a cursor that was read before the output was taken over; it counts unless more was saved since.
+    """
+    # Reading a cursor reads its whole checkpoint, to check the digests; listing the steps costs little.
+    newest = max(complete_steps(output), default=0)
+    cursor = known if known.step == newest else newest_cursor(output)
     discard_after(output, cursor.step)
     return cursor
 
 
 def _between_groups(token: FencingToken) -> tuple[FencingToken, Cursor]:
-    """The next generation and where it goes on from; storage that fails now is no mistake of the user's."""
+    """The next generation and where it resumes; storage that fails now is not the user's mistake."""
     with storage_trouble_stops():
         token.check()
         following = token.next_generation()
@@ -105,18 +117,20 @@ def _between_groups(token: FencingToken) -> tuple[FencingToken, Cursor]:
 
 
 def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
-    """How a run ends that was asked to stop while no worker could save any more."""
+    """How a run ends that was asked to stop while no worker could save."""
     try:
         step = max(complete_steps(job.config.output), default=0)
     except StorageError as error:
-        return TrainingStoppedError(f"asked to stop, and what is saved cannot be told: {error}")
+        return TrainingStoppedError(f"asked to stop, and what is saved cannot be read: {error}")
     if not step:
-        return TrainingStoppedError("asked to stop before the first checkpoint; the same command begins anew")
+        return TrainingStoppedError(
+            "asked to stop before the first checkpoint; the same command starts from the beginning"
+        )
     return _saved_and_stopped(job, step)
 
 
 def _saved_and_stopped(job: TrainingJob, step: int) -> StopRequestedError:
-    return StopRequestedError(f"saved at step {step} of {job.total_steps}; the same command goes on from there")
+    return StopRequestedError(f"saved at step {step} of {job.total_steps}; the same command resumes there")
 
 
 def _track(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -128,13 +142,13 @@ def _track(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _run_group(
-    job: TrainingJob, token: FencingToken, watch: Watchdog, cursor: Cursor, workers: int, run_id: str | None
+    job: TrainingJob, token: FencingToken, watchdog: Watchdog, cursor: Cursor, workers: int, run_id: str | None
 ) -> None:
     """One group of workers from the cursor to its end."""
     settings = {
         "job": job,
-        "coordinator": watch.coordinator,
         "token": token,
+        "coordinator": watchdog.coordinator,
         "start_step": cursor.step,
         "run_id": run_id,
     }
@@ -142,18 +156,18 @@ def _run_group(
         TorchTrainer(
             train_worker,
             train_loop_config=settings,
-            torch_config=HostsByTheirAddress(coordinator=watch.coordinator, generation=token.generation),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=watch.capacity.gpus),
+            torch_config=HostsByTheirAddress(coordinator=watchdog.coordinator, generation=token.generation),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=watchdog.capacity.gpus),
             run_config=RunConfig(
-                storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a fresh place for every group
+                storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a new folder for every group
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             ),
             datasets={"train": lambda: _stream(job, cursor)},
-            dataset_config=DataConfig(execution_options=stream_execution_options(_read_ahead(job, watch, workers))),
+            dataset_config=DataConfig(execution_options=stream_execution_options(_read_ahead(job, watchdog, workers))),
         ).fit()
-    result = watch.result()
-    if watch.lost or result is None:
-        raise watch.lost or TrainingStoppedError(f"{job.command}: the workers ended without a result")
+    result = watchdog.result()
+    if watchdog.lost or result is None:
+        raise watchdog.lost or TrainingStoppedError(f"{job.command}: the workers ended without a result")
     ended = WorkerResult(**result)
     if ended.failure:
         with suppress(StorageError):
@@ -169,12 +183,12 @@ def read_ahead_bytes(config: TrainConfig, workers: int) -> int:
     return max(LEAST_READ_AHEAD_BYTES, MICRO_BATCHES_AHEAD * (config.decode_actors + workers) * micro_batch)
 
 
-def _read_ahead(job: TrainingJob, watch: Watchdog, workers: int) -> int:
-    """`read_ahead_bytes`; said, where the cluster has no capacity for them."""
+def _read_ahead(job: TrainingJob, watchdog: Watchdog, workers: int) -> int:
+    """`read_ahead_bytes`, with a warning where the cluster has no capacity for them."""
     wanted = read_ahead_bytes(job.config, workers)
     capacity = ray.cluster_resources().get("object_store_memory", 0) / 2  # the share that Ray Data takes at most
     if wanted > capacity:
-        watch.say(
+        watchdog.log(
             f"warning: micro_batch={job.config.micro_batch}, decode_actors={job.config.decode_actors}: decoding ahead "
             f"would take {wanted / 2**30:.1f} GiB, half of the object store is {capacity / 2**30:.1f}: decoders "
             "may wait; use less of either, or start Ray with a larger --object-store-memory"
@@ -195,19 +209,15 @@ def _own_interrupt() -> Iterator[None]:
 def _what_happened(error: Exception, failures: int) -> str:
     """One line on why a group of workers died."""
     causes = getattr(error, "worker_failures", {})
-    ranks = ", ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items()))
-    return f"workers died ({ranks or _last_line(error)}; failure {failures})"
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    ranks = ", ".join(f"rank {rank}: {last_line(cause)[:300]}" for rank, cause in sorted(causes.items()))
+    return f"workers died ({ranks or last_line(error)[:300]}; failure {failures})"
 
 
 def _stream(job: TrainingJob, cursor: Cursor) -> ray.data.Dataset:
     """The micro-batches from the cursor to the end of the run."""
     config = job.config
     return training_stream(
-        open_prepared(config.data, job.data_version),
+        job.prepared,
         config.views,
         seed=config.seed,
         micro_batch=config.micro_batch,

@@ -1,5 +1,5 @@
-"""The journal of a training run: one JSON line an optimizer step, which the driver also hands to MLflow, and a
-printed line now and then."""
+"""The journal of a training run: one JSON line an optimizer step, which the driver also sends to MLflow, and a
+printed line every few steps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from jobs.training.mfu import utilisation
 from jobs.training.micro_batch import MicroBatch
 
 T = TypeVar("T")
-NOT_SURE_TO_COME_AGAIN = ("timeout", "crashed", "out_of_memory", "missing")
-"""Reasons that a view failed for which a resumed run might not meet: load, memory, an object that came back."""
+MAY_NOT_REPEAT = ("timeout", "crashed", "out_of_memory", "missing")
+"""Failures that a resumed run might not meet: they depend on load, memory, an object that is missing for a while."""
 
 
 class Journal:
@@ -29,7 +29,7 @@ class Journal:
         coordinator: where lines, figures and progress go.
         multiply_adds: of all that a step does with one view; None when unknown.
         peak: TFLOP/s of one rank's device; None when unknown.
-        timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not come again.
+        timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not repeat.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Journal:
             failures = gather_in_stream_order([batch.failures for batch in consumed])
             figures["failures"] = [failure._asdict() for failure in failures]
             self.timed_out += [
-                (failure.epoch, failure.sample_id) for failure in failures if failure.reason in NOT_SURE_TO_COME_AGAIN
+                (failure.epoch, failure.sample_id) for failure in failures if failure.reason in MAY_NOT_REPEAT
             ]
         used = utilisation(figures["clips_per_second"], self._multiply_adds, dist.get_world_size(), self._peak)
         if used is not None:
@@ -128,10 +128,10 @@ class Journal:
             f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
             f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  "
             f"MFU {_percent(figures.get('model_flop_utilisation'))}  memory {_memory_gib():.2f} GiB"
-            f"{self._left()}{_told(figures.get('validation', {}))}"
+            f"{self._remaining()}{_validation_text(figures.get('validation', {}))}"
         )
 
-    def _left(self) -> str:
+    def _remaining(self) -> str:
         """How long the rest takes at the speed since the workers started."""
         seconds = (time.perf_counter() - self._began) / (self.step - self._first_step)
         minutes = (self._total_steps - self.step) * seconds / 60
@@ -146,11 +146,11 @@ def gather_in_stream_order(mine: Sequence[Sequence[T]]) -> list[T]:
     return list(chain.from_iterable(chain.from_iterable(dealt)))
 
 
-def _told(validation: Mapping[str, Any]) -> str:
-    """The figures on held-out clips, for the printed line."""
+def _validation_text(validation: Mapping[str, Any]) -> str:
+    """The validation figures, for the printed line."""
     figures = {key: value for key, value in validation.items() if key != "seconds" and isinstance(value, float)}
-    told = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
-    return f"  held out: {told}" if told else ""
+    text = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
+    return f"  validation: {text}" if text else ""
 
 
 def _percent(share: float | None) -> str:

@@ -1,6 +1,6 @@
 """The one training loop, for both phases: Ray Train starts the workers, DeepSpeed takes the steps.
 
-Pretraining and fine-tuning hand in a `Phase`: how to build the model and how a micro-batch becomes a loss. All else
+Pretraining and fine-tuning pass a `Phase`: how to build the model and how a micro-batch becomes a loss. All else
 is here: the stream of micro-batches, accumulation to the global batch, the learning rate, journal, checkpoints,
 resume. What is drawn depends on (seed, purpose, sample or step) and never on a rank, so neither the number of
 workers nor a restart changes the run.
@@ -9,18 +9,15 @@ workers nor a restart changes the run.
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import deepspeed
 import ray.train
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiera_video.optimization import build_optimizer, learning_rate_at, scaled_learning_rate, set_learning_rate
 from jobs.checkpoints.background_writer import CheckpointWriter
@@ -33,165 +30,155 @@ from jobs.checkpoints.optimizer_state import (
 from jobs.checkpoints.store import Checkpoint, read_checkpoint
 from jobs.runs.fencing import FencingToken
 from jobs.supervision.coordinator import Activity, CoordinatorClient, StopReason
-from jobs.training.config import TrainConfig
+from jobs.training.agreement import Agreed, Agreement
+from jobs.training.job import TrainingJob, WorkerResult
 from jobs.training.journal import Journal, gather_in_stream_order
 from jobs.training.mfu import peak_tflops
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns, one_ahead
+from jobs.training.step import TrainStep
 from jobs.training.validation import Validator
 from pipeline.datasets.train import iter_micro_batches
 from pipeline.seeds import derive_seed
-from pipeline.shards.reader import open_prepared
 
-logger = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_NOTICES = 5.0
+NO_FRAMES = torch.empty(0, dtype=torch.uint8)
 
 
-class Phase(Protocol):
-    """What pretraining and fine-tuning do not share. Instances travel to the workers, so they stay small."""
+class StepTaken(NamedTuple):
+    """What one optimizer step of this rank did."""
 
-    @property
-    def config(self) -> TrainConfig:
-        """What it was made of, with an `init` that workers can read."""
-        ...
-
-    @property
-    def labelled_only(self) -> bool:
-        """Whether the stream leaves unlabelled clips out."""
-        ...
-
-    def build_step(self, *, load_init: bool) -> TrainStep:
-        """The model, filled from the configured weights if wanted, inside the module that computes its loss.
-
-        Raises:
-            ValueError: the configuration or the weights do not fit.
-        """
-        ...
-
-
-class TrainStep(nn.Module):
-    """A model with its loss; subclasses say what ``forward`` does with a micro-batch."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """The loss of a micro-batch: a scalar, the mean over its samples."""
-        raise TypeError(f"{type(self).__name__} must say how its loss is computed")
-
-    def measure(self, batch: MicroBatch) -> Mapping[str, float]:
-        """Figures of one held-out view, without any draw that depends on the step; none: nothing is measured."""
-        return {}
-
-    def multiply_adds(self) -> int | None:
-        """Of a step, forward and backward, over one view, as the model's shapes ask for; None: unknown."""
-        return None
-
-    def embed(self, batch: MicroBatch) -> Tensor | None:
-        """Features ``[B, C]`` of the encoder, for a nearest-neighbour probe; None: no probe."""
-        return None
-
-    def picture(self, frames: Tensor, path: Path) -> bool:
-        """Draw what the model makes of ``[B, T, H, W, 3]`` into a PNG; False: there is nothing to draw."""
-        return False
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """All that a worker needs; picklable."""
-
-    config: TrainConfig
-    phase: Phase
-    total_steps: int
-    warmup_steps: int
-    command: str
-    run_key: str
-    data_version: int
-    steps_between_measurements: int
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches in a global batch."""
-        return self.config.global_batch // self.config.micro_batch
-
-
-@dataclass(frozen=True)
-class WorkerResult:
-    """How a rank's loop ended."""
-
-    step: int
-    """Optimizer steps that are saved."""
-    stopped: bool = False
-    """Whether it was asked to stop (SIGTERM, pre-emption)."""
-    failure: str = ""
-    """Why training cannot go on, when it cannot; starting the workers anew would not help."""
+    learning_rate: float
+    loss: Tensor
+    """Mean over this rank's micro-batches, a scalar; not a number when the step was not sound."""
+    consumed: list[MicroBatch]
+    """This rank's micro-batches, without their frames."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """What every rank runs: from a checkpoint to the last step, or until there is a reason to end."""
-    job: TrainingJob = settings["job"]
-    token: FencingToken = settings["token"]
-    config = job.config
-    torch.set_num_threads(config.threads_per_worker)
-    coordinator = CoordinatorClient(settings["coordinator"], _rank(), token.generation)
-    checkpoint = _checkpoint(config.output, settings["start_step"])
-    engine = _engine(job, checkpoint)
-    log = _step_log(job, checkpoint, coordinator, engine)
-    del checkpoint  # on every rank as large as weights and optimizer state together
-    writer = CheckpointWriter(config.checkpoint, token)
-    agreement = Agreement(coordinator, writer)
-    validation = _validator(job, engine.device, log, coordinator)
-    batches = one_ahead(_batches(job, log.step, engine.device), engine.device)
-    stop_reason, consumed = StopReason.NONE, list[MicroBatch]()
+    """What every rank runs: from a checkpoint to the last step, or until there is a reason to stop.
 
-    while log.step < job.total_steps and stop_reason is StopReason.NONE:
-        learning_rate = _learning_rate(job, log.step)
-        set_learning_rate(engine.optimizer, learning_rate)
-        losses, consumed = [], []
-        for turn in range(engine.gradient_accumulation_steps()):
-            coordinator.mark(log.step, turn, Activity.WAITING_FOR_DATA)
-            batch = log.next_batch(batches)
-            coordinator.mark(log.step, turn, Activity.FORWARD)
-            loss = engine(batch)
-            coordinator.mark(log.step, turn, Activity.BACKWARD)
-            engine.backward(loss)
-            engine.step()  # takes a step only when the global batch is complete
-            losses.append(loss.detach())
-            consumed.append(batch)
-
-        coordinator.mark(log.step, len(losses), Activity.AGREEING)
-        # A finite loss may have gradients that are not: neither what they made of the weights nor a lost step is saved.
-        sound_loss = torch.where(step_was_sound(engine), torch.stack(losses).mean(), torch.nan)
-        mean_loss, failed_views, due, stop_reason = agreement(sound_loss, consumed, log.step + 1)
-        if stop_reason is StopReason.NOT_FINITE or failed_views == config.global_batch:
-            stop_reason = max(stop_reason, StopReason.UNDECODABLE)
+    Args:
+        settings: the arguments of `Worker`.
+    """
+    worker = Worker(**settings)
+    while worker.continues:
+        taken = worker.step()
+        agreed = worker.agree(taken)
+        if agreed.step_is_lost:  # the weights may be spoiled: the newest checkpoint is from before this step
             break
-        measured = validation(log.step + 1, gather_weights(engine)) if validation.due(log.step + 1) else {}
-        log.record(mean_loss, learning_rate, consumed, failed_views=failed_views, validation=measured)
-        if due or measured or stop_reason in (StopReason.REQUESTED, StopReason.RESIZED) or log.step == job.total_steps:
-            state = _state(job, engine, log, settings.get("run_id"), validation.metric(measured))
-            if _rank() == 0:
-                coordinator.mark(log.step, 0, Activity.SAVING)
-                writer.save(state, log.take_lines())
+        figures = worker.measure()
+        worker.record(taken, agreed, figures)
+        worker.save(agreed, figures)
+    worker.finish()
 
-    failure = _failure(stop_reason, log.step, consumed)
-    coordinator.mark(log.step, 0, Activity.SAVING)
-    writer.finish()
-    stopped = stop_reason is StopReason.REQUESTED and log.step < job.total_steps
-    result = WorkerResult(log.step, stopped, failure or writer.failure)
-    if _rank() == 0:
-        coordinator.end(result)
-    coordinator.close()
+
+class Worker:
+    """The services of one rank. Methods that involve other ranks are called by all ranks alike, in the same order.
+
+    Args:
+        coordinator: handle of the `jobs.supervision.coordinator.Coordinator`.
+        start_step: the step whose checkpoint the driver found; the stream begins there.
+        run_id: of the MLflow run, to be kept in checkpoints.
+    """
+
+    def __init__(
+        self, job: TrainingJob, token: FencingToken, coordinator: Any, start_step: int, run_id: str | None
+    ) -> None:
+        torch.set_num_threads(job.config.threads_per_worker)
+        self._job, self._run_id, self._saves = job, run_id, _rank() == 0
+        self._coordinator = CoordinatorClient(coordinator, _rank(), token.generation)
+        checkpoint = _checkpoint(job.config.output, start_step)
+        self._engine = _engine(job, checkpoint)
+        self._journal = _journal(job, checkpoint, self._coordinator, self._engine)
+        del checkpoint  # on every rank as large as weights and optimizer state together
+        self._writer = CheckpointWriter(job.config.checkpoint, token)
+        self._agreement = Agreement(self._coordinator, self._writer, job.config.global_batch)
+        self._validator = _validator(job, self._engine.device, self._journal, self._coordinator)
+        self._batches = one_ahead(_batches(job, self._journal.step, self._engine.device), self._engine.device)
+        self._stop_reason, self._failure = StopReason.NONE, ""
+
+    @property
+    def continues(self) -> bool:
+        """Whether there is a step left, and no reason to stop before it."""
+        return self._journal.step < self._job.total_steps and self._stop_reason is StopReason.NONE
+
+    def step(self) -> StepTaken:
+        """Take one optimizer step: this rank's micro-batches of the global batch, forward and backward."""
+        learning_rate = _learning_rate(self._job, self._journal.step)
+        set_learning_rate(self._engine.optimizer, learning_rate)
+        losses, consumed = list[Tensor](), list[MicroBatch]()
+        for micro_batch in range(self._engine.gradient_accumulation_steps()):
+            self._mark(Activity.WAITING_FOR_DATA, micro_batch)
+            batch = self._journal.next_batch(self._batches)
+            self._mark(Activity.FORWARD, micro_batch)
+            loss = self._engine(batch)
+            self._mark(Activity.BACKWARD, micro_batch)
+            self._engine.backward(loss)
+            self._engine.step()  # takes a step only when the global batch is complete
+            losses.append(loss.detach())
+            consumed.append(replace(batch, frames=NO_FRAMES))  # the journal needs no pixels, the device its memory
+        self._mark(Activity.AGREEING, len(losses))
+        # A finite loss may have gradients that are not: neither what they made of the weights nor a lost step is saved.
+        sound_loss = torch.where(step_was_sound(self._engine), torch.stack(losses).mean(), torch.nan)
+        return StepTaken(learning_rate, sound_loss, consumed)
+
+    def agree(self, taken: StepTaken) -> Agreed:
+        """Reduce what the ranks know of the step, and whether it is the last one."""
+        agreed = self._agreement(taken.loss, taken.consumed, self._journal.step + 1)
+        self._stop_reason = agreed.stop_reason
+        self._failure = _failure(agreed.stop_reason, self._journal.step, taken.consumed)
+        return agreed
+
+    def measure(self) -> dict[str, Any]:
+        """Validation figures, when they are due after this step."""
+        step = self._journal.step + 1
+        return self._validator(step, gather_weights(self._engine)) if self._validator.due(step) else {}
+
+    def record(self, taken: StepTaken, agreed: Agreed, figures: Mapping[str, Any]) -> None:
+        """Close the step in the journal."""
+        self._journal.record(
+            agreed.loss, taken.learning_rate, taken.consumed, failed_views=agreed.failed_views, validation=figures
+        )
+
+    def save(self, agreed: Agreed, figures: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint, when one is due, measured, the last, or asked for by a stop or a resize."""
+        last = self._journal.step == self._job.total_steps
+        stops = self._stop_reason in (StopReason.REQUESTED, StopReason.RESIZED)
+        if not (agreed.checkpoint_due or figures or last or stops):
+            return
+        checkpoint = self._gathered(self._validator.metric(figures))
+        if self._saves:
+            self._mark(Activity.SAVING)
+            self._writer.save(checkpoint, self._journal.take_lines())
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint to be written, and report how the loop ended."""
+        self._mark(Activity.SAVING)
+        self._writer.finish()
+        stopped = self._stop_reason is StopReason.REQUESTED and self._journal.step < self._job.total_steps
+        result = WorkerResult(self._journal.step, stopped, self._failure or self._writer.failure)
+        if _rank() == 0:
+            self._coordinator.end(result)
+        self._coordinator.close()
+
+    def _mark(self, activity: Activity, micro_batch: int = 0) -> None:
+        self._coordinator.mark(self._journal.step, micro_batch, activity)
+
+    def _gathered(self, metric: float | None) -> Checkpoint:
+        """All that the run needs to resume, whole on the rank that saves."""
+        weights = gather_weights(self._engine, keep=self._saves)
+        optimizer = gather_optimizer_state(self._engine, keep=self._saves)
+        step, journal = self._journal.step, self._journal
+        extra = {"run_key": self._job.run_key, "mlflow_run_id": self._run_id, "timed_out": journal.timed_out}
+        return Checkpoint(step, step * self._job.config.global_batch, weights, optimizer, extra, metric)
 
 
 def known_failures(extra: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """(epoch, sample id) of the views whose decoding took too long, so that a resumed run decides alike."""
+    """(epoch, sample id) of the views whose decoding took too long, so that a resumed run makes the same decision."""
     return [(epoch, sample) for epoch, sample in extra.get("timed_out", [])]
 
 
 def _checkpoint(output: str, step: int) -> Checkpoint | None:
-    """The checkpoint that the driver found, and cut the stream at; none for a run that begins."""
+    """The checkpoint that the driver found, and where the stream begins; none for a new run."""
     if step == 0:
         return None
     checkpoint = read_checkpoint(output, step)
@@ -223,8 +210,8 @@ def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
     return engine
 
 
-def start_engine(step: TrainStep, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
-    """DeepSpeed's engine around a step, in a process group that stands.
+def start_engine(step: TrainStep[Any], optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around a step, in an initialised process group.
 
     Without DeepSpeed's own compiled operations: on a CPU every worker would build shared-memory sums, which only
     inference uses. That takes half a minute, and a worker killed meanwhile leaves a lock file behind, for which every
@@ -243,7 +230,7 @@ def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterato
         step, index = start_step + number // job.micro_batches, number % job.micro_batches
         position = step * config.global_batch + index * config.micro_batch
         if int(columns["position"][0]) != position:
-            raise RuntimeError(f"the stream delivered position {columns['position'][0]} where {position} was due")
+            raise RuntimeError(f"the stream delivered position {columns['position'][0]} where {position} was expected")
         yield micro_batch_from_columns(columns, seed=config.seed, step=step, index=index, device=device)
 
 
@@ -257,10 +244,10 @@ def _learning_rate(job: TrainingJob, step: int) -> float:
     )
 
 
-def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, coordinator: CoordinatorClient, engine: Any) -> Journal:
+def _journal(job: TrainingJob, checkpoint: Checkpoint | None, coordinator: CoordinatorClient, engine: Any) -> Journal:
     config = job.config
     if _rank() == 0:
-        logging.getLogger().addHandler(coordinator)
+        logging.getLogger().addHandler(coordinator)  # warnings of this process reach the terminal
     return Journal(
         start_step=checkpoint.step if checkpoint else 0,
         total_steps=job.total_steps,
@@ -274,57 +261,11 @@ def _step_log(job: TrainingJob, checkpoint: Checkpoint | None, coordinator: Coor
     )
 
 
-class Agreement:
-    """What all ranks must know alike after a step, in one reduction: loss, failures, checkpoints, reasons to end."""
-
-    def __init__(self, coordinator: CoordinatorClient, writer: CheckpointWriter) -> None:
-        self._coordinator, self._writer = coordinator, writer
-        self._notice_asked_at = time.monotonic()
-
-    def __call__(self, loss: Tensor, consumed: Sequence[MicroBatch], step: int) -> tuple[float, int, bool, StopReason]:
-        """Mean loss, number of failed views, whether a checkpoint is due, the reason to end: same on every rank.
-
-        Args:
-            loss: mean over this rank's micro-batches, a scalar.
-            consumed: this rank's micro-batches.
-            step: optimizer steps done.
-        """
-        self._writer.look()
-        stop_request = StopReason.UNSAVED if self._writer.failure else self._coordinator.stop_request()
-        failed_views = sum(len(batch.failures) for batch in consumed)
-        votes = [stop_request is reason for reason in StopReason]
-        # Clocks differ between ranks; the first one decides what is due.
-        first_decides = [self._writer.due(step), self._may_ask_for_notice()] if _rank() == 0 else [False, False]
-        figures = torch.tensor([0, failed_views, *first_decides, *votes], dtype=torch.float64, device=loss.device)
-        figures[0] = loss / dist.get_world_size()
-        dist.all_reduce(figures)
-        mean_loss, failed, due, ask, *counted = figures.tolist()
-        stop_reason = max(reason for reason in StopReason if counted[reason] or reason is StopReason.NONE)
-        if ask and self._preempted():
-            stop_reason = max(stop_reason, StopReason.REQUESTED)
-        if not math.isfinite(mean_loss):
-            stop_reason = StopReason.NOT_FINITE
-        return mean_loss, int(failed), bool(due), stop_reason
-
-    def _may_ask_for_notice(self) -> bool:
-        """Asking waits for all ranks, so it is done now and then only."""
-        if time.monotonic() - self._notice_asked_at < SECONDS_BETWEEN_NOTICES:
-            return False
-        self._notice_asked_at = time.monotonic()
-        return True
-
-    def _preempted(self) -> bool:
-        notice = ray.train.get_preemption_info()
-        if notice is not None and _rank() == 0:
-            logger.warning("a host is about to be taken away (ranks %s); saving and stopping", notice.preempted_ranks)
-        return notice is not None
-
-
-def _validator(job: TrainingJob, device: torch.device, log: Journal, coordinator: CoordinatorClient) -> Validator:
+def _validator(job: TrainingJob, device: torch.device, journal: Journal, coordinator: CoordinatorClient) -> Validator:
     config = job.config
     return Validator(
         config.validation,
-        open_prepared(config.data, job.data_version),
+        job.prepared,
         lambda: job.phase.build_step(load_init=False),
         view=config.views,
         decode=config.decode,
@@ -334,25 +275,17 @@ def _validator(job: TrainingJob, device: torch.device, log: Journal, coordinator
         output=config.output,
         labelled_only=job.phase.labelled_only,
         seed=config.seed,
-        on_clip=lambda clip: coordinator.mark(log.step, clip, Activity.MEASURING),
+        on_clip=lambda clip: coordinator.mark(journal.step, clip, Activity.MEASURING),
     )
 
 
-def _state(job: TrainingJob, engine: Any, log: Journal, run_id: str | None, metric: float | None) -> Checkpoint:
-    """All that the run needs to go on, whole on the rank that saves; all ranks must call it."""
-    saves = _rank() == 0
-    weights, optimizer = gather_weights(engine, keep=saves), gather_optimizer_state(engine, keep=saves)
-    extra = {"run_key": job.run_key, "mlflow_run_id": run_id, "timed_out": log.timed_out}
-    return Checkpoint(log.step, log.step * job.config.global_batch, weights, optimizer, extra, metric)
-
-
 def _failure(stop_reason: StopReason, step: int, consumed: Sequence[MicroBatch]) -> str:
-    """What to tell the person when the batch is why training cannot go on, else nothing; all ranks must call it."""
+    """Why training cannot continue when the batch is the reason, else nothing; all ranks must call it."""
     if stop_reason is StopReason.NOT_FINITE:
         samples = gather_in_stream_order([batch.sample_ids for batch in consumed])
         return (
             f"step {step + 1}: the loss or its gradient is not finite; samples of this batch: {', '.join(samples)}; "
-            "checkpoints are kept: lower optimizer.learning_rate, set optimizer.clip_gradient_norm, or look at these "
+            "checkpoints are kept: lower optimizer.learning_rate, set optimizer.clip_gradient_norm, or check these "
             "clips"
         )
     if stop_reason is StopReason.UNDECODABLE:

@@ -94,11 +94,11 @@ def one_ahead(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[M
             return next(batches, None)
 
     try:
-        coming = thread.submit(fetch)
-        while (batch := coming.result()) is not None:
+        pending = thread.submit(fetch)
+        while (batch := pending.result()) is not None:
             if side is not None:
                 _hand_over(batch, side)
-            coming = thread.submit(fetch)
+            pending = thread.submit(fetch)
             yield batch
     finally:
         thread.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""What a model under training is worth: its loss on held-out clips, and a nearest-neighbour probe of its encoder.
+"""Validation during training: the loss on clips that are not trained on, and a nearest-neighbour probe of the encoder.
 
-Measured now and then by all ranks on a copy of the model, so that nothing of the training itself is touched: no random
-number, no gradient, no buffer of DeepSpeed's. Clips, masks and draws are the same every time and go one by one, so the
+Measured at intervals by all ranks on a copy of the model, so that training itself is not touched: no random number, no
+gradient, no buffer of DeepSpeed's. Clips, masks and draws are the same every time and go one by one, so the
 figures depend neither on the number of workers nor on restarts.
 """
 
@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiera_video.metrics.knn_probe import nearest_neighbour_top1
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.training.micro_batch import MicroBatch
+from jobs.training.step import TrainStep
 from pipeline.datasets.validation import FixedView, fixed_views
 from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import ViewConfig
-from pipeline.schema import UNLABELLED
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError, join, write_bytes
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 PICTURE_CLIPS = 6
 LOSS, TOP1, KNN_TOP1 = "loss", "top1", "knn_top1"
 BestBy = Literal["loss", "top1", "knn_top1"]
-CUT_SHORT = "cut_short"  # storage did not give all clips
+CUT_SHORT = "cut_short"  # storage did not deliver all clips
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class ProbedValidationConfig(ValidationConfig):
 
 
 def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_only: bool) -> None:
-    """Say what of the wishes a set cannot give.
+    """Warn of what a set cannot be measured on.
 
     Raises:
-        UserError: what was asked for by its name is not there.
+        UserError: what was requested by name does not exist.
     """
     if not config.clips:
         return
@@ -106,27 +106,9 @@ def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_o
     voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
     if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
         raise UserError(
-            f"validation.best_by={KNN_TOP1}: takes labelled clips, held out and not, and validation.knn_clips="
+            f"validation.best_by={KNN_TOP1}: needs labelled training and validation clips, and validation.knn_clips="
             f"{config.knn_clips} above 0; use {LOSS}"
         )
-
-
-class Measurable(Protocol):
-    """What a training step offers to be measured; see `jobs.training.loop.TrainStep`."""
-
-    model: nn.Module
-
-    def measure(self, batch: MicroBatch) -> Mapping[str, float]:
-        """Figures of a batch of one held-out view; none: this step cannot be measured."""
-        ...
-
-    def embed(self, batch: MicroBatch) -> Tensor | None:
-        """Features ``[B, C]`` of the encoder; None: no probe."""
-        ...
-
-    def picture(self, frames: Tensor, path: Path) -> bool:
-        """Draw what the model makes of ``[B, T, H, W, 3]`` into a PNG; False: there is nothing to draw."""
-        ...
 
 
 class Probe(NamedTuple):
@@ -150,14 +132,14 @@ class Validator:
         device: where the copy computes.
         output: where pictures go.
         seed: the run's, for masks and draws.
-        on_clip: called before every clip, as a sign of life.
+        on_clip: called before every clip, as progress.
     """
 
     def __init__(
         self,
         config: ValidationConfig,
         prepared: PreparedSet,
-        build: Callable[[], Measurable],
+        build: Callable[[], TrainStep[Any]],
         *,
         view: ViewConfig,
         decode: DecodeConfig,
@@ -184,7 +166,7 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Figures for the journal: `loss`, and what else the step tells; `knn_top1`; `seconds`; `picture`.
+        """Figures for the journal: `loss` and others of the step; `knn_top1`; `seconds`; `picture`.
 
         Args:
             step: optimizer steps done.
@@ -218,15 +200,15 @@ class Validator:
         self._copy.model.load_state_dict(weights)
         return self._copy
 
-    def _measured(self, copy: Measurable, shown: list[Tensor]) -> Iterator[tuple[int, Mapping[str, float]]]:
-        """Number and figures of this rank's held-out clips; keeps the first few pictures."""
+    def _measured(self, copy: TrainStep[Any], shown: list[Tensor]) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """Number and figures of this rank's validation clips; keeps the first few pictures."""
         for clip in self._clips(self._config.split, self._config.clips, labelled_only=self._labelled_only):
             batch = self._batch(clip)
             if len(shown) < PICTURE_CLIPS:
                 shown.append(batch.frames[0].cpu())
             yield clip.number, copy.measure(batch)
 
-    def _probed(self, copy: Measurable) -> dict[str, float]:
+    def _probed(self, copy: TrainStep[Any]) -> dict[str, float]:
         bank, queries = (_gathered([*self._probes(copy, split)]) for split in ("train", self._config.split))
         if not bank or not queries:
             return {}
@@ -234,14 +216,14 @@ class Validator:
         labels = [torch.tensor([probe.label for probe in probes]) for probes in (bank, queries)]
         return {KNN_TOP1: nearest_neighbour_top1(features[0], labels[0], features[1], labels[1])}
 
-    def _probes(self, copy: Measurable, split: str) -> Iterator[Probe]:
+    def _probes(self, copy: TrainStep[Any], split: str) -> Iterator[Probe]:
         for clip in self._clips(split, self._config.knn_clips, labelled_only=True):
             features = copy.embed(self._batch(clip))
             if features is not None:
                 yield Probe(clip.number, clip.label, features[0].float().cpu().numpy())
 
     def _clips(self, split: str, count: int, *, labelled_only: bool) -> Iterator[FixedView]:
-        """This rank's share; storage that does not answer ends it early, and is told."""
+        """This rank's share; storage that does not answer ends it early, with a warning."""
         clips = fixed_views(
             self._prepared,
             self._view,
@@ -258,7 +240,7 @@ class Validator:
                 yield clip
         except StorageError as error:
             self._cut_short = True
-            logger.warning("measured on fewer held-out clips, so not compared with other checkpoints: %s", error)
+            logger.warning("measured on fewer validation clips, so not compared with other checkpoints: %s", error)
 
     def _batch(self, clip: FixedView) -> MicroBatch:
         return MicroBatch(
@@ -272,23 +254,18 @@ class Validator:
             index=clip.number,
         )
 
-    def _drawn(self, copy: Measurable, shown: list[Tensor], step: int) -> dict[str, str]:
-        place = join(self._output, "pictures", f"step-{step:08d}.png")
+    def _drawn(self, copy: TrainStep[Any], shown: list[Tensor], step: int) -> dict[str, str]:
+        uri = join(self._output, "pictures", f"step-{step:08d}.png")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture.png"
             if not copy.picture(torch.stack(shown).to(self._device), path):
                 return {}
             try:
-                write_bytes(place, path.read_bytes())
+                write_bytes(uri, path.read_bytes())
             except StorageError as error:
                 logger.warning("no picture of step %d: %s", step, error)
                 return {}
-        return {"picture": place}
-
-
-def labelled(batch: MicroBatch) -> bool:
-    """Whether every view has a label."""
-    return bool((batch.labels != UNLABELLED).all())
+        return {"picture": uri}
 
 
 def _gathered(mine: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`model` and `model_overrides`: from a preset's name and changes to the architecture, with mistakes told by key."""
+"""`model` and `model_overrides`: from a preset's name and changes to the model config; mistakes are named by key."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hiera_video.models.config import HieraConfig, MaskedAutoencoderConfig
 from hiera_video.models.presets import model_config
+from jobs.core.errors import first_line
 
 OVERRIDES = "model_overrides"
 
@@ -50,7 +51,6 @@ def typed_override(config_class: type, key: str, value: Any) -> Any:
         OmegaConf.update(tree, key, value, merge=False)
         converted = cast(dict[str, Any], OmegaConf.to_container(tree))[key]
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         known = ", ".join(field.name for field in dataclasses.fields(config_class))
-        raise ValueError(f"{OVERRIDES}.{key}={value}: {reason}; known: {known}") from error
+        raise ValueError(f"{OVERRIDES}.{key}={value}: {first_line(error)}; known: {known}") from error
     return tuple(converted) if isinstance(converted, list) else converted

@@ -1,7 +1,7 @@
 """`init=models:/NAME@ALIAS` or `models:/NAME/VERSION`: weights that `jobs.register` put into the MLflow registry.
 
-The driver alone knows the registry. It fetches the file; what workers shall read is kept under `output`, named by its
-content, so that an alias that moves changes nothing there.
+Only the driver talks to the registry. It downloads the file; the copy that workers read is kept under `output`, named
+by its content, so that an alias that moves changes nothing there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from jobs.core.cli import echo
-from jobs.core.errors import UserError
+from jobs.core.errors import UserError, first_line
 from jobs.core.init_source import DIGEST_CHARACTERS, WEIGHTS, is_registered
 from jobs.runs.mlflow_sender import FAILURES
 from jobs.runs.tracking import TrackingConfig, tracking_client, tracking_uri
@@ -28,14 +28,14 @@ from pipeline.storage.files import exists, join, write_bytes
 IN_THE_MODEL = f"artifacts/{WEIGHTS}"
 KEPT = "initial"  # folder under an output
 NAMED = re.compile(r"models:/(?P<name>[^/:]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d{1,9}))")
-NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 SHOWN = 12
 REQUEST_TIMEOUT, DOWNLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 120  # a server fetches the whole file first
 
 
 @contextmanager
 def initial_file(init: str, tracking: TrackingConfig, output: str | None) -> Iterator[str]:
-    """A place that this process can read: a temporary copy of registered weights, any other ``init`` as it is.
+    """A path or URI that this process can read: a temporary copy of registered weights, any other ``init`` as it is.
 
     Raises:
         UserError: no such model, alias or version, none of `jobs.register`, or MLflow does not answer.
@@ -49,22 +49,21 @@ def initial_file(init: str, tracking: TrackingConfig, output: str | None) -> Ite
         try:
             file = _fetch(client, init, folder)
         except FAILURES as error:
-            answer = str(error).splitlines()[0]
             raise UserError(
-                f"tracking.uri={client.tracking_uri}: does not give init={init}: {answer}; check the server and run "
-                "the same command again"
+                f"tracking.uri={client.tracking_uri}: does not give init={init}: {first_line(error)}; check the "
+                "server and run the same command again"
             ) from error
         yield str(file)
 
 
 def keep_under(output: str, file: str) -> str:
-    """Copy a local weights file to where all workers can read it; returns the place."""
+    """Copy a local weights file to where all workers can read it; returns the copy's URI."""
     with Path(file).open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()[:DIGEST_CHARACTERS]
-    place = join(output, KEPT, f"{digest}.safetensors")
-    if not exists(place):
-        write_bytes(place, Path(file).read_bytes())
-    return place
+    uri = join(output, KEPT, f"{digest}.safetensors")
+    if not exists(uri):
+        write_bytes(uri, Path(file).read_bytes())
+    return uri
 
 
 def _refuse_new_database(uri: str | None) -> None:
@@ -82,16 +81,16 @@ def _fetch(client: MlflowClient, init: str, folder: str) -> Path:
     name, version = named["name"], _version(client, init, named)
     model = client.get_model_version_download_uri(name, version)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with _patience():
-        there = mlflow.artifacts.list_artifacts(join(model, "artifacts"), tracking_uri=client.tracking_uri)
-        if IN_THE_MODEL not in {entry.path for entry in there}:
+    with _long_timeout():
+        stored = mlflow.artifacts.list_artifacts(join(model, "artifacts"), tracking_uri=client.tracking_uri)
+        if IN_THE_MODEL not in {entry.path for entry in stored}:
             raise UserError(
                 f"init={init}: version {version} has no {IN_THE_MODEL}, which `python -m jobs.register` stores; give a "
                 "model that it registered, or a weights file"
             )
         echo(f"init={init} is version {version} of {name}")
-        place = join(model, IN_THE_MODEL)
-        return Path(mlflow.artifacts.download_artifacts(place, dst_path=folder, tracking_uri=client.tracking_uri))
+        uri = join(model, IN_THE_MODEL)
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=client.tracking_uri))
 
 
 def _version(client: MlflowClient, init: str, named: re.Match[str]) -> str:
@@ -101,26 +100,25 @@ def _version(client: MlflowClient, init: str, named: re.Match[str]) -> str:
             return str(client.get_model_version_by_alias(named["name"], named["alias"]).version)
         return str(client.get_model_version(named["name"], named["version"]).version)
     except MlflowException as error:
-        if error.error_code not in NOT_THERE:
+        if error.error_code not in MISSING:
             raise
-        answer = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"init={init}: {answer} at {client.tracking_uri}; {_what_there_is(client, named['name'])}"
+            f"init={init}: {first_line(error)} at {client.tracking_uri}; {_existing(client, named['name'])}"
         ) from error
 
 
-def _what_there_is(client: MlflowClient, name: str) -> str:
+def _existing(client: MlflowClient, name: str) -> str:
     models = {model.name: model for model in client.search_registered_models()}
     if name not in models:
-        return f"give one of the models there: {', '.join(list(models)[:SHOWN]) or 'none'}"
+        return f"give one of the existing models: {', '.join(list(models)[:SHOWN]) or 'none'}"
     aliases = [f"@{alias}" for alias in models[name].aliases]
     newest = [f"/{version.version} (the newest)" for version in models[name].latest_versions]
     return f"give one of models:/{name}...: {', '.join([*aliases[:SHOWN], *newest])}"
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Longer time-outs than those of the tracking, for one large answer."""
+def _long_timeout() -> Iterator[None]:
+    """Longer time-outs than those of tracking, for one large download."""
     former = os.environ[REQUEST_TIMEOUT]
     os.environ[REQUEST_TIMEOUT] = str(max(int(former), DOWNLOAD_SECONDS))
     try:

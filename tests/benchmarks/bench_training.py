@@ -33,15 +33,16 @@ from jobs import prepare
 from jobs.checkpoints.store import read_journal
 from jobs.core.config import load_config
 from jobs.core.ray_cluster import connect
-from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.runs.fencing import acquire_token
 from jobs.runs.mlflow_sender import Run
 from jobs.supervision.coordinator import Coordinator
 from jobs.synthetic.motion_videos import render_motion_videos
-from jobs.training.driver import plan_job
 from jobs.training.elastic import train
-from jobs.training.loop import TrainingJob, TrainStep, train_worker
+from jobs.training.job import TrainingJob, plan_job
+from jobs.training.loop import train_worker
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns
+from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
+from jobs.training.step import TrainStep
 from pipeline.datasets.train import stream_execution_options
 from pipeline.shards.reader import open_prepared
 
@@ -99,7 +100,7 @@ class SleepPhase:
     labelled_only: bool = False
 
     def build_step(self, *, load_init: bool) -> SleepStep:
-        """See `jobs.training.loop.Phase`."""
+        """See `jobs.training.job.Phase`."""
         return SleepStep(self.seconds)
 
 
@@ -114,7 +115,7 @@ def _job(data: str, output: Path, phase: Any, *keys: str) -> TrainingJob:
     arguments = ["demo", f"data={data}", f"output={output}", "workers=1", "checkpoint.every_steps=100000",
                  "validation.clips=0", *keys]  # fmt: skip
     config = load_config(PretrainConfig, "pretrain", arguments)
-    return plan_job(config, phase or PretrainPhase(config), "bench", "bench", open_prepared(data))
+    return plan_job("bench", "bench", config, phase or PretrainPhase(config), open_prepared(data))
 
 
 def _waiting(data: str, output: Path, steps: int) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def _overhead(data: str, output: Path, steps: int, keys: tuple[str, ...]) -> dic
     columns = _noise(job)
     token = acquire_token(str(output))
     coordinator = ray.remote(num_cpus=0)(Coordinator).remote()
-    ray.get(coordinator.begin.remote(token.attempt, 0))
+    ray.get(coordinator.begin.remote(token.generation, 0))
     bare = ray.remote(num_cpus=0)(BareModel).remote()
     rates = [ray.get(bare.step_seconds.remote(job, columns, steps))]
     TorchTrainer(

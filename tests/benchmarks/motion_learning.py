@@ -23,12 +23,12 @@ from hiera_video.augmentation.basic import normalize_video
 from hiera_video.optimization import build_optimizer, learning_rate_at, scaled_learning_rate, set_learning_rate
 from hiera_video.weights.checkpoint_files import load_into_classifier, save_model
 from jobs.core.config import load_config
-from jobs.finetune import Classification, FinetuneConfig
-from jobs.pretrain import MaskedAutoencoding, PretrainConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, Rendering, draw_frames, draw_motion
 from jobs.training.config import TrainConfig
-from jobs.training.loop import TrainStep
+from jobs.training.finetune_step import Classification, FinetuneConfig
 from jobs.training.micro_batch import MicroBatch
+from jobs.training.pretrain_step import MaskedAutoencoding, PretrainConfig
+from jobs.training.step import TrainStep
 
 STEPS_BETWEEN_SAVES = 50
 SMALLEST_DRAWN = 64  # see `Rendering`

@@ -155,7 +155,7 @@ def test_a_finished_output_is_not_scored_again(
     weights = Path(config.init) / "model.safetensors"
     former = weights.read_bytes()
     weights.write_bytes((tmp_path / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"holds scores of something else \(weights_digest.*choose another output"):
+    with pytest.raises(UserError, match=r"holds scores of other weights or data \(weights_digest.*another output"):
         run(config)
     weights.write_bytes(former)
 

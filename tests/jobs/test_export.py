@@ -19,8 +19,8 @@ from jobs.checkpoints.store import Checkpoint, write_checkpoint
 from jobs.core.config import config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.export import ExportConfig, run
-from jobs.pretrain import PretrainConfig
 from jobs.runs.claim import claim_output
+from jobs.training.pretrain_step import PretrainConfig
 from jobs.weights.torch_export import export_program
 
 KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "steps=3", "data=/d",

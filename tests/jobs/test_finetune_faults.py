@@ -12,6 +12,7 @@ from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import load_model, save_model
 from jobs import finetune
 from jobs.core.config import load_config
+from jobs.training.finetune_step import FinetuneConfig
 from tests.jobs.training.test_driver import cut_off_at, losses
 from tests.support.golden_losses import TINY, write_tiny_set
 
@@ -32,7 +33,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 def trained(places: tuple[str, Path], output: Path, *more: str) -> list[float]:
     keys = [f"data={places[0]}", f"init={places[1]}", f"output={output}", *KEYS, *more]
-    finetune.run(load_config(finetune.FinetuneConfig, "finetune", ["k400_base", *keys]))
+    finetune.run(load_config(FinetuneConfig, "finetune", ["k400_base", *keys]))
     return losses(output)
 
 

@@ -130,7 +130,7 @@ def test_the_same_command_again_says_so(prepared: Path, source: Path) -> None:
 
 
 def test_other_settings_are_refused_with_the_difference(prepared: Path, source: Path) -> None:
-    with pytest.raises(UserError, match=r"transcode.crf: 22 there, 30 now"):
+    with pytest.raises(UserError, match=r"transcode.crf: existing 22, now 30"):
         run(source, prepared, transcode=TranscodeConfig(crf=30))
 
 

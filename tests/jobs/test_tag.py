@@ -123,7 +123,7 @@ def test_another_setting_or_other_weights_need_another_output(
     tagged: tuple[TagConfig, dict[str, Any]], weights: Path, tmp_path: Path
 ) -> None:
     config, _ = tagged
-    with pytest.raises(UserError, match=r"hop_seconds: 0\.5 there, 0\.25 now"):
+    with pytest.raises(UserError, match=r"hop_seconds: existing 0\.5, now 0\.25"):
         run(replace(config, hop_seconds=0.25))
     with pytest.raises(UserError, match="holds no video"):
         run(replace(config, source=str(weights.parent), output=str(tmp_path / "out")))

@@ -160,7 +160,7 @@ def test_sigterm_commits_what_is_done_and_the_next_run_the_rest(
         time.sleep(0.1)
     second = subprocess.run(command("jobs.tag", *keys), capture_output=True, text=True, timeout=100, check=False)
     assert second.returncode == 2
-    assert "another job is at work on it" in second.stderr
+    assert "another job is working on it" in second.stderr
     _wait_for_chunks(output, 8, job)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 3

@@ -68,7 +68,7 @@ def _scored(planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan) 
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TagConfig:
     monkeypatch.setattr(job, "probe_videos", _probed)
     monkeypatch.setattr(job, "scored_chunks", _scored)
-    monkeypatch.setattr(exclusive_lock, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(exclusive_lock, "HEARTBEAT_SECONDS", 0.2)
     torch.manual_seed(0)
     save_model(tmp_path / "w.safetensors", create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
     render_motion_videos(tmp_path / "source", VIDEOS, seed=3, size=64, num_frames=50)
@@ -106,7 +106,7 @@ def test_five_kills_in_a_row_leave_every_unit_once(config: TagConfig, tmp_path: 
 def test_a_second_job_is_refused_and_sigterm_commits_what_is_done(config: TagConfig, tmp_path: Path) -> None:
     running = _started(config)
     _wait_for_chunks(Path(config.output), 5)
-    with pytest.raises(UserError, match=r"another job is at work on it \(generation 1, process"):
+    with pytest.raises(UserError, match=r"another job is working on it \(generation 1, process"):
         tag.run(config)
     assert running.is_alive()
     running.terminate()
@@ -134,7 +134,7 @@ def test_weights_of_the_registry_tag_until_the_alias_moves(config: TagConfig, tm
     torch.manual_seed(1)
     save_model(Path(config.init), create_model("hiera_test_8x64"), {"classes": json.dumps(MOTION_CLASSES)})
     register(registration)
-    with pytest.raises(UserError, match=r"holds tags made otherwise \(weights_digest: "):
+    with pytest.raises(UserError, match=r"holds tags made with other settings \(weights_digest: "):
         tag.run(asked)
     assert len(list((tmp_path / "tags" / "initial").iterdir())) == 1
 

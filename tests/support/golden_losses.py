@@ -14,6 +14,7 @@ import pyarrow as pa
 from jobs import pretrain
 from jobs.core.config import load_config
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
+from jobs.training.pretrain_step import PretrainConfig
 from pipeline.schema import CLIP_SCHEMA
 from pipeline.shards.writer import write_shard
 from pipeline.storage.files import join, write_bytes
@@ -78,10 +79,10 @@ def write_tiny_set(folder: Path) -> str:
     return output
 
 
-def pretrain_config(data: str, output: Path, *more: str) -> pretrain.PretrainConfig:
+def pretrain_config(data: str, output: Path, *more: str) -> PretrainConfig:
     """The fixed run."""
     arguments = [f"data={data}", f"output={output}", *PRETRAIN, *TINY, *more]
-    return load_config(pretrain.PretrainConfig, "pretrain", arguments)
+    return load_config(PretrainConfig, "pretrain", arguments)
 
 
 def main() -> None:

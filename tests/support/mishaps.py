@@ -20,9 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jobs.core.cli import run_command
-from jobs.pretrain import MaskedAutoencoding, PretrainConfig, PretrainPhase
-from jobs.training.driver import run_training, with_absolute_paths
+from jobs.training.driver import run_training
 from jobs.training.micro_batch import MicroBatch
+from jobs.training.pretrain_step import MaskedAutoencoding, PretrainConfig, PretrainPhase
+from jobs.training.start import begin
 
 
 class MishapStep(MaskedAutoencoding):
@@ -67,7 +68,7 @@ class MishapPhase(PretrainPhase):
     seconds_per_micro_batch: float = 0.0
 
     def build_step(self, *, load_init: bool) -> MishapStep:
-        """See `jobs.training.loop.Phase`."""
+        """See `jobs.training.job.Phase`."""
         step = MishapStep(self.config)
         step.mishap, step.seconds_per_micro_batch = self.mishap, self.seconds_per_micro_batch
         return step
@@ -75,10 +76,9 @@ class MishapPhase(PretrainPhase):
 
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train; returns the report."""
-    config = with_absolute_paths(config)
     environment = os.environ.get("MISHAP", ""), float(os.environ.get("SECONDS_PER_MICRO_BATCH", "0"))
-    phase = MishapPhase(config, False, *environment)
-    return run_training("pretrain", config, phase, links={}, metadata={}, pictures=lambda *_: [])
+    with begin("pretrain", config) as start:
+        return run_training(start, MishapPhase(start.worker_config, False, *environment))
 
 
 if __name__ == "__main__":

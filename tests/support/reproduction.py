@@ -14,9 +14,9 @@ from typing import Any
 from hiera_video.analysis.flops import complexity_of
 from jobs.core.config import load_config
 from jobs.evaluate import EvaluateConfig
-from jobs.finetune import FinetuneConfig
-from jobs.pretrain import PretrainConfig
 from jobs.sweeping.plan import plan_children, read_arguments
+from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.pretrain_step import PretrainConfig
 from jobs.weights.model_config import architecture
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"

@@ -23,7 +23,8 @@ from jobs.checkpoints.optimizer_state import (
     scatter_optimizer_state,
     step_was_sound,
 )
-from jobs.training.loop import TrainStep, start_engine
+from jobs.training.loop import start_engine
+from jobs.training.step import TrainStep
 
 pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start
 

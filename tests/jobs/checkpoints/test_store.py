@@ -165,7 +165,7 @@ def test_tells_when_nothing_can_be_saved_for_too_long(
     writer = writer_for(tmp_path)
     monkeypatch.setattr(module, "write_bytes", fail)
     writer.save(make(1), "")
-    writer.finish()  # goes on trying until the time is over
+    writer.finish()  # retries until the time is over
     assert "max_unsaved_minutes=0.05" in writer.failure
     assert "connection refused" in writer.failure
 
@@ -187,13 +187,13 @@ def storage_goes_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event
 def test_nobody_waits_long_for_a_slow_write_and_the_newest_snapshot_comes_next(
     tmp_path: Path, storage_goes_on: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "SECONDS_BEFORE_TRAINING_GOES_ON", 0.1)
+    monkeypatch.setattr(writing, "SECONDS_BEFORE_TRAINING_CONTINUES", 0.1)
     writer = writer_for(tmp_path, keep=5)
     for step in (1, 2, 3):
         writer.save(make(step), json.dumps({"step": step}) + "\n")  # would wait for ever
     storage_goes_on.set()
     while complete_steps(str(tmp_path)) != [1, 3]:
-        writer.look()
+        writer.poll()
         time.sleep(0.01)
     writer.finish()
     assert not writer.failure
@@ -206,11 +206,11 @@ def test_a_write_that_never_ends_counts_as_unsaved(
     monkeypatch.setattr(CheckpointConfig, "max_unsaved_minutes", 0.05)
     writer = writer_for(tmp_path)
     writer.save(make(1), "")
-    writer.look()
+    writer.poll()
     assert not writer.failure
     writer.finish()  # would wait for ever
     assert "max_unsaved_minutes=0.05" in writer.failure
-    assert "a write does not end" in writer.failure
+    assert "a write does not finish" in writer.failure
 
 
 def test_a_lost_lease_stops_the_writer_before_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,9 @@ def test_a_marker_that_gives_way_too_late_is_another_ones(tmp_path: Path, monkey
     assert all(name.startswith("generation-0003-") for name in marker["sha256"])
 
 
-def test_a_cut_off_writer_deletes_nothing_of_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_off_writer_deletes_nothing_of_a_later_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The later start comes, and writes, while the marker's request is under way."""
     writer = writer_for(tmp_path)
     real = module.write_unless

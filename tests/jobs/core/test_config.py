@@ -14,11 +14,11 @@ from jobs.core.config import config_yaml, describe_keys, load_config
 from jobs.core.errors import UserError
 from jobs.demo import DemoConfig
 from jobs.evaluate import EvaluateConfig
-from jobs.finetune import FinetuneConfig
 from jobs.prepare import PrepareConfig
-from jobs.pretrain import PretrainConfig
 from jobs.sync import SyncConfig
 from jobs.tag import TagConfig
+from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.pretrain_step import PretrainConfig
 
 COMMANDS = {
     "demo": DemoConfig,

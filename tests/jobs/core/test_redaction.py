@@ -12,9 +12,9 @@ import pytest
 
 from jobs.core.config import config_dict, config_yaml, load_config
 from jobs.core.redaction import without_secrets
-from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.runs.tracking import TrackingConfig
-from jobs.training.driver import plan_job
+from jobs.training.job import plan_job
+from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
 from tests.support.run_output import SmallConfig
 from tests.support.small_set import small_prepared_set
 
@@ -71,7 +71,7 @@ def test_workers_and_the_jobs_metadata_know_none(tmp_path: Path) -> None:
     keys = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "steps=3"]
     places = [f"data={prepared.uri}", f"output={tmp_path / 'out'}", f"tracking.uri={URI}"]
     config = load_config(PretrainConfig, "pretrain", [*keys, *places])
-    job = plan_job(config, PretrainPhase(config), "pretrain", "key", prepared)
+    job = plan_job("pretrain", "key", config, PretrainPhase(config), prepared)
     assert config.tracking.uri == URI
     assert PASSWORD not in repr(job)
     assert PASSWORD.encode() not in pickle.dumps(job)

@@ -10,7 +10,7 @@ from hiera_video.optimization import scaled_learning_rate
 from jobs.core.config import RECIPES, load_config, recipe_names
 from jobs.core.errors import UserError
 from jobs.evaluate import EvaluateConfig
-from jobs.finetune import FinetuneConfig
+from jobs.training.finetune_step import FinetuneConfig
 
 SIZES = ("base", "base_plus", "large", "huge")
 CHAINS = tuple(f"k400_to_ssv2_{size}" for size in SIZES)

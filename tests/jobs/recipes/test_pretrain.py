@@ -9,7 +9,7 @@ import pytest
 from hiera_video.optimization import scaled_learning_rate
 from jobs.core.config import RECIPES, load_config
 from jobs.core.errors import UserError
-from jobs.pretrain import PretrainConfig
+from jobs.training.pretrain_step import PretrainConfig
 
 SIZES = ("base", "base_plus", "large", "huge")
 SETS = ("k400", "k600", "k700", "ssv2")

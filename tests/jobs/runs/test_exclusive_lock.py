@@ -16,7 +16,7 @@ from jobs.runs.fencing import SupersededError, claim_generation, records
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
 
 
@@ -24,7 +24,7 @@ def test_the_first_keeps_the_output_while_it_lives(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(module, "SILENT_SECONDS", 60)  # a beat may wait for the disk; the first one that comes ends it
     with exclusive_lock(str(tmp_path)) as first:
         with (
-            pytest.raises(UserError, match=r"another job is at work on it \(generation 1, process \d+ on"),
+            pytest.raises(UserError, match=r"another job is working on it \(generation 1, process \d+ on"),
             exclusive_lock(str(tmp_path)),
         ):
             pytest.fail("held twice")
@@ -56,7 +56,7 @@ def test_a_program_that_was_cut_off_decides_nothing(tmp_path: Path, monkeypatch:
     """Of another machine nobody can tell whether it is dead: after some silence it is followed."""
     output = str(tmp_path)
     with exclusive_lock(output) as cut_off:
-        cut_off._ended.set()  # its signs of life do not get through any more
+        cut_off._ended.set()  # its heartbeats no longer arrive
         cut_off._thread.join()
         monkeypatch.setattr(module, "_machine", lambda: "another machine")
         with exclusive_lock(output) as follower:
@@ -79,7 +79,7 @@ def test_of_two_that_start_at_once_one_works(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module, "claim_generation", other_was_faster)
     with (
-        pytest.raises(UserError, match=r"another job is at work on it \(generation 1"),
+        pytest.raises(UserError, match=r"another job is working on it \(generation 1"),
         exclusive_lock(str(tmp_path)),
     ):
         pytest.fail("held twice")

@@ -56,7 +56,7 @@ def test_what_was_decided_is_shown_by_whoever_comes_next(output: str, monkeypatc
 
 
 def test_a_job_that_was_cut_off_cannot_commit(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(module, "SILENT_SECONDS", 0.3)
     with exclusive_lock(output) as cut_off:
         cut_off._ended.set()

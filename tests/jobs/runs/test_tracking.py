@@ -78,7 +78,7 @@ def test_a_start_that_takes_over_repeats_no_step_and_the_other_says_nothing_more
     wait_until(lambda: steps(store, second.wait_for_id(10)) == [1, 2])
     first.log_steps(lines[2:6])  # until it noticed
     wait_until(lambda: len(steps(store, second.run_id)) == 6)
-    second.look_again()
+    second.refresh_known_steps()
     second.log_steps([line | {"unix_seconds": time.time() + 9} for line in lines[2:]])
     assert second.finish()
     with pytest.raises(SupersededError), recorded(first):

@@ -43,7 +43,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "ray", fake)
     monkeypatch.setattr(module, "has_gpus", lambda: False)
     monkeypatch.setattr(module, "SECONDS_TO_SETTLE", 0.0)
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     return offered
 
 
@@ -93,12 +93,12 @@ def test_a_lost_host_leaves_too_little(cluster: Any) -> None:
     assert capacity.has(1)
 
 
-def test_no_room_is_told(cluster: Any) -> None:
+def test_missing_capacity_is_reported(cluster: Any) -> None:
     cluster.free = {"CPU": 1.0}
-    told: list[str] = []
-    with pytest.raises(TrainingStoppedError, match=r"workers=1: the cluster had no capacity .* \(free: 1 CPUs\)"):
-        WorkerCapacity(range(1, 3), 1.0).wait(0.01, echo=told.append)
-    assert told == ["waiting for capacity for 1 workers"]
+    lines: list[str] = []
+    with pytest.raises(TrainingStoppedError, match=r"workers=1: the cluster lacked capacity .* \(free: 1 CPUs\)"):
+        WorkerCapacity(range(1, 3), 1.0).wait(0.01, echo=lines.append)
+    assert lines == ["waiting for capacity for 1 workers"]
     with pytest.raises(UserError, match="workers=2, decode_actors=1: need 3 CPUs and 0 GPUs, the cluster offers 1"):
         check_capacity(range(2, 3), 1)
 

@@ -49,9 +49,9 @@ def test_every_rank_gives_a_sign_before_the_group_is_set_up(monkeypatch: pytest.
     config = HostsByTheirAddress(
         coordinator=SimpleNamespace(beat=SimpleNamespace(remote=coordinator.beat)), generation=3
     )
-    signs = [Heartbeat(0, "host", "node", pid, "/stacks") for pid in (11, 12)]
+    heartbeats = [Heartbeat(0, "host", "node", pid, "/stacks") for pid in (11, 12)]
     seen: list[dict[int, Heartbeat]] = []
     monkeypatch.setattr(_TorchBackend, "on_start", lambda *_: seen.append(coordinator.take()[3]))
-    group = SimpleNamespace(execute=lambda function: signs if function is first_heartbeat else ["10.0.0.1"] * 2)
+    group = SimpleNamespace(execute=lambda function: heartbeats if function is first_heartbeat else ["10.0.0.1"] * 2)
     config.backend_cls().on_start(group, config)
     assert {rank: (sign.rank, sign.pid) for rank, sign in seen[0].items()} == {0: (0, 11), 1: (1, 12)}

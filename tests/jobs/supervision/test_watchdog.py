@@ -1,4 +1,4 @@
-"""The driver's watch: what blocks or fails must not end it, and what cannot go on is said. No Ray."""
+"""The driver's watchdog: what blocks or fails must not end it, and it reports what cannot continue. No Ray."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class FakeRay:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr(module, "ray", fake)
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LEASE_CHECKS", 0.01)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_TOKEN_CHECKS", 0.01)
     monkeypatch.setattr(module, "SECONDS_BETWEEN_SIZE_CHECKS", 0.0)
     return fake
 
 
 class Killed(list[int]):
-    """The ranks that the watch ended."""
+    """The ranks that the watchdog ended."""
 
     def take(self, signs: Any) -> dict[int, str]:
         self.extend(sign.rank for sign in signs)
@@ -72,11 +72,11 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Killed:
 def watch_over(token: FencingToken, *, hang_minutes: float = 60, saving_minutes: float = 60) -> Iterator[Watchdog]:
     capacity: Any = SimpleNamespace(has=lambda _workers: True, may_grow=lambda _workers: False)
     limits = {"hang_minutes": hang_minutes, "saving_minutes": saving_minutes}
-    watch = Watchdog("test", 10, capacity=capacity, on_steps=lambda _lines: None, **limits)
+    watchdog = Watchdog("test", 10, capacity=capacity, on_steps=lambda _lines: None, **limits)
     former = signal.getsignal(signal.SIGTERM)
-    with watch.watching():
-        watch.begin(token, 1, 0)
-        yield watch
+    with watchdog.watching():
+        watchdog.begin(token, 1, 0)
+        yield watchdog
     assert signal.getsignal(signal.SIGTERM) is former
 
 
@@ -108,12 +108,12 @@ def test_saving_has_its_own_limit_and_is_watched_too(ray: FakeRay, killed: Kille
 def test_a_rank_that_never_gave_a_sign_is_named(
     ray: FakeRay, killed: Killed, token: FencingToken, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with watch_over(token, hang_minutes=0.002) as watch:
-        wait_until(lambda: "no worker has given a sign of life" in capsys.readouterr().err)
-        watch.begin(token, 2, 0)
+    with watch_over(token, hang_minutes=0.002) as watchdog:
+        wait_until(lambda: "no heartbeat of any worker" in capsys.readouterr().err)
+        watchdog.begin(token, 2, 0)
         ray.coordinator.beat(token.generation, sign(Activity.BACKWARD))
         wait_until(lambda: killed)
-        wait_until(lambda: "slow: rank 1: never gave a sign of life;" in capsys.readouterr().err)
+        wait_until(lambda: "slow: rank 1: never sent a heartbeat;" in capsys.readouterr().err)
 
 
 def test_what_an_older_group_posts_does_not_count() -> None:
@@ -133,41 +133,41 @@ def test_storage_that_blocks_does_not_end_the_watch(
         wait_until(lambda: killed)
 
 
-def test_a_silent_cluster_and_a_torn_record_are_told_once_and_the_watch_goes_on(
+def test_a_silent_cluster_and_a_torn_record_are_reported_once_and_the_watchdog_continues(
     ray: FakeRay, token: FencingToken, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with watch_over(token) as watch:
+    with watch_over(token) as watchdog:
         ray.failure = RpcError("the head node does not answer")
         (tmp_path / "generations" / "00000002.json").write_text("{")
-        wait_until(lambda: watch._told)
+        wait_until(lambda: watchdog._warned)
         time.sleep(0.1)
         ray.failure = None
-        watch._stop_requested.set()
+        watchdog._stop_requested.set()
         wait_until(lambda: ray.coordinator.stop_request() is StopReason.REQUESTED)
         ray.coordinator.post(token.generation, "", 7)
-        wait_until(lambda: watch._steps == 7)
-    assert capsys.readouterr().err.count("goes on after") == 1
+        wait_until(lambda: watchdog._steps == 7)
+    assert capsys.readouterr().err.count("the watchdog continues after") == 1
 
 
-def test_a_dead_board_ends_the_workers_and_is_said(ray: FakeRay, killed: Killed, token: FencingToken) -> None:
-    with watch_over(token) as watch:
+def test_a_dead_coordinator_ends_the_workers_and_is_reported(ray: FakeRay, killed: Killed, token: FencingToken) -> None:
+    with watch_over(token) as watchdog:
         ray.coordinator.beat(token.generation, sign(Activity.FORWARD))
-        wait_until(lambda: watch._signs)
+        wait_until(lambda: watchdog._heartbeats)
         ray.failure = ActorDiedError()
         wait_until(lambda: killed)
     assert killed == [0]
-    assert "the actor between driver and workers died" in str(watch.lost)
+    assert "the actor between driver and workers died" in str(watchdog.lost)
 
 
 def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, token: FencingToken) -> None:
     """Between two groups the next generation is taken, and waiting for capacity may last."""
-    with watch_over(token) as watch:
-        watch.pause()
+    with watch_over(token) as watchdog:
+        watchdog.pause()
         following = token.next_generation()
         time.sleep(0.2)
-        assert not watch.lost
-        watch.begin(following, 1, 0)
+        assert not watchdog.lost
+        watchdog.begin(following, 1, 0)
         acquire_token(token.output)
-        wait_until(lambda: watch.lost)
-    assert isinstance(watch.lost, SupersededError)
-    assert "a later start has taken over" in str(watch.lost)
+        wait_until(lambda: watchdog.lost)
+    assert isinstance(watchdog.lost, SupersededError)
+    assert "a later start has taken over" in str(watchdog.lost)

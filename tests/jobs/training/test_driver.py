@@ -18,6 +18,7 @@ from jobs.checkpoints.store import complete_steps
 from jobs.core.config import load_config
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.runs.tracking import TrackingConfig, tracking_client
+from jobs.training.finetune_step import FinetuneConfig
 from pipeline.shards.reader import open_prepared
 from tests.support.golden_losses import GLOBAL_BATCH, GOLDEN, STEPS, TINY, pretrain_config, write_tiny_set
 
@@ -108,7 +109,7 @@ def test_every_zero_stage_takes_the_same_steps(stage: int, pretrained: Path, pre
 
 
 def test_the_same_output_with_another_rate_is_refused(pretrained: Path, prepared: str) -> None:
-    with pytest.raises(UserError, match=r"learning_rate: 0\.0128 there, 0\.5 now"):
+    with pytest.raises(UserError, match=r"learning_rate: existing 0\.0128, now 0\.5"):
         pretrain.run(pretrain_config(prepared, pretrained, "optimizer.learning_rate=0.5"))
 
 
@@ -118,14 +119,14 @@ def test_finetuning_starts_from_the_encoder_and_a_wild_loss_stops(
     monkeypatch.chdir(tmp_path)  # places may be relative to a folder that the workers do not share
     places = [f"data={os.path.relpath(prepared)}", f"init={os.path.relpath(pretrained)}"]
     common = ["demo", *places, "model=hiera_test_8x64", *TINY]
-    good = load_config(finetune.FinetuneConfig, "finetune", [*common, "output=good"])
+    good = load_config(FinetuneConfig, "finetune", [*common, "output=good"])
     report = finetune.run(good)
     metadata = read_metadata(tmp_path / "good" / "model.safetensors")
     assert metadata["pretrain_run_id"] == read_metadata(pretrained / "model.safetensors")["run_id"]
     assert len(json.loads(metadata["classes"])) == report["classes"] == 8
 
     wild = ["optimizer.learning_rate=1e30", "optimizer.clip_gradient_norm=0", "schedule.warmup_epochs=0"]
-    bad = load_config(finetune.FinetuneConfig, "finetune", [*common, f"output={tmp_path / 'bad'}", *wild])
+    bad = load_config(FinetuneConfig, "finetune", [*common, f"output={tmp_path / 'bad'}", *wild])
     with pytest.raises(TrainingStoppedError, match=r"not finite; samples of this batch: -?\d+#0, "):
         finetune.run(bad)
 

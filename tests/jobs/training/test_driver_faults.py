@@ -139,7 +139,7 @@ def test_a_finite_loss_with_a_gradient_that_is_no_number_is_not_saved(data: Path
 
 
 def test_a_second_start_takes_over_and_the_first_stops(data: Path, tmp_path: Path) -> None:
-    """A forgotten job: it loses, says so and stops; the later one goes on and ends."""
+    """A forgotten job: it loses, reports that and stops; the later one continues to the end."""
     output = tmp_path / "shared"
     arguments = keys(data, output, steps=60)
     first = subprocess.Popen(

@@ -15,11 +15,8 @@ from jobs import pretrain
 from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
 from jobs.core.errors import TrainingStoppedError, UserError
-from jobs.pretrain import PretrainConfig, PretrainPhase
-from jobs.runs.claim import claim_output, release_output
-from jobs.runs.fencing import acquire_token
 from jobs.training import driver as training
-from jobs.training.validation import ProbedValidationConfig, ValidationConfig, check_validation
+from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError
 from tests.support.run_output import journal_lines
@@ -55,34 +52,6 @@ def test_a_set_that_cannot_be_read_leaves_the_output_free(prepared: PreparedSet,
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_claim_that_another_start_has_gone_on_with_stays(prepared: PreparedSet, tmp_path: Path) -> None:
-    asked = config(prepared, tmp_path / "run")
-    claim = claim_output(asked.output, asked)
-    acquire_token(asked.output)
-    release_output(asked.output, claim)
-    assert (tmp_path / "run" / "run.json").exists()
-
-
-def test_what_cannot_be_measured_is_told_or_refused(
-    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check_validation(ValidationConfig(), prepared, labelled_only=False)
-    check_validation(ProbedValidationConfig(best_by="knn_top1"), prepared, labelled_only=False)
-    assert not capsys.readouterr().err
-    with pytest.raises(UserError, match=r"validation\.best_by=knn_top1: takes labelled clips.*knn_clips=0 above 0"):
-        check_validation(ProbedValidationConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
-    monkeypatch.setattr(PreparedSet, "num_clips", lambda *_, **__: 0)
-    check_validation(ValidationConfig(clips=0), prepared, labelled_only=False)
-    assert not capsys.readouterr().err
-    check_validation(ValidationConfig(), prepared, labelled_only=False)
-    assert "nothing is measured, and no checkpoint is the best" in capsys.readouterr().err
-
-
-def test_a_classifiers_figure_is_not_pretrainings(prepared: PreparedSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"validation\.best_by=top1: must be loss | knn_top1"):
-        config(prepared, tmp_path, "validation.best_by=top1")
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "curves.png"])
 def test_storage_that_fails_after_the_last_step_is_no_mistake_of_the_user(
     name: str, prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,7 +60,7 @@ def test_storage_that_fails_after_the_last_step_is_no_mistake_of_the_user(
     weights = PretrainPhase(asked).build_step(load_init=False).model.state_dict()
     ended, real = list[str](), training.write_bytes
 
-    def trained(_job: Any, token: Any, _run: Any) -> Any:
+    def trained(_job: Any, token: Any, *_: Any) -> Any:
         write_journal(token.output, STEPS, 1, "".join(json.dumps(line) + "\n" for line in journal_lines(STEPS)))
         write_checkpoint(token.output, Checkpoint(STEPS, 4 * STEPS, weights, {}))
         return token

@@ -14,8 +14,9 @@ from hiera_video.analysis.flops import complexity
 from hiera_video.models.presets import model_config
 from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
-from jobs.pretrain import PretrainConfig, PretrainPhase
-from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, dry_run_figures, worker_memory
+from jobs.pretrain import dry_run
+from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, worker_memory
+from jobs.training.pretrain_step import PretrainConfig
 from tests.support.small_set import small_prepared_set
 
 KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.repeats=2",
@@ -32,8 +33,7 @@ def config(data: str, output: Path, *more: str) -> PretrainConfig:
 
 
 def test_length_and_speed(data: str, tmp_path: Path) -> None:
-    asked = config(data, tmp_path / "out")
-    figures = dry_run_figures(asked, PretrainPhase(asked), PlanConfig(hours=0.5))
+    figures = dry_run(config(data, tmp_path / "out"), PlanConfig(hours=0.5))
     assert (figures["clips"], figures["steps"], figures["warm-up steps"], figures["views"]) == (10, 25, 5, 200)
     assert figures["effective epochs (views / clips)"] == 20
     assert figures["passes over the data, each of view.repeats views a clip"] == 10
@@ -44,13 +44,12 @@ def test_length_and_speed(data: str, tmp_path: Path) -> None:
 
 def test_a_measured_step_tells_how_long_it_takes(data: str, tmp_path: Path) -> None:
     asked = config(data, tmp_path)
-    figures = dry_run_figures(asked, PretrainPhase(asked), PlanConfig(step_seconds=2))
-    assert figures["hours at that speed"] == pytest.approx(25 * 2 / 3600)
+    assert dry_run(asked, PlanConfig(step_seconds=2))["hours at that speed"] == pytest.approx(25 * 2 / 3600)
     write_checkpoint(str(tmp_path), Checkpoint(5, 40, {}, {}))
     write_journal(
         str(tmp_path), 5, 0, "".join(f'{{"step": {step}, "clips_per_second": 4.0}}\n' for step in range(1, 6))
     )
-    figures = dry_run_figures(asked, PretrainPhase(asked), PlanConfig())
+    figures = dry_run(asked, PlanConfig())
     assert (figures["steps done already"], figures["seconds a step, measured"]) == (5, 2.0)
     assert figures["hours at that speed"] == pytest.approx(20 * 2 / 3600)
 

@@ -16,24 +16,25 @@ from ray.train import TrainingFailedError
 from jobs.checkpoints.store import Checkpoint, Cursor, discard_after, write_checkpoint
 from jobs.core.config import load_config
 from jobs.core.errors import StopRequestedError, TrainingStoppedError
-from jobs.pretrain import PretrainConfig, PretrainPhase
 from jobs.runs.fencing import FencingToken, SupersededError, acquire_token
 from jobs.training import elastic as worker_groups
-from jobs.training.loop import TrainingJob
+from jobs.training.job import TrainingJob
+from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
+from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError
 
 Group = Callable[[], None]
 BIG = ["micro_batch=64", "global_batch=512", "workers=8", "decode_actors=16", "view.repeats=1"]
 
 
-class FakeWatch:
-    """Has no coordinator; the test says when somebody asks to stop."""
+class FakeWatchdog:
+    """Has no coordinator; the test says when a stop is requested."""
 
     lost: TrainingStoppedError | None = None
 
     def __init__(self, *_args: Any, **_keys: Any) -> None:
         self.stop_requested = False
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -45,19 +46,19 @@ class FakeWatch:
     def pause(self) -> None:
         pass
 
-    def say(self, line: str) -> None:
-        self.said.append(line)
+    def log(self, line: str) -> None:
+        self.lines.append(line)
 
 
 class Run:
     """A training run whose groups of workers are functions of the test."""
 
     def __init__(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.watch = FakeWatch()
+        self.watchdog = FakeWatchdog()
         self.groups: list[Group] = []
         self.output = str(output)
-        capacity = SimpleNamespace(asked_for=self.watch.watching, wait=self.wait, gpus=False)
-        monkeypatch.setattr(worker_groups, "Watchdog", lambda *_, **__: self.watch)
+        capacity = SimpleNamespace(requested=self.watchdog.watching, wait=self.wait, gpus=False)
+        monkeypatch.setattr(worker_groups, "Watchdog", lambda *_, **__: self.watchdog)
         monkeypatch.setattr(worker_groups, "WorkerCapacity", lambda *_: capacity)
         monkeypatch.setattr(worker_groups, "_run_group", lambda *_: self.groups.pop(0)())
 
@@ -68,7 +69,7 @@ class Run:
         write_checkpoint(self.output, Checkpoint(step, 8 * step, {}, {}))
 
     def ask_to_stop(self) -> None:
-        self.watch.stop_requested = True
+        self.watchdog.stop_requested = True
 
     def job(self) -> TrainingJob:
         keys = [
@@ -80,12 +81,13 @@ class Run:
             "mask_ratio=0.75",
         ]
         config = load_config(PretrainConfig, "pretrain", keys)
-        return TrainingJob(config, PretrainPhase(config), 4, 0, "pretrain", "key", 1, 1)
+        prepared = PreparedSet("d", 1, "digest", (), (), {})
+        return TrainingJob("pretrain", "key", config, PretrainPhase(config), prepared, 4, 0, 1)
 
     def train(self, *groups: Group) -> FencingToken:
         self.groups = list(groups)
         return worker_groups.train(
-            self.job(), acquire_token(self.output), SimpleNamespace(run_id=None, look_again=bool)
+            self.job(), acquire_token(self.output), SimpleNamespace(run_id=None, refresh_known_steps=bool)
         )  # type: ignore[arg-type]
 
 
@@ -111,7 +113,7 @@ def die() -> None:
 
 
 def test_asked_to_stop_and_then_dead_is_still_a_stop_on_request(run: Run) -> None:
-    with pytest.raises(StopRequestedError, match="saved at step 2 of 4; the same command goes on"):
+    with pytest.raises(StopRequestedError, match="saved at step 2 of 4; the same command resumes"):
         run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
 
 
@@ -126,7 +128,7 @@ def test_asked_to_stop_before_anything_is_saved_is_no_success(run: Run) -> None:
 
 
 def test_a_lost_lease_counts_for_more_than_a_stop(run: Run) -> None:
-    run.watch.lost = SupersededError("a later start has taken over")
+    run.watchdog.lost = SupersededError("a later start has taken over")
     with pytest.raises(SupersededError, match="taken over"):
         run.train(in_turn(partial(run.save, 2), run.ask_to_stop, die))
 
@@ -165,5 +167,5 @@ def test_reading_ahead_has_room_for_every_decoder_and_worker(keys: list[str], wo
 
 def test_an_object_store_too_small_to_read_ahead_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_groups.ray, "cluster_resources", lambda: {"object_store_memory": 3 * 2**30})
-    assert worker_groups._read_ahead(run.job(), run.watch, 1) == 2 * 2**30  # type: ignore[arg-type]
-    assert "half of the cluster's object store is 1.5" in run.watch.said[0]
+    assert worker_groups._read_ahead(run.job(), run.watchdog, 1) == 2 * 2**30  # type: ignore[arg-type]
+    assert "half of the object store is 1.5" in run.watchdog.lines[0]

@@ -84,7 +84,7 @@ def test_a_preemption_notice_ends_with_a_checkpoint_and_exit_code_3(
     subprocess.run([RAY, "drain-node", "--address", cluster.address, *host, *notice], check=True)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 3, told
-    assert "a host is about to be taken away" in told
+    assert "a host is about to be pre-empted" in told
     checkpoint = latest_checkpoint(str(output))
     assert checkpoint is not None
     assert f"saved at step {checkpoint.step} of 1000" in told

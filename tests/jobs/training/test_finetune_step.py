@@ -12,7 +12,7 @@ from hiera_video.augmentation.basic import normalize_video
 from hiera_video.optimization import build_optimizer
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
-from jobs.finetune import Classification, FinetuneConfig
+from jobs.training.finetune_step import Classification, FinetuneConfig
 from jobs.training.micro_batch import MicroBatch
 
 SMALL = ["model=hiera_test_8x64", "global_batch=4", "micro_batch=4",

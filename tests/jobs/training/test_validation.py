@@ -13,10 +13,13 @@ from mlflow import MlflowClient
 from hiera_video.weights.checkpoint_files import load_model, read_metadata
 from jobs import pretrain
 from jobs.checkpoints.store import measured_steps, read_checkpoint
+from jobs.core.errors import UserError
 from jobs.export import ExportConfig
 from jobs.export import run as export
-from jobs.training.validation import ProbedValidationConfig, ValidationConfig
+from jobs.training.validation import ProbedValidationConfig, ValidationConfig, check_validation
+from pipeline.shards.reader import PreparedSet
 from tests.support.golden_losses import GLOBAL_BATCH, TRAINING_CLIPS, pretrain_config, write_tiny_set
+from tests.support.small_set import small_prepared_set
 
 MEASURED = [4, 8, 10]
 
@@ -108,3 +111,26 @@ def test_when_it_is_due() -> None:
     for wrong in ({"clips": -1}, {"knn_clips": -1}, {"every_epochs": 0.0}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
             ProbedValidationConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> PreparedSet:
+    return small_prepared_set(tmp_path)
+
+
+def test_what_cannot_be_measured_is_reported_or_refused(
+    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_validation(ValidationConfig(), prepared, labelled_only=False)
+    check_validation(ProbedValidationConfig(best_by="knn_top1"), prepared, labelled_only=False)
+    assert not capsys.readouterr().err
+    with pytest.raises(
+        UserError,
+        match=r"validation\.best_by=knn_top1: needs labelled training and validation clips.*knn_clips=0 above 0",
+    ):
+        check_validation(ProbedValidationConfig(best_by="knn_top1", knn_clips=0), prepared, labelled_only=False)
+    monkeypatch.setattr(PreparedSet, "num_clips", lambda *_, **__: 0)
+    check_validation(ValidationConfig(clips=0), prepared, labelled_only=False)
+    assert not capsys.readouterr().err
+    check_validation(ValidationConfig(), prepared, labelled_only=False)
+    assert "nothing is measured, and no checkpoint is the best" in capsys.readouterr().err

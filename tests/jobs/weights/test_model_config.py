@@ -6,8 +6,8 @@ import pytest
 
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
-from jobs.finetune import FinetuneConfig
-from jobs.pretrain import PretrainConfig
+from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.pretrain_step import PretrainConfig
 
 PLACES = ["data=d", "output=o", "steps=1"]
 

@@ -8,49 +8,24 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
 from jobs import export
-from jobs.core.cli import existing_paths, replace
-from jobs.core.config import load_config
+from jobs.core.cli import existing_paths
 from jobs.core.errors import UserError
 from jobs.core.init_source import initial_metadata, link_to_initial_run
-from jobs.finetune import FinetuneConfig, dry_run
-from jobs.pretrain import PretrainConfig
-from jobs.runs.claim import claim_output
-from jobs.runs.mlflow_sender import tracking_client_for
 from jobs.runs.tracking import TrackingConfig, TrackingPlace
 from jobs.scoring.classifier import find_classifier, shared
-from jobs.training.driver import with_absolute_paths, with_initial_file
-from jobs.training.dry_run import PlanConfig
+from jobs.training.pretrain_step import PretrainConfig
 from jobs.weights.registry import initial_file
-from tests.support.small_set import small_prepared_set
-
-CLASSES = ("left", "right")
-NAME = "models:/motion"
+from tests.support.registry import CLASSES, NAME, motion_registry, stored
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    """Versions 1 and 2 of `motion` as `jobs.register` lays them out, and a model of somebody else."""
-    folder = tmp_path_factory.mktemp("registry")
-    client = tracking_client_for(f"sqlite:///{folder / 'mlflow.db'}")
-    facts = {"classes": json.dumps(CLASSES), "pretrain_run_id": "p1", "finetune_run_id": "f1"}
-    for name in ("motion", "other"):
-        client.create_registered_model(name)
-    for version in (1, 2):
-        torch.manual_seed(version)
-        (folder / str(version) / "artifacts").mkdir(parents=True)
-        file = folder / str(version) / "artifacts" / "model.safetensors"
-        save_model(file, create_model("hiera_test_8x64", num_classes=2), facts)
-        client.create_model_version("motion", (folder / str(version)).as_uri())
-    (folder / "pickled").mkdir()
-    (folder / "pickled" / "python_model.pkl").write_text("no weights")
-    client.create_model_version("other", (folder / "pickled").as_uri())
-    return client
+    return motion_registry(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture
@@ -59,16 +34,10 @@ def tracking(registry: MlflowClient) -> TrackingConfig:
     return TrackingConfig(registry.tracking_uri)
 
 
-def stored(tracking: TrackingConfig, version: int) -> bytes:
-    assert tracking.uri is not None
-    folder = Path(tracking.uri.removeprefix("sqlite:///")).parent
-    return (folder / str(version) / "artifacts" / "model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize(("init", "version"), [(f"{NAME}@best", 1), (f"{NAME}/2", 2), (f"{NAME}/1", 1)])
 def test_the_file_is_the_one_that_was_registered(tracking: TrackingConfig, init: str, version: int) -> None:
     with initial_file(init, tracking, None) as file:
-        assert Path(file).read_bytes() == stored(tracking, version)
+        assert Path(file).read_bytes() == stored(tracking.uri, version)
         assert json.loads(initial_metadata(file)["classes"]) == list(CLASSES)
         assert link_to_initial_run(file) == {"pretrain_run_id": "p1", "finetune_run_id": "f1"}
     assert not Path(file).exists()
@@ -110,33 +79,6 @@ def test_a_registry_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert not missing.exists()
 
 
-def config(tracking: TrackingConfig, output: Path) -> FinetuneConfig:
-    return with_absolute_paths(
-        FinetuneConfig(data="/set", init=f"{NAME}@best", output=str(output), epochs=1, tracking=tracking)
-    )
-
-
-def test_a_run_keeps_its_copy_when_the_alias_moves(
-    registry: MlflowClient, tracking: TrackingConfig, tmp_path: Path
-) -> None:
-    asked = config(tracking, tmp_path / "run")
-    assert asked.init == f"{NAME}@best"
-    begun = with_initial_file(asked)
-    assert begun.init is not None
-    assert begun.init.startswith(str(tmp_path / "run" / "initial"))
-    assert Path(begun.init).read_bytes() == stored(tracking, 1)
-    claim_output(asked.output, asked, pins={"init": Path(begun.init).name})
-    registry.set_registered_model_alias("motion", "best", "2")
-    dead = replace(asked, tracking=TrackingConfig("http://127.0.0.1:9"))
-    assert with_initial_file(dead).init == begun.init
-    fresh = with_initial_file(config(tracking, tmp_path / "fresh")).init
-    assert fresh is not None
-    assert Path(fresh).read_bytes() == stored(tracking, 2)
-    with pytest.raises(UserError, match="another configuration"):
-        with_initial_file(replace(asked, seed=1))
-    assert len(list((tmp_path / "run" / "initial").iterdir())) == 1
-
-
 def test_a_classifier_says_what_was_asked_and_is_read_where_workers_can(
     registry: MlflowClient, tracking: TrackingConfig, tmp_path: Path
 ) -> None:
@@ -158,26 +100,6 @@ def test_export(tracking: TrackingConfig, tmp_path: Path) -> None:
     assert export.run(asked)["run_id"] == "f1"
     assert json.loads(initial_metadata(output)["classes"]) == list(CLASSES)
     assert "which a dry run does not contact" in existing_paths(asked)["init"]
-
-
-def test_a_dry_run_of_finetuning_reads_it_and_writes_nothing(tracking: TrackingConfig, tmp_path: Path) -> None:
-    data, output = small_prepared_set(tmp_path).uri, tmp_path / "run"
-    keys = [
-        "model=hiera_test_8x64",
-        "steps=3",
-        "tracking.uri=" + str(tracking.uri),
-    ]
-    asked = load_config(FinetuneConfig, "finetune", [f"init={NAME}@best", f"data={data}", f"output={output}", *keys])
-    assert dry_run(asked, PlanConfig())["steps"] == 3
-    assert not output.exists()
-
-
-def test_a_run_whose_output_was_moved_finds_its_copy(tracking: TrackingConfig, tmp_path: Path) -> None:
-    asked = config(tracking, tmp_path / "run")
-    claim_output(asked.output, asked, pins={"init": Path(str(with_initial_file(asked).init)).name})
-    (tmp_path / "run").rename(tmp_path / "moved")
-    moved = with_initial_file(replace(asked, output=str(tmp_path / "moved"))).init
-    assert Path(str(moved)).read_bytes() == stored(tracking, 1)
 
 
 def test_weights_of_an_untracked_run_name_no_run_that_they_are_not_of(tmp_path: Path) -> None:

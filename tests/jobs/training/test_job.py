@@ -10,9 +10,8 @@ import pytest
 from hiera_video.optimization import learning_rate_at
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
-from jobs.pretrain import PretrainConfig, PretrainPhase
-from jobs.training.driver import plan_job
-from jobs.training.loop import TrainingJob
+from jobs.training.job import TrainingJob, plan_job
+from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
 
 
 def prepared(clips: int) -> Any:
@@ -21,7 +20,7 @@ def prepared(clips: int) -> Any:
 
 def plan(clips: int, *keys: str) -> TrainingJob:
     config = load_config(PretrainConfig, "pretrain", ["data=d", "output=o", *keys])
-    return plan_job(config, PretrainPhase(config), "pretrain", "key", prepared(clips))
+    return plan_job("pretrain", "key", config, PretrainPhase(config), prepared(clips))
 
 
 def test_epochs_are_effective_repeats_count() -> None:
