@@ -123,7 +123,7 @@ def test_a_csv_as_spreadsheets_write_it(tmp_path: Path, header: str) -> None:
 
 
 def test_a_manifest_elsewhere_is_not_looked_up(tmp_path: Path) -> None:
-    """Ten million paths on object storage are not looked up one by one: the video is found missing when it is opened."""
+    """Ten million paths on object storage are not looked up one by one: opening a video finds it missing."""
     (tmp_path / "list.csv").write_text("path,label\na.mp4,x\ns3://bucket/b.mp4,x\n/c.mp4,y\n")
     manifest = read_manifest(str(tmp_path / "list.csv"), ManifestConfig(), seed=0)
     assert [row["uri"] for row in manifest.rows.to_pylist()] == [f"{tmp_path}/a.mp4", "s3://bucket/b.mp4", "/c.mp4"]
