@@ -1,5 +1,7 @@
 """Local paths, ``file://`` and ``s3://`` URIs behind one small set of verbs. Those on S3 retry (`storage.retry`).
 
+Every verb raises `StorageError` where the object is missing, unreachable or not permitted.
+
 A URI's text after ``s3://bucket/`` is the object's key as it is (no percent-decoding); a ``file://`` URI is
 percent-decoded, so that a file name that is no valid UTF-8 still has a text.
 """
@@ -9,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import itertools
 import os
 import tempfile
 import urllib.parse
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,33 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from pipeline.storage import s3 as object_storage
-from pipeline.storage.errors import StorageError, errors_named, redacted
-from pipeline.storage.s3 import arrow_s3, bucket_and_key, s3_client
-
-__all__ = [
-    "LISTING_SCHEMA",
-    "StorageError",
-    "absolute",
-    "content_version",
-    "content_versions",
-    "delete",
-    "exists",
-    "filesystem",
-    "is_local",
-    "is_local_relative",
-    "join",
-    "list_files",
-    "listed_in_parts",
-    "local_copy",
-    "local_path",
-    "read_bytes",
-    "redacted",
-    "replace_if_unchanged",
-    "s3_client",
-    "write_bytes",
-    "write_if_absent",
-    "write_unless",
-]
+from pipeline.storage.errors import StorageError as StorageError
+from pipeline.storage.errors import errors_named
+from pipeline.storage.s3 import arrow_s3, bucket_and_key
 
 LISTED_AT_ONCE = 50_000
 LISTING_SCHEMA = pa.schema(
@@ -77,11 +55,7 @@ def absolute(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path | None:
-    """The local file behind a path or a ``file://`` URI; None for object storage.
-
-    Raises:
-        StorageError: a scheme that is neither ``file`` nor ``s3``.
-    """
+    """The local file behind a path or a ``file://`` URI; None for object storage; any other scheme is refused."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return Path(uri)
@@ -92,11 +66,7 @@ def local_path(uri: str) -> Path | None:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole object.
-
-    Raises:
-        StorageError: it is missing, unreachable or not permitted.
-    """
+    """The whole object."""
     path = local_path(uri)
     with errors_named(uri):
         return object_storage.get(uri) if path is None else path.read_bytes()
@@ -152,11 +122,7 @@ def replace_if_unchanged(uri: str, before: bytes, data: bytes) -> bool:
 
 
 def write_unless(uri: str, data: bytes, stays: Callable[[bytes], bool]) -> None:
-    """Write the object unless its present content shall stay; conditional writes, so no later one is lost.
-
-    Args:
-        stays: whether the present content shall stay.
-    """
+    """Write the object unless its present content ``stays``; conditional writes, so no later one is lost."""
     while not write_if_absent(uri, data):
         found = read_bytes(uri)
         if found == data or stays(found) or replace_if_unchanged(uri, found, data):
@@ -180,35 +146,38 @@ def delete(uri: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def list_files(uri: str, suffixes: Sequence[str] | None = None, recursive: bool = True) -> pa.Table:
+def list_files(uri: str, suffixes: Sequence[str] = ("",), recursive: bool = True) -> pa.Table:
     """All files below a folder or prefix as ``uri, size, modified_ns, etag``, sorted by URI (absolute).
 
     Args:
-        suffixes: keep names that end so (any case), for example ``(".mp4", ".webm")``; None keeps all.
+        suffixes: keep names that end so (in lower case), for example ``(".mp4", ".webm")``; default: all.
 
-    Raises:
-        StorageError: the folder is missing or unreadable. An S3 prefix without objects is an empty table.
+    A folder that is missing is an error, an S3 prefix without objects is an empty table.
     """
-    path = local_path(absolute(uri))
-    wanted = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
+    path = local_path(uri)
     with errors_named(uri):
         found = (
             object_storage.list_objects(uri, recursive)
             if path is None
             else _list_local(path.absolute(), recursive, set())
         )
-        rows = [row for row in found if wanted is None or row[0].lower().endswith(wanted)]
-    rows.sort()
-    return _listing(rows)
+        return _listing(sorted(row for row in found if row[0].lower().endswith(tuple(suffixes))))
+
+
+def file_names(folder: str, suffix: str = "") -> list[str]:
+    """Names of the files directly in a folder or prefix, sorted; none where it does not exist."""
+    try:
+        listed = list_files(folder, (suffix,), recursive=False)
+    except StorageError as error:
+        if not error.missing:
+            raise
+        return []
+    return [uri.rpartition("/")[2] for uri in listed["uri"].to_pylist()]
 
 
 def listed_in_parts(uri: str) -> Iterator[pa.Table]:
-    """All files below a folder or prefix as `list_files` gives them, a part at a time: a prefix may hold millions.
-
-    Raises:
-        StorageError: as `list_files`.
-    """
-    if local_path(absolute(uri)) is not None:
+    """All files below a folder or prefix as `list_files` gives them, a part at a time: a prefix may hold millions."""
+    if is_local(uri):
         yield list_files(uri)
         return
     with errors_named(uri):
@@ -218,11 +187,7 @@ def listed_in_parts(uri: str) -> Iterator[pa.Table]:
 
 
 def content_version(uri: str) -> str:
-    """The content version of one object, by the rule of `content_versions`.
-
-    Raises:
-        StorageError: it is missing, unreachable or not permitted.
-    """
+    """The content version of one object, by the rule of `content_versions`."""
     path = local_path(uri)
     with errors_named(uri):
         if path is None:
@@ -255,11 +220,7 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
-    """A local path with the object's content while the context lasts; a local file is its own copy.
-
-    Raises:
-        StorageError: it is missing, unreachable or not permitted.
-    """
+    """A local path with the object's content while the context lasts; a local file is its own copy."""
     path = local_path(uri)
     if path is not None:
         with errors_named(uri):
@@ -282,27 +243,18 @@ def _listing(rows: Sequence[tuple[str, int, int, str]]) -> pa.Table:
 
 
 @contextlib.contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[str]:
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     """A finished, synced temporary file in the target's directory; removed if it still exists at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # with the permissions of a new file, unlike those of `tempfile`
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         yield temporary
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-@functools.cache
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Parquet objects: written whole, read whole or by columns."""
+"""Parquet objects: written whole, read whole or by columns; `StorageError` where that fails."""
 
 from __future__ import annotations
 
@@ -37,29 +37,17 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Write a table as one object, as `write_bytes` does.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """Write a table as one object, as `write_bytes` does."""
     write_bytes(uri, table_bytes(table))
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A small Parquet object by one request, or some of its columns.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
+    """A small Parquet object by one request, or some of its columns."""
     return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
 
 
 def read_columns(uri: str, columns: Sequence[str] | None = None, remedy: str = CHECK_IT) -> pa.Table:
-    """Some columns of a large Parquet object; the others are not transferred.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
+    """Some columns of a large Parquet object; the others are not transferred."""
 
     def read(files: pyarrow.fs.FileSystem, path: str) -> pa.Table:
         return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
@@ -71,9 +59,6 @@ def read_by_arrow(uri: str, read: Callable[[pyarrow.fs.FileSystem, str], Result]
     """The result of ``read``, which gets Arrow's file system and the path in it; repeated by `retried`.
 
     Arrow reports a broken transfer like any other I/O error, so ``read`` has to begin from the start each time.
-
-    Raises:
-        StorageError: it cannot be read.
     """
     files, path = filesystem(uri)
     try:

@@ -25,6 +25,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 20
 """Without a byte. A third of the retry budget: a request that hangs is repeated within it."""
 _COPY_BYTES = 2**20
+_MISSING = ("404", "NoSuchKey")
 _LOST_RACE = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
@@ -84,6 +85,13 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _request(verb: str, uri: str, **options: Any) -> dict[str, Any]:
+    """The answer to one request about one object, repeated by `retried`."""
+    bucket, key = bucket_and_key(uri)
+    answer: dict[str, Any] = retried(lambda: getattr(s3_client(), verb)(Bucket=bucket, Key=key, **options))
+    return answer
+
+
 def get(uri: str) -> bytes:
     """The whole object."""
     return _content_and_etag(uri)[0]
@@ -113,8 +121,7 @@ def download(uri: str, path: str) -> None:
 
 def put(uri: str, data: bytes) -> None:
     """One PUT."""
-    bucket, key = bucket_and_key(uri)
-    retried(lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data))
+    _request("put_object", uri, Body=data)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -127,7 +134,7 @@ def put_if_unchanged(uri: str, before: bytes, data: bytes) -> bool:
     try:
         content, etag = _content_and_etag(uri)
     except botocore.exceptions.ClientError as error:
-        if code_of(error) not in ("NoSuchKey", "404"):
+        if code_of(error) not in _MISSING:
             raise
         return False
     # Ceph wants the tag without its quotes; others take both.
@@ -155,12 +162,12 @@ def _put_if(uri: str, data: bytes, **condition: str) -> bool:
 
 def is_there(uri: str) -> bool:
     """Whether an object or a non-empty prefix has this name."""
-    bucket, key = bucket_and_key(uri)
     try:
-        retried(lambda: s3_client().head_object(Bucket=bucket, Key=key))
+        _request("head_object", uri)
     except botocore.exceptions.ClientError as error:
-        if code_of(error) not in ("404", "NoSuchKey"):
+        if code_of(error) not in _MISSING:
             raise
+        bucket, key = bucket_and_key(uri)
         prefix = key.rstrip("/") + "/"
         found = retried(lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
         return bool(found["KeyCount"])
@@ -169,15 +176,12 @@ def is_there(uri: str) -> bool:
 
 def etag(uri: str) -> str:
     """The ETag of one object, without its quotes."""
-    bucket, key = bucket_and_key(uri)
-    answer = retried(lambda: s3_client().head_object(Bucket=bucket, Key=key))
-    return str(answer["ETag"].strip('"'))
+    return str(_request("head_object", uri)["ETag"].strip('"'))
 
 
 def remove(uri: str) -> None:
     """Delete one object; a missing one is fine."""
-    bucket, key = bucket_and_key(uri)
-    retried(lambda: s3_client().delete_object(Bucket=bucket, Key=key))
+    _request("delete_object", uri)
 
 
 def list_objects(uri: str, recursive: bool) -> Iterator[tuple[str, int, int, str]]:

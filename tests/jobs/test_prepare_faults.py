@@ -28,7 +28,8 @@ from jobs.runs.tracking import TrackingConfig
 from jobs.synthetic.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
 from pipeline.decode.config import DecodeConfig
 from pipeline.shards.writer import StoreConfig
-from pipeline.storage.files import join, list_files, read_bytes, s3_client, write_bytes
+from pipeline.storage.files import join, list_files, read_bytes, write_bytes
+from pipeline.storage.s3 import s3_client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNTRACKED = TrackingConfig(uri="none")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.shards.reader import PreparedSet
-from pipeline.storage.files import s3_client
+from pipeline.storage.s3 import s3_client
 from tests.support.s3_server import light_s3_server, set_s3_environment
 from tests.support.small_set import small_prepared_set
 

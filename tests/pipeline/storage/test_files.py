@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import retry
-from pipeline.storage.errors import errors_named
+from pipeline.storage.errors import errors_named, redacted
 from pipeline.storage.files import (
     StorageError,
     absolute,
@@ -27,7 +27,6 @@ from pipeline.storage.files import (
     local_copy,
     local_path,
     read_bytes,
-    redacted,
     replace_if_unchanged,
     write_bytes,
     write_if_absent,

@@ -28,10 +28,10 @@ from pipeline.storage.files import (
     list_files,
     read_bytes,
     replace_if_unchanged,
-    s3_client,
     write_bytes,
     write_if_absent,
 )
+from pipeline.storage.s3 import s3_client
 from pipeline.transcode.config import TranscodeConfig
 from tests.support.ceph_gateway import Gateway, ceph_gateway, missing_for_gateway
 from tests.support.faulty_proxy import FAULTS, faulty_proxy
