@@ -15,7 +15,7 @@ from jobs.core.errors import UserError
 from jobs.reports.contact_sheet import sheet_cells
 from jobs.reports.plots import contact_sheet
 from jobs.reports.prepared_set import class_table, rejected_table, set_figures
-from pipeline.prepare.versions import current_rejected, current_videos
+from pipeline.prepare.versions import current_videos, read_rejected
 from pipeline.storage.files import absolute, exists, join, read_bytes, write_bytes
 
 
@@ -48,7 +48,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
     data = absolute(config.data)
     version = read_version(data, config.version)
     stored = stored_videos(data, version)
-    rejected = current_rejected(data, version)
+    rejected = read_rejected(data, version["rejected"])
     console = Console()
     console.print(class_table(stored))
     if len(rejected):

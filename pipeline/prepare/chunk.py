@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.decode.crash_budget import FATAL, Attempts
+from pipeline.manifest.formats import ManifestConfig
 from pipeline.schema import REJECTED_SCHEMA, clip_id
 from pipeline.shards.writer import ShardWriter, StoreConfig
 from pipeline.storage.errors import is_forbidden, is_of_the_object
@@ -56,7 +57,17 @@ STORED_BYTES_AT_MOST = 2**30
 """Of one clip's original bytes: a Parquet page holds less than 2 GiB, and a worker several copies of it."""
 PLAN_ROWS_A_FILE = 2**15
 _MESSAGE_LENGTH = 300
-_READ_BYTES = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings:
+    """What a prepared set is made of; equal settings and sources give equal shards."""
+
+    manifest: ManifestConfig
+    transcode: TranscodeConfig
+    decode: DecodeConfig
+    store: StoreConfig
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +76,18 @@ class ChunkSettings:
 
     output: str
     version: int
-    seed: int
-    videos_per_chunk: int
-    transcode: TranscodeConfig
-    decode: DecodeConfig
-    store: StoreConfig
+    videos: int
+    """Of the whole plan."""
+    prepare: PrepareSettings
 
     @property
     def name(self) -> str:
         return f"v{self.version:04d}"
+
+    @property
+    def videos_per_chunk(self) -> int:
+        """Small sets still keep many workers busy, large ones make few files."""
+        return self.prepare.store.videos_per_chunk or min(256, max(4, self.videos // 64))
 
     @property
     def plan_rows_a_file(self) -> int:
@@ -95,7 +109,7 @@ class PrepareChunk:
 
     def __init__(self, settings: ChunkSettings) -> None:
         self.settings = settings
-        self.transcoder = IsolatedTranscoder(settings.transcode, settings.decode)
+        self.transcoder = IsolatedTranscoder(settings.prepare.transcode, settings.prepare.decode)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """One chunk; failing storage is reported in the row, because Ray would wrap the error in pages of traceback."""
@@ -114,13 +128,9 @@ class PrepareChunk:
             self._write(chunk, rows)
         return len(rows)
 
-    def close(self) -> None:
-        """End the transcoding child."""
-        self.transcoder.close()
-
     def _write(self, chunk: int, rows: list[dict[str, Any]]) -> None:
-        settings = self.settings
-        shards = ShardWriter(settings.output, f"{settings.name}-{chunk:06d}", settings.store, settings.seed)
+        settings, name = self.settings, f"{self.settings.name}-{chunk:06d}"
+        shards = ShardWriter(settings.output, name, settings.prepare.store, settings.prepare.seed)
         rejected: list[dict[str, Any]] = []
         # What killed the workers is unknown: it may have been a pre-emption, twice during one long video.
         attempts = Attempts(settings.attempts(chunk), refused_as="interrupted")
@@ -128,12 +138,12 @@ class PrepareChunk:
         attempts.write()
         shards.flush()
         if rejected:
-            place = join(self.settings.output, "rejected", f"{self.settings.name}-{chunk:06d}.parquet")
-            write_table(place, pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA))
+            rows_of_rejected = pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
+            write_table(join(settings.output, "rejected", f"{name}.parquet"), rows_of_rejected)
         record = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
         record = record.replace_schema_metadata({"shards": json.dumps(shards.written)})
         # Last, because it decides that the chunk is done; a worker killed before it leaves files that are overwritten.
-        write_table(self.settings.record(chunk), record)
+        write_table(settings.record(chunk), record)
 
     def _video(
         self, row: dict[str, Any], attempts: Attempts, shards: ShardWriter, rejected: list[dict[str, Any]]
@@ -161,13 +171,12 @@ class PrepareChunk:
         """The clips of a video; its facts are added to ``facts`` on the way."""
         with _fetched(uri) as path:
             facts |= _file_facts(path, uri, facts["content_version"])
-            keeps_bytes = self.settings.transcode.mode == "passthrough"
+            keeps_bytes = self.settings.prepare.transcode.mode == "passthrough"
             for output in self._processed(path, uri, attempts):
                 if isinstance(output, VideoInfo):
                     facts |= dataclasses.asdict(output)
                 elif isinstance(output, StoredClip) and keeps_bytes:
-                    _refuse_long(facts["bytes"] if output.video is None else len(output.video))
-                    yield output if output.video else dataclasses.replace(output, video=_whole(path))
+                    yield _with_bytes(output, path)
                 else:
                     yield output
 
@@ -187,16 +196,14 @@ class PrepareChunk:
                 return
 
 
-def _refuse_long(size: int) -> None:
-    if size > STORED_BYTES_AT_MOST:
-        raise DecodeError(
-            "too_long_to_store", f"{size} bytes are over {STORED_BYTES_AT_MOST}, a row's most; set clip_seconds="
-        )
-
-
-def _whole(path: Path) -> bytes:
+def _with_bytes(clip: StoredClip, path: Path) -> StoredClip:
+    """The clip with its original bytes: those of the whole file where it is the whole video."""
     with _objects_faults():
-        return path.read_bytes()
+        size = path.stat().st_size if clip.video is None else len(clip.video)
+        if size > STORED_BYTES_AT_MOST:
+            most = f"{size} bytes are over {STORED_BYTES_AT_MOST}, a row's most; set clip_seconds="
+            raise DecodeError("too_long_to_store", most)
+        return clip if clip.video else dataclasses.replace(clip, video=path.read_bytes())
 
 
 def read_plan(settings: ChunkSettings, chunk: int) -> list[dict[str, Any]]:
@@ -211,14 +218,11 @@ _plan_file = functools.lru_cache(maxsize=1)(read_table)  # neighbouring chunks s
 
 
 def _file_facts(path: Path, uri: str, listed_version: str | None) -> dict[str, Any]:
-    """Size, digest and content version of a video at hand.
-
-    Raises:
-        DecodeError, StorageError: as `_fetched`.
-    """
-    with _objects_faults():
+    """Size, digest (whatever the file's times are) and content version of a video at hand; errors as `_fetched`."""
+    with _objects_faults(), path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         version = listed_version or content_version(uri)
-        return {"bytes": path.stat().st_size, "digest": _digest(path), "content_version": version}
+        return {"bytes": path.stat().st_size, "digest": digest, "content_version": version}
 
 
 @contextlib.contextmanager
@@ -251,19 +255,9 @@ def _objects_faults() -> Iterator[None]:
 
 
 def _clip_row(row: dict[str, Any], digest: str, clip: StoredClip) -> dict[str, Any]:
-    facts = {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip)}
     number = clip_id(row["uri"], digest, clip.start_seconds, clip.end_seconds)
-    return {"clip_id": number, "uri": row["uri"], "label": row["label"], "split": row["split"], **facts}
+    return {"clip_id": number, "uri": row["uri"], "label": row["label"], "split": row["split"], **vars(clip)}
 
 
 def _rejected(uri: str, reason: str, message: str) -> dict[str, Any]:
     return {"uri": uri, "reason": reason, "message": message[:_MESSAGE_LENGTH]}
-
-
-def _digest(path: Path) -> str:
-    """What tells one content from the next, whatever its file's times say."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

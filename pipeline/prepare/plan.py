@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.decode.config import DecodeConfig
 from pipeline.manifest.build import Manifest, plain_uri, read_manifest, shuffled_order
-from pipeline.manifest.formats import ManifestConfig
-from pipeline.prepare.chunk import VIDEO_SCHEMA, ChunkSettings
+from pipeline.prepare.chunk import VIDEO_SCHEMA, ChunkSettings, PrepareSettings
 from pipeline.prepare.versions import (
     READERS,
     contents_with_status,
@@ -22,10 +20,8 @@ from pipeline.prepare.versions import (
     publish,
     read_versions,
     times_rejected,
-    with_status,
 )
 from pipeline.schema import REJECTED_SCHEMA
-from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import (
     StorageError,
     absolute,
@@ -33,28 +29,16 @@ from pipeline.storage.files import (
     exists,
     join,
     local_path,
-    read_bytes,
+    read_json,
     write_if_absent,
 )
 from pipeline.storage.parquet import write_table
 from pipeline.storage.retry import in_threads
-from pipeline.transcode.config import TranscodeConfig
 
 OUT_OF_REACH = ("missing", "forbidden", "unreadable")
 DECODERS_END = ("timeout", "crashed", "out_of_memory", "interrupted")
 VERSIONS_TRIED = 2
 """How many versions try a video that ended its decoder or worker: the cause may have been the machine."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareSettings:
-    """What a prepared set is made of; equal settings and sources give equal shards."""
-
-    manifest: ManifestConfig
-    transcode: TranscodeConfig
-    decode: DecodeConfig
-    store: StoreConfig
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,27 +82,16 @@ def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Seque
         StorageError: a path that cannot be read or written.
     """
     output = absolute(output)
-    versions = read_versions(output)
-    newest = versions[-1] if versions else None
+    newest = next(reversed(read_versions(output)), None)
     if newest is not None:
         publish(output, newest)
-    plan = _next_plan(source, output, settings, newest, exclude)
-    if plan is None:
-        assert newest is not None
+    place = _plan_place(output, 1 if newest is None else newest["version"] + 1)
+    if exists(place):
+        return PlannedSet(source, output, settings, read_json(place), newest, exclude)
+    draft = _draft(source, output, settings, newest, exclude)
+    if newest is not None and len(draft.rows) == 0 and draft.excluded == set(newest["excluded"]):
         return Outcome(newest, is_new=False)
-    return PlannedSet(source, output, settings, plan, newest, exclude)
-
-
-def chunk_settings(output: str, settings: PrepareSettings, version: int, videos: int) -> ChunkSettings:
-    return ChunkSettings(
-        output,
-        version,
-        settings.seed,
-        settings.store.chunk_videos(videos),
-        settings.transcode,
-        settings.decode,
-        settings.store,
-    )
+    return PlannedSet(source, output, settings, _write_plan(output, settings, draft, newest), newest, exclude)
 
 
 def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
@@ -128,8 +101,7 @@ def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Se
         ManifestError, StorageError: as `plan_set`.
     """
     output = absolute(output)
-    versions = read_versions(output)
-    draft = _draft(source, output, settings, versions[-1] if versions else None, exclude)
+    draft = _draft(source, output, settings, next(reversed(read_versions(output)), None), exclude)
     splits = pc.value_counts(draft.rows["split"].combine_chunks()) if len(draft.rows) else []
     sizes = pc.sum(draft.rows["size"]).as_py()
     return {
@@ -146,19 +118,8 @@ def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Se
     }
 
 
-def _next_plan(
-    source: str, output: str, settings: PrepareSettings, newest: Mapping[str, Any] | None, exclude: Sequence[str]
-) -> dict[str, Any] | None:
-    """The plan that an earlier call left unfinished, else a new one; None when there is nothing to do."""
-    version = 1 if newest is None else newest["version"] + 1
-    place = join(output, "_prepare", f"v{version:04d}", "plan.json")
-    if exists(place):
-        plan: dict[str, Any] = json.loads(read_bytes(place))
-        return plan
-    draft = _draft(source, output, settings, newest, exclude)
-    if newest is not None and len(draft.rows) == 0 and draft.excluded == set(newest["excluded"]):
-        return None
-    return _write_plan(output, settings, draft, newest)
+def _plan_place(output: str, version: int) -> str:
+    return join(output, "_prepare", f"v{version:04d}", "plan.json")
 
 
 class _Draft(NamedTuple):
@@ -181,12 +142,13 @@ def _draft(
     known = current_videos(output, newest["version"]) if newest else VIDEO_SCHEMA.empty_table()
     splits = known.filter(pc.is_valid(known["split"])).select(["uri", "split"])
     manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=splits)
-    excluded = {*(newest["excluded"] if newest else ()), *(_placed(source, uri) for uri in exclude)}
+    excluded_before = set(newest["excluded"] if newest else ())
+    excluded = excluded_before.union(_placed(source, uri) for uri in exclude)
     again = _to_try_again(output, newest["version"], known) if newest else []
     rows, changed = _new_or_changed(manifest.rows, known, excluded, again)
     present = _among(known["uri"], excluded)
     unmatched = sorted(excluded.difference(present, _among(manifest.rows["uri"], excluded)))
-    taken_out = sorted({*changed, *present} - set(_removed_before(newest)))
+    taken_out = sorted({*changed, *present} - excluded_before)
     return _Draft(manifest, rows, excluded, unmatched, taken_out, 1 if newest is None else newest["version"] + 1)
 
 
@@ -194,13 +156,14 @@ def _write_plan(
     output: str, settings: PrepareSettings, draft: _Draft, newest: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     manifest, rows = draft.manifest, draft.rows
-    chunks = chunk_settings(output, settings, draft.version, len(rows))
+    chunks = ChunkSettings(output, draft.version, len(rows), settings)
     order = shuffled_order(rows, settings.seed)
     step = chunks.plan_rows_a_file
     for number, start in enumerate(range(0, len(rows), step)):
-        some = rows.take(pa.array(order[start : start + step]))
-        write_table(chunks.plan_file(number), some)
-    rejected = pa.concat_tables([manifest.rejected, _excluded_rows(draft.excluded)])
+        write_table(chunks.plan_file(number), rows.take(pa.array(order[start : start + step])))
+    excluded = sorted(draft.excluded)
+    taken_out = [{"uri": uri, "reason": "excluded", "message": "taken out by exclude="} for uri in excluded]
+    rejected = pa.concat_tables([manifest.rejected, pa.Table.from_pylist(taken_out, schema=REJECTED_SCHEMA)])
     rejected_file = f"rejected/{chunks.name}-plan.parquet"
     if len(rejected):
         write_table(join(output, rejected_file), rejected)
@@ -214,15 +177,15 @@ def _write_plan(
         "skipped_files": manifest.skipped_files,
         # Indices of earlier versions stay: new classes come behind.
         "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
-        "excluded": sorted(draft.excluded),
+        "excluded": excluded,
         "exclude_unmatched": draft.exclude_unmatched,
         "taken_out": draft.taken_out,
         "rejected": [rejected_file] if len(rejected) else [],
     }
-    place = join(output, "_prepare", chunks.name, "plan.json")
+    place = _plan_place(output, draft.version)
     # The first plan holds: chunks of it may be done, and their numbers mean nothing under another plan.
     if not write_if_absent(place, json.dumps(plan).encode()):
-        plan = json.loads(read_bytes(place))
+        return read_json(place)
     return plan
 
 
@@ -259,7 +222,8 @@ def _versions_now(rows: pa.Table, place: pa.ChunkedArray) -> pa.Array:
 
 def _to_try_again(output: str, version: int, known: pa.Table) -> list[str]:
     """Videos that were rejected for what may lie outside their bytes: readable by now, or not tried often enough."""
-    away, ended = with_status(known, OUT_OF_REACH), contents_with_status(known, DECODERS_END)
+    away = [uri for uri, _ in contents_with_status(known, OUT_OF_REACH)]
+    ended = contents_with_status(known, DECODERS_END)
     found = in_threads(READERS, _version_now, away)
     back = [uri for uri, content in zip(away, found, strict=True) if content is not None]
     times = times_rejected(output, version, DECODERS_END) if ended else Counter()
@@ -284,12 +248,3 @@ def _placed(source: str, uri: str) -> str:
 def _among(uris: pa.ChunkedArray, wanted: set[str]) -> list[str]:
     found: list[str] = uris.filter(pc.is_in(uris, pa.array(sorted(wanted), uris.type))).to_pylist()
     return found
-
-
-def _removed_before(newest: Mapping[str, Any] | None) -> Iterable[str]:
-    return newest["excluded"] if newest else ()
-
-
-def _excluded_rows(excluded: set[str]) -> pa.Table:
-    rows = [{"uri": uri, "reason": "excluded", "message": "taken out by exclude="} for uri in sorted(excluded)]
-    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)

@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from pipeline.prepare.chunk import ChunkSettings, PrepareChunk
-from pipeline.prepare.plan import Outcome, PlannedSet, PrepareSettings, chunk_settings, plan_set, preview_set
+from pipeline.prepare.chunk import ChunkSettings, PrepareChunk, PrepareSettings
+from pipeline.prepare.plan import Outcome, PlannedSet, plan_set, preview_set
 from pipeline.prepare.versions import (
     current_videos,
     kept_rejected,
     publish,
+    read_rejected,
     recorded_chunks,
-    rejected_by_reason,
     rejected_files,
     shards_of,
     version_counts,
@@ -36,7 +36,7 @@ from pipeline.prepare.versions import (
 from pipeline.schema import CLIP_SCHEMA
 from pipeline.shards.reader import read_shard
 from pipeline.shards.writer import write_shard
-from pipeline.storage.files import StorageError, join, read_bytes, write_if_absent
+from pipeline.storage.files import StorageError, join, read_json, write_if_absent
 
 __all__ = ["Outcome", "PlannedSet", "PrepareSettings", "finish_set", "plan_set", "prepare", "preview_set"]
 
@@ -73,8 +73,8 @@ def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> 
     Raises:
         StorageError: a path that cannot be read or written, or another writer committed first.
     """
-    chunks = chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
-    _run_chunks(chunks, planned.plan, workers, progress)
+    chunks = ChunkSettings(planned.output, planned.plan["version"], planned.plan["videos"], planned.settings)
+    _run_chunks(chunks, planned.plan["chunks"], workers, progress)
     outcome = Outcome(_commit(planned), is_new=True)
     if not planned.forgets_exclude:
         return outcome
@@ -82,17 +82,17 @@ def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> 
     return outcome if isinstance(following, Outcome) else finish_set(following, workers, progress)
 
 
-def _run_chunks(settings: ChunkSettings, plan: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
+def _run_chunks(settings: ChunkSettings, chunks: int, workers: int | None, progress: Progress) -> None:
     """Do every chunk that has no record yet."""
-    done = recorded_chunks(settings.output, plan["version"])
-    todo = [chunk for chunk in range(plan["chunks"]) if chunk not in done]
-    videos = min(len(done) * settings.videos_per_chunk, plan["videos"])
-    progress(videos, plan["videos"])
+    done = recorded_chunks(settings.output, settings.version)
+    todo = [chunk for chunk in range(chunks) if chunk not in done]
+    videos = min(len(done) * settings.videos_per_chunk, settings.videos)
+    progress(videos, settings.videos)
     for summary in _chunks_done(settings, todo, workers):
         if summary.get("failure"):
             raise StorageError(*json.loads(summary["failure"]))
         videos += int(summary["videos"])
-        progress(min(videos, plan["videos"]), plan["videos"])
+        progress(min(videos, settings.videos), settings.videos)
 
 
 def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) -> Iterator[Mapping[str, Any]]:
@@ -100,7 +100,7 @@ def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) 
     if workers == 0 or not todo:
         stage = PrepareChunk(settings)
         yield from ({"chunk": chunk, "videos": stage.prepare(chunk)} for chunk in todo)
-        stage.close()
+        stage.transcoder.close()
         return
     size = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
     dataset = ray.data.from_items([{"id": chunk} for chunk in todo], override_num_blocks=min(len(todo), BLOCKS_AT_MOST))
@@ -128,7 +128,7 @@ def _commit(planned: PlannedSet) -> dict[str, Any]:
     place = join(output, "versions", f"{plan['version']:04d}.json")
     # Equal plans give equal shards: a twin that committed the same digest did this work already, and is no conflict.
     if not write_if_absent(place, json.dumps(version, indent=1).encode()):
-        theirs: dict[str, Any] = json.loads(read_bytes(place))
+        theirs = read_json(place)
         if theirs["digest"] != version["digest"]:
             raise StorageError(place, "another writer committed this version first", "run again to add to it")
         version = theirs
@@ -146,7 +146,7 @@ def _version(
     videos = current_videos(output, plan["version"])
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
     rejected = [*_earlier_rejected(output, plan, newest), *plan["rejected"], *rejected_files(output, plan["version"])]
-    counts = version_counts(videos, rejected_by_reason(output, rejected), shards, plan["classes"])
+    counts = version_counts(videos, read_rejected(output, rejected), shards, plan["classes"])
     return {
         "version": plan["version"],
         "parent": plan["parent"],
@@ -186,11 +186,6 @@ def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]])
             kept.append(shard)
         elif pc.any(stays).as_py():
             name = f"v{plan['version']:04d}-kept-{number:06d}.parquet"
-            kept.append(
-                write_shard(output, name, read_shard(place).filter(stays).cast(CLIP_SCHEMA), _group_bytes(shard))
-            )
+            clips = read_shard(place).filter(stays).cast(CLIP_SCHEMA)
+            kept.append(write_shard(output, name, clips, max(1, shard["bytes"] // len(shard["row_groups"]))))
     return kept
-
-
-def _group_bytes(shard: Mapping[str, Any]) -> int:
-    return max(1, int(shard["bytes"]) // len(shard["row_groups"]))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.hashing import name_digests
 from pipeline.prepare.chunk import VIDEO_SCHEMA
 from pipeline.schema import REJECTED_SCHEMA
-from pipeline.storage.files import exists, join, list_files, read_bytes, write_unless
+from pipeline.storage.files import file_names, join, read_json, write_unless
 from pipeline.storage.parquet import read_table, write_table
 from pipeline.storage.retry import in_threads
 
@@ -26,15 +26,8 @@ READERS = 16
 
 def read_versions(output: str) -> list[dict[str, Any]]:
     """Every committed version of a prepared set, oldest first."""
-    if not exists(join(output, "versions")):
-        return []
-    files = list_files(join(output, "versions"), (".json",))["uri"].to_pylist()
-    return in_threads(READERS, _record, sorted(files))
-
-
-def _record(uri: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(read_bytes(uri))
-    return record
+    folder = join(output, "versions")
+    return in_threads(READERS, lambda name: read_json(join(folder, name)), file_names(folder, ".json"))
 
 
 def current_videos(output: str, version: int) -> pa.Table:
@@ -56,12 +49,6 @@ def times_rejected(output: str, version: int, reasons: Sequence[str]) -> Counter
     return Counter(content for table in tables for content in contents_with_status(table, reasons))
 
 
-def with_status(videos: pa.Table, statuses: Sequence[str]) -> list[str]:
-    """URIs of the videos (`VIDEO_SCHEMA`) that have one of the statuses."""
-    uris: list[str] = videos.filter(pc.is_in(videos["status"], pa.array(statuses)))["uri"].to_pylist()
-    return uris
-
-
 def contents_with_status(videos: pa.Table, statuses: Sequence[str]) -> list[tuple[str, str | None]]:
     """URI and content version of the videos (`VIDEO_SCHEMA`) that have one of the statuses."""
     found = videos.filter(pc.is_in(videos["status"], pa.array(statuses)))
@@ -76,19 +63,19 @@ def rejections(output: str, version: int, split: str) -> tuple[dict[str, int], d
     Raises:
         StorageError: the records of prepare are not beside the set, or cannot be read.
     """
-    record = json.loads(read_bytes(join(output, "versions", f"{version:04d}.json")))
+    record = read_json(join(output, "versions", f"{version:04d}.json"))
     videos = current_videos(output, version)
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(record["excluded"], pa.string()))))
     of_split = videos.filter(pc.and_(pc.equal(videos["split"], split), pc.equal(videos["clips"], 0)))
     elsewhere = {*videos["uri"].to_pylist(), *record["excluded"]}
-    rejected = current_rejected(output, record).to_pylist()
+    rejected = read_rejected(output, record["rejected"]).to_pylist()
     unread = Counter(row["reason"] for row in rejected if row["uri"] not in elsewhere)
     return dict(Counter(of_split["status"].to_pylist()).most_common()), dict(unread.most_common())
 
 
-def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
-    """The rejected rows of a version (`REJECTED_SCHEMA`)."""
-    tables = in_threads(READERS, lambda file: read_table(join(output, file)), version["rejected"])
+def read_rejected(output: str, files: Sequence[str]) -> pa.Table:
+    """The rejected rows (`REJECTED_SCHEMA`) of some files, such as those that a version names."""
+    tables = in_threads(READERS, lambda file: read_table(join(output, file)), files)
     return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
 
 
@@ -122,19 +109,13 @@ def version_videos(output: str, version: int) -> list[pa.Table]:
 def recorded_chunks(output: str, version: int) -> dict[int, str]:
     """Chunk number → its record."""
     folder = join(output, "_prepare", f"v{version:04d}", "videos")
-    if not exists(folder):
-        return {}
-    files = list_files(folder, (".parquet",))["uri"].to_pylist()
-    return {int(file.rpartition("/")[2].removesuffix(".parquet")): file for file in files}
+    return {int(name.removesuffix(".parquet")): join(folder, name) for name in file_names(folder, ".parquet")}
 
 
 def rejected_files(output: str, version: int) -> list[str]:
     """The rejected rows that the chunks of a version wrote."""
-    folder = join(output, "rejected")
-    if not exists(folder):
-        return []
-    names = [file.rpartition("/")[2] for file in list_files(folder, (".parquet",))["uri"].to_pylist()]
-    return [f"rejected/{name}" for name in sorted(names) if re.fullmatch(rf"v{version:04d}-\d+\.parquet", name)]
+    names = file_names(join(output, "rejected"), ".parquet")
+    return [f"rejected/{name}" for name in names if re.fullmatch(rf"v{version:04d}-\d+\.parquet", name)]
 
 
 def kept_rejected(output: str, version: int, earlier: Sequence[str], gone: pa.Array) -> list[str]:
@@ -151,14 +132,8 @@ def kept_rejected(output: str, version: int, earlier: Sequence[str], gone: pa.Ar
     return kept
 
 
-def rejected_by_reason(output: str, files: list[str]) -> dict[str, int]:
-    tables = in_threads(READERS, lambda file: read_table(join(output, file), ["reason"]), files)
-    reasons = pa.concat_tables([REJECTED_SCHEMA.empty_table().select(["reason"]), *tables])["reason"]
-    return dict(Counter(reasons.to_pylist()))
-
-
 def version_counts(
-    videos: pa.Table, rejected: Mapping[str, int], shards: Sequence[Mapping[str, Any]], classes: Sequence[str]
+    videos: pa.Table, rejected: pa.Table, shards: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> dict[str, Any]:
     stored = videos.filter(pc.greater(videos["clips"], 0))
     by_split = stored.group_by("split").aggregate([("clips", "sum")])
@@ -173,7 +148,7 @@ def version_counts(
         "seconds": pc.sum(stored["duration_seconds"]).as_py() or 0.0,
         "source_bytes": pc.sum(stored["bytes"]).as_py() or 0,
         "stored_bytes": sum(shard["bytes"] for shard in shards),
-        "rejected": dict(sorted(rejected.items())),
+        "rejected": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
     }
 
 

@@ -28,10 +28,6 @@ class StoreConfig:
     shard_bytes: int = 128 * 2**20
     """A shard is closed when its videos reach this many bytes; a worker holds one in memory."""
 
-    def chunk_videos(self, videos: int) -> int:
-        """Videos of a chunk: small sets still keep many workers busy, large ones make few files."""
-        return self.videos_per_chunk or min(256, max(4, videos // 64))
-
     def __post_init__(self) -> None:
         for name in ("videos_per_chunk", "row_group_bytes", "shard_bytes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:

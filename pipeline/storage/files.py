@@ -12,12 +12,14 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import json
 import os
 import tempfile
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,6 +72,12 @@ def read_bytes(uri: str) -> bytes:
     path = local_path(uri)
     with errors_named(uri):
         return object_storage.get(uri) if path is None else path.read_bytes()
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """The record that a JSON object holds."""
+    record: dict[str, Any] = json.loads(read_bytes(uri))
+    return record
 
 
 def write_bytes(uri: str, data: bytes) -> None:

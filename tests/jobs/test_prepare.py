@@ -27,8 +27,8 @@ from jobs.runs.tracking import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
 from pipeline.decode.config import DecodeConfig, FrameView
 from pipeline.decode.decoder import IsolatedDecoder
-from pipeline.prepare.chunk import PrepareChunk
-from pipeline.prepare.plan import PlannedSet, chunk_settings, plan_set
+from pipeline.prepare.chunk import ChunkSettings, PrepareChunk
+from pipeline.prepare.plan import PlannedSet, plan_set
 from pipeline.prepare.versions import current_videos, publish
 from pipeline.schema import CLIP_SCHEMA, REJECTED_SCHEMA
 from pipeline.shards.writer import StoreConfig
@@ -151,7 +151,7 @@ def unfinished(config: PrepareConfig) -> Any:
     """The state that a killed run leaves: a plan, no commit."""
     planned = plan_set(config.source, config.output, config.settings)
     assert isinstance(planned, PlannedSet)
-    return chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
+    return ChunkSettings(planned.output, planned.plan["version"], planned.plan["videos"], planned.settings)
 
 
 def test_a_second_writer_cannot_commit_something_else(source: Path, tmp_path: Path) -> None:

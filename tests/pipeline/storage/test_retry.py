@@ -13,7 +13,8 @@ import pytest
 import tenacity
 
 from pipeline.decode.config import DecodeConfig
-from pipeline.prepare.chunk import ChunkSettings, PrepareChunk
+from pipeline.manifest.formats import ManifestConfig
+from pipeline.prepare.chunk import ChunkSettings, PrepareChunk, PrepareSettings
 from pipeline.prepare.versions import read_versions
 from pipeline.shards.reader import read_shard
 from pipeline.shards.writer import StoreConfig
@@ -53,12 +54,12 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
 
 
 def _chunk() -> None:
-    settings = ChunkSettings("s3://bucket/set", 1, 0, 4, TranscodeConfig(), DecodeConfig(), StoreConfig())
-    stage = PrepareChunk(settings)
+    prepare = PrepareSettings(ManifestConfig(), TranscodeConfig(), DecodeConfig(), StoreConfig(), seed=0)
+    stage = PrepareChunk(ChunkSettings("s3://bucket/set", 1, 4, prepare))
     try:
         stage.prepare(0)
     finally:
-        stage.close()
+        stage.transcoder.close()
 
 
 def _tag_stage() -> None:
