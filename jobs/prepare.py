@@ -34,7 +34,7 @@ class PrepareConfig(ManifestConfig):
     source: str
     """Folder, s3:// prefix, or manifest file (CSV, Parquet) of the videos."""
     output: str
-    """Where the prepared set is written; the same place again adds what is new or changed."""
+    """Where the prepared set is written; the same path again adds what is new or changed."""
     seed: int = 0
     """Decides the global order and the splits."""
     workers: int | None = None
@@ -64,10 +64,10 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     """Prepare and report.
 
     Raises:
-        UserError: annotations that do not follow their convention, an output of other settings.
+        UserError: annotations that do not follow their convention, or an output with other settings.
         StorageError: the source cannot be read or the output not be written, before anything was done.
-        WorkStoppedError: storage failed later; the same command goes on.
-        StopRequestedError: SIGTERM arrived; the same command goes on.
+        WorkStoppedError: storage failed later; the same command resumes.
+        StopRequestedError: SIGTERM arrived; the same command resumes.
     """
     config = dataclasses.replace(config, source=absolute(config.source), output=absolute(config.output))
     claim = claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
@@ -79,7 +79,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     tracking = start_run(
         config.tracking, command="prepare", run_key=claim.run_key, output=config.output, params=config_dict(config)
     )
-    with recorded(tracking), keeping_finished_work("finished videos are kept, the same command goes on"):
+    with recorded(tracking), keeping_finished_work("finished videos are kept, the same command resumes"):
         outcome = _finished(planned, config)
     report = _report(outcome)
     figures = {key: value for key, value in report.items() if type(value) in (int, float)}
@@ -95,17 +95,17 @@ def dry_run(config: PrepareConfig) -> dict[str, Any]:
     Raises:
         UserError: annotations that do not follow their convention.
     """
-    with _mistakes_told():
+    with _manifest_errors_reported():
         return preview_set(absolute(config.source), config.output, config.settings, _excluded(config.exclude))
 
 
 def _planned(config: PrepareConfig, claim: Claim) -> PlannedSet | Outcome:
     try:
-        with _mistakes_told():
+        with _manifest_errors_reported():
             return plan_set(config.source, config.output, config.settings, _excluded(config.exclude))
     except (UserError, StorageError):
         if not exists(join(config.output, "_prepare")):
-            release_output(config.output, claim)  # nothing was planned yet: the mended command is not refused
+            release_output(config.output, claim)  # nothing was planned yet: the corrected command is not refused
         raise
 
 
@@ -115,7 +115,7 @@ def _finished(planned: PlannedSet, config: PrepareConfig) -> Outcome:
 
 
 @contextmanager
-def _mistakes_told() -> Iterator[None]:
+def _manifest_errors_reported() -> Iterator[None]:
     try:
         yield
     except ManifestError as error:

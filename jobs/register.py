@@ -26,7 +26,9 @@ DESCRIPTION = (
 )
 # What the stored code imports, of the two packages only what scores a video: no Ray, which would add 2 s to every start
 # of a server and 240 MB to its image. Versions are those of this environment.
-REQUIREMENTS = ("mlflow", "torch", "numpy", "safetensors", "av", "decord", "opencv-python-headless", "pyarrow", "boto3")
+REQUIREMENTS = (
+    "mlflow", "torch", "numpy", "safetensors", "av", "decord", "opencv-python-headless", "pyarrow", "boto3", "tenacity",
+)  # fmt: skip
 # MLflow checks them too, but only after it has created the version.
 ALIAS = re.compile(r"[\w-]{1,255}")
 RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)

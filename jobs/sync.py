@@ -1,4 +1,4 @@
-"""Send MLflow what a dead server missed of a run, from nothing but the run's `output`."""
+"""Send MLflow the steps and files of a run that it lacks, from the run's `output` alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_
 from pipeline.storage.files import StorageError, exists, join, list_files, read_bytes
 
 DESCRIPTION = (
-    "Send MLflow what a dead server missed of a run; reads only the run's output. It goes where the run was to be "
-    "recorded; give tracking.uri where that server will not come back."
+    "Send MLflow the steps and files of a run that it lacks, because the server was down; reads only the run's output. "
+    "The default server is the run's own; give tracking.uri to send them to another."
 )
 ANSWER_SECONDS = 30.0
 SEND_SECONDS = 600.0
@@ -27,13 +27,11 @@ PICTURES = (".png",)
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    """Which run, and where to."""
+    """Which run to send, and where to."""
 
     output: str
     """Output of the run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is to be recorded. Default of `uri` and `experiment`: what the run itself was given, so
-    `tracking.uri` is needed where that server will not come back."""
 
 
 def run(config: SyncConfig) -> Mapping[str, Any]:
@@ -41,13 +39,13 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
 
     Raises:
         UserError: ``output`` holds no run.
-        WorkStoppedError: the server does not answer; the same command sends the rest later.
+        WorkStoppedError: the server does not respond; the same command sends the rest later.
     """
     claim, report = _claim(config.output), _json(join(config.output, "report.json"))
     lines = [json.loads(line) for line in _journal(config.output).splitlines()]
-    tracking = _where_it_would_have_been(config)
+    tracking = _tracking_of(config)
     command = report.get("command") or claim["pins"].get("command", "training")
-    # The revision of the run's first start is among its tags (`claim_output`); this checkout made nothing of it.
+    # The tags of the run's first start name its revision (`claim_output`); this checkout's is another.
     tracked = start_run(tracking, command=command, run_key=claim["run_key"], output=config.output,
                         params=_params(config.output, claim), tags=claim["pins"].get("tags"), resumes=False,
                         source={})  # fmt: skip
@@ -63,7 +61,7 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
     ended = bool(report) or exists(join(config.output, "metrics.jsonl"))
     if not (tracked.finish(wait_seconds=SEND_SECONDS) if ended else tracked.drain(SEND_SECONDS)):
         raise WorkStoppedError(
-            f"output={config.output}: MLflow stopped answering on the way; run the same command again"
+            f"output={config.output}: MLflow stopped responding; run the same command to send the rest"
         )
     return {"steps": len(lines), "run_id": tracked.run_id}
 
@@ -91,10 +89,10 @@ def _send(
             )
 
 
-def _where_it_would_have_been(config: SyncConfig) -> TrackingConfig:
-    """The run's own tracking settings, but for what is given now."""
-    place = join(config.output, "config.yaml")
-    own = yaml.safe_load(read_bytes(place)).get("tracking", {}) if exists(place) else {}
+def _tracking_of(config: SyncConfig) -> TrackingConfig:
+    """The run's own tracking settings, with those given now over them."""
+    path = join(config.output, "config.yaml")
+    own = yaml.safe_load(read_bytes(path)).get("tracking", {}) if exists(path) else {}
     uri = config.tracking.uri or own.get("uri")
     default = config.tracking.experiment == TrackingConfig.experiment
     experiment = own.get("experiment", TrackingConfig.experiment) if default else config.tracking.experiment
@@ -102,9 +100,9 @@ def _where_it_would_have_been(config: SyncConfig) -> TrackingConfig:
 
 
 def _params(output: str, claim: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The resolved configuration; where a run ended before it was written, what the claim holds of it."""
-    place = join(output, "config.yaml")
-    return dict(yaml.safe_load(read_bytes(place))) if exists(place) else claim["config"]
+    """The resolved configuration; of a run that ended before it was written, the part that the claim has."""
+    path = join(output, "config.yaml")
+    return dict(yaml.safe_load(read_bytes(path))) if exists(path) else claim["config"]
 
 
 def _claim(output: str) -> dict[str, Any]:
@@ -122,8 +120,8 @@ def _journal(output: str) -> str:
     return read_journal(output, steps[-1]) if steps else ""
 
 
-def _json(place: str) -> dict[str, Any]:
-    return json.loads(read_bytes(place)) if exists(place) else {}
+def _json(path: str) -> dict[str, Any]:
+    return json.loads(read_bytes(path)) if exists(path) else {}
 
 
 def main() -> None:

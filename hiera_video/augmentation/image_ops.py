@@ -31,7 +31,7 @@ def auto_contrast(frames: Tensor, _: Tensor) -> Tensor:
 def equalize(frames: Tensor, _: Tensor) -> Tensor:
     """A flat histogram for each channel of each frame, by Pillow's whole-number table."""
     clips, steps, height, width, channels = frames.shape
-    values = frames.permute(0, 1, 4, 2, 3).reshape(clips * steps * channels, height * width).long()
+    values = frames.movedim(-1, 2).reshape(clips * steps * channels, height * width).long()
     counts = values.new_zeros(len(values), 256).scatter_add_(1, values, torch.ones_like(values))
     last = counts.gather(1, values.amax(1, keepdim=True))
     step = (height * width - last) // 255
@@ -39,7 +39,7 @@ def equalize(frames: Tensor, _: Tensor) -> Tensor:
     table = (step // 2 + before) // step.clamp(min=1)
     table = torch.where(step > 0, table.clamp(max=255), torch.arange(256, device=frames.device))
     equal = table.gather(1, values).to(torch.uint8)
-    return equal.view(clips, steps, channels, height, width).permute(0, 1, 3, 4, 2).contiguous()
+    return equal.view(clips, steps, channels, height, width).movedim(2, -1).contiguous()
 
 
 def invert(frames: Tensor, _: Tensor) -> Tensor:
@@ -81,11 +81,11 @@ def brightness(frames: Tensor, factor: Tensor) -> Tensor:
 
 def sharpness(frames: Tensor, factor: Tensor) -> Tensor:
     """Between a smoothed image (0) and the image (1), and beyond; the border rows and columns stay."""
-    pixels = frames.permute(0, 1, 4, 2, 3).float().flatten(0, 1)  # [N * T, 3, H, W]
+    pixels = frames.movedim(-1, 2).float().flatten(0, 1)  # [N * T, 3, H, W]
     sums = functional.avg_pool2d(pixels, 3, stride=1, divisor_override=1) + 4 * pixels[:, :, 1:-1, 1:-1]
     smooth = pixels.clone()
     smooth[:, :, 1:-1, 1:-1] = torch.floor(sums / 13 + 0.5)
-    return _blend(smooth.view(*frames.shape[:2], *smooth.shape[1:]).permute(0, 1, 3, 4, 2), frames, factor)
+    return _blend(smooth.view(*frames.shape[:2], *smooth.shape[1:]).movedim(2, -1), frames, factor)
 
 
 def rotate(frames: Tensor, degrees: Tensor) -> Tensor:
@@ -132,11 +132,11 @@ def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic") -> Tens
     a, b, c, d, e, f = matrix.to(frames.device, torch.float32).T[:, :, None, None]
     x, y = a * columns + b * rows + c, d * columns + e * rows + f  # [N, H, W]
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], -1)
-    planes = frames.permute(0, 1, 4, 2, 3).reshape(clips, steps * channels, height, width).float()
+    planes = frames.movedim(-1, 2).reshape(clips, steps * channels, height, width).float()
     moved = functional.grid_sample(planes, grid, mode=interpolation, padding_mode="border", align_corners=False)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     moved = torch.where(inside[:, None], moved + 1e-3, FILL)  # truncated like Pillow's, which computes in float64
-    return _to_uint8(moved).view(clips, steps, channels, height, width).permute(0, 1, 3, 4, 2).contiguous()
+    return _to_uint8(moved).view(clips, steps, channels, height, width).movedim(2, -1).contiguous()
 
 
 def _matrix(values: Tensor, entry: int) -> Tensor:

@@ -55,9 +55,10 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Decoder(config)
         init_weights(self, nn.init.xavier_uniform_, bias=0.0)  # as MAE
         nn.init.xavier_uniform_(self.encoder.patch_embed.weight.data.flatten(1))
-        order = self.encoder.order
-        self.register_buffer("token_of_unit", order.raster_index(config.q_pool), persistent=False)  # [U, M]
-        self.register_buffer("unit_of_token", _unit_of_token(order.raster_index(config.q_pool)), persistent=False)
+        token_of_unit = self.encoder.order.raster_index(config.q_pool)  # [U, M]
+        unit_of_token = token_of_unit.flatten().argsort() // token_of_unit.shape[1]  # the inverse permutation's units
+        self.register_buffer("token_of_unit", token_of_unit, persistent=False)
+        self.register_buffer("unit_of_token", unit_of_token, persistent=False)
         self.token_of_unit: Tensor
         self.unit_of_token: Tensor
 
@@ -204,9 +205,3 @@ class FusionHead(nn.Module):
         split = self.weight.reshape(*self.weight.shape[:2], *digits)
         order = [2 + axis * self.poolings + digit for digit in reversed(range(self.poolings)) for axis in range(axes)]
         return split.permute(0, *order, 1).flatten(1)
-
-
-def _unit_of_token(token_of_unit: Tensor) -> Tensor:
-    """Unit number of every raster token, from the raster number of every unrolled one ``[U, M]``."""
-    units = torch.arange(token_of_unit.shape[0])[:, None].expand_as(token_of_unit)
-    return torch.empty(token_of_unit.numel(), dtype=torch.int64).scatter(0, token_of_unit.flatten(), units.flatten())

@@ -38,7 +38,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 BASE = "base"  # the key by which a recipe names the one that it changes
 ConfigT = TypeVar("ConfigT")
 
-# A recipe may come from anywhere; it must not be able to print the environment's secrets.
+# A recipe may come from anyone: it must not read secrets from the environment.
 OmegaConf.clear_resolver("oc.env")
 
 
@@ -57,7 +57,7 @@ def load_config(config_class: type[ConfigT], command: str, arguments: Sequence[s
 
 
 def config_yaml(config: Any) -> str:
-    """The resolved tree as YAML, without secrets, fit to be read back as a recipe."""
+    """The resolved tree as YAML, without secrets; it can be read back as a recipe."""
     return OmegaConf.to_yaml(OmegaConf.create(config_dict(config)))
 
 
@@ -91,7 +91,7 @@ def describe_keys(config_class: type, prefix: str = "", slice_default: Any = Non
     """Every dotted key of a configuration class with its type, default and documentation.
 
     Args:
-        slice_default: what the class around gives this slice by default, where that differs from the class's own.
+        slice_default: the default of this slice in the class around it, where that differs from the class's own.
     """
     hints = typing.get_type_hints(config_class)
     texts = field_docs(config_class)
@@ -136,7 +136,7 @@ def _split_arguments(command: str, arguments: Sequence[str]) -> tuple[str | None
     for argument in rest:
         if "=" not in argument:
             raise UserError(
-                f"{argument!r}: arguments after the recipe are key=value; write `{command} [RECIPE] key=value ...`"
+                f"{argument!r}: must be key=value after the recipe; write `{command} [RECIPE] key=value ...`"
             )
     return recipe, [(key, raw) for key, _, raw in (argument.partition("=") for argument in rest)]
 
@@ -233,7 +233,7 @@ def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
 
 
 def _did_you_mean(config_class: type, key: str) -> str:
-    """The key that was probably meant: the same last name in another slice, else the nearest spelling."""
+    """The key that was probably meant: the same name in another slice, else the nearest spelling."""
     known = [described.key for described in describe_keys(config_class)]
     same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same or difflib.get_close_matches(key, known, n=1)
@@ -261,7 +261,7 @@ def _parse(hint: Any, raw: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads `8e-4` as text; a person means a number."""
+    """YAML 1.1 reads `8e-4` as text, but it is meant as a number."""
     if isinstance(value, list):
         return [_numbers(item) for item in value]
     if isinstance(value, str) and value[:1] in "0123456789+-.":
@@ -301,7 +301,7 @@ def _thaw(node: DictConfig) -> None:
 
 
 def _instantiate(node: DictConfig, path: str) -> Any:
-    """Build children before parents, so that a failed check can be told with its dotted key."""
+    """Build children before parents, so that a failed check is reported with its dotted key."""
     for name in node:
         if not OmegaConf.is_missing(node, name) and dataclasses.is_dataclass(OmegaConf.get_type(node, str(name))):
             _instantiate(node[str(name)], f"{path}{name!s}.")
@@ -321,11 +321,11 @@ def _instantiate(node: DictConfig, path: str) -> Any:
 
 
 def _refuse_infinite(node: DictConfig, path: str) -> None:
-    """Of the finished tree, because a value may be made of others that come later."""
+    """On the finished tree, because a value may refer to keys that come later."""
     for name in node:
         value = None if OmegaConf.is_missing(node, name) else node[name]
         if not all(math.isfinite(number) for number in _floats(value)):
-            raise UserError(f"{path}{name!s}={value}: must be a finite number; give one")
+            raise UserError(f"{path}{name!s}={value}: must be a finite number; give another value")
 
 
 def _summary(documented: type) -> str:

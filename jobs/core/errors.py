@@ -9,7 +9,7 @@ from pipeline.storage.files import StorageError
 
 
 class UserError(Exception):
-    """A mistake that the person who started the command can correct: exit code 2, one message.
+    """A mistake in the arguments, which the user can correct: exit code 2, one message.
 
     The message names the dotted key, the value, the rule and the remedy.
     """
@@ -20,16 +20,16 @@ class StopRequestedError(Exception):
 
 
 class WorkStoppedError(Exception):
-    """The command cannot continue, through no fault of its arguments; finished work is kept: exit code 1."""
+    """The command cannot continue, for a reason outside its arguments; finished work is kept: exit code 1."""
 
 
 class TrainingStoppedError(WorkStoppedError):
-    """Training cannot continue and a restart would not help; the checkpoints are kept: exit code 1."""
+    """Training cannot continue, and new workers would not help; the checkpoints are kept: exit code 1."""
 
 
 @contextmanager
 def storage_trouble_stops() -> Iterator[None]:
-    """A storage failure after a run has claimed its output is not a mistake in the arguments.
+    """Within, a storage failure counts as a stop, not as a mistake in the arguments: the run has begun.
 
     Raises:
         TrainingStoppedError: storage failed.
@@ -37,7 +37,7 @@ def storage_trouble_stops() -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        raise TrainingStoppedError(f"{error}; the checkpoints are kept: the same command resumes") from error
+        raise TrainingStoppedError(f"{error}; the checkpoints are kept: run the same command to resume") from error
 
 
 def first_line(error: Exception) -> str:

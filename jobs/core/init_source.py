@@ -14,7 +14,7 @@ from jobs.core.errors import UserError
 from pipeline.storage.files import StorageError, absolute, join, local_copy
 
 WEIGHTS = "model.safetensors"
-BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best on held-out clips
+BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best in validation
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
 RUN_LINK = "_run_id"  # end of the tags of `link_to_initial_run`
@@ -30,7 +30,7 @@ def is_registered(init: str) -> bool:
 
 
 def absolute_init(init: str) -> str:
-    """``init`` so that it means the same in every process."""
+    """``init`` as an absolute path or URI, which is the same in every process."""
     return init if is_registered(init) else absolute(init)
 
 
@@ -39,7 +39,7 @@ def local_weights(init: str) -> Iterator[Path]:
     """A local file with the weights that ``init`` names, while the context lasts.
 
     Raises:
-        UserError: nothing is there.
+        UserError: the file is missing.
     """
     uri = init if init.endswith(WEIGHT_FILES) else join(init, WEIGHTS)
     try:
@@ -52,10 +52,10 @@ def local_weights(init: str) -> Iterator[Path]:
 
 
 def initial_metadata(init: str | None) -> dict[str, str]:
-    """What the weights file says of itself (`run_id`, `command`, `classes`); empty for files of other origin.
+    """Metadata of the weights file (`run_id`, `command`, `classes`); empty for files of other origin.
 
     Raises:
-        UserError: nothing is there, or the file is damaged.
+        UserError: the file is missing or damaged.
     """
     if init is None or (init.endswith(WEIGHT_FILES) and not init.endswith(".safetensors")):
         return {}
@@ -63,11 +63,11 @@ def initial_metadata(init: str | None) -> dict[str, str]:
         try:
             return read_metadata(path)
         except ValueError as error:
-            raise UserError(f"init={init}: {error}") from error
+            raise UserError(f"init={init}: {error}; give another file, or the output of a run") from error
 
 
 def link_to_initial_run(init: str | None) -> dict[str, str]:
-    """Tags that tie a run to the one that its weights come from, and to that one's own pretraining.
+    """Tags that link a run to the run that its weights come from, and to the pretraining of that run.
 
     Raises:
         UserError: see `initial_metadata`.
@@ -76,9 +76,9 @@ def link_to_initial_run(init: str | None) -> dict[str, str]:
 
 
 def links_of(metadata: Mapping[str, str]) -> dict[str, str]:
-    """`link_to_initial_run` from what the weights say of themselves."""
+    """`link_to_initial_run`, from the metadata of the weights."""
     links = {"pretrain_run_id": metadata.get("pretrain_run_id")}
-    if "command" not in metadata:  # a registered copy, which hands on the run that it was made of
+    if "command" not in metadata:  # a registered copy, which carries the link of the original
         links["finetune_run_id"] = metadata.get("finetune_run_id")
     elif metadata.get("run_id"):
         links[metadata["command"] + RUN_LINK] = metadata["run_id"]

@@ -34,9 +34,9 @@ def connect() -> None:
         UserError: ``RAY_ADDRESS`` names a cluster that does not answer.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **JOB_ENVIRONMENT}
-    # Restart limits of Ray Data's actors have no other door yet.
+    # Ray Data has no other setting yet for the restart limits of its actors.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
-    # Only says that a token is used because there is one.
+    # It logs only that a token is used because one is configured.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if not ray.is_initialized():
         with _own_sigterm_handler():
@@ -46,10 +46,10 @@ def connect() -> None:
 
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
-    """`ray.init` puts a handler that exits in the place of the command's own; this puts that one back.
+    """Restore the command's SIGTERM handler, which `ray.init` replaces by one that exits.
 
     Raises:
-        StopRequestedError: SIGTERM arrived meanwhile.
+        StopRequestedError: SIGTERM arrived while Ray was starting.
     """
     own = signal.getsignal(signal.SIGTERM)
     if not callable(own) or threading.current_thread() is not threading.main_thread():
@@ -58,7 +58,9 @@ def _own_sigterm_handler() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        raise StopRequestedError("Ray was being started; nothing that was finished before is lost") from error
+        raise StopRequestedError(
+            "stopped while Ray was starting; finished work is kept, run the same command to resume"
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, own)
 
@@ -72,7 +74,7 @@ def _start(address: str | None) -> None:
         ray.init(address=address, runtime_env={"env_vars": JOB_ENVIRONMENT}, **quiet)
     except ConnectionError as error:
         raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with `ray start --head` "
+            f"RAY_ADDRESS={address}: must be the address of a running Ray cluster; start one with `ray start --head`, "
             "or unset RAY_ADDRESS to run on this machine"
         ) from error
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 HIDDEN = "***"
-SHORTEST_SECRET = 6  # shorter values of the variables below would blot out innocent text
+SHORTEST_SECRET = 6  # shorter values of the variables below occur in ordinary text
 SECRET_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -45,9 +45,9 @@ def public(tree: Any) -> Any:
 
 
 def clean_tracebacks() -> None:
-    """Let an error that ends the process tell its story without secrets."""
+    """Print the traceback of an error that ends the process without secrets."""
 
-    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def write(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
 
-    sys.excepthook = tell
+    sys.excepthook = write

@@ -1,4 +1,4 @@
-"""Commands whose finished work is on storage already: what ends them on the way, said in a line and an exit code."""
+"""Stopping a command whose finished work is on storage already: one message and an exit code."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.storage.files import StorageError
 
 @contextmanager
 def keeping_finished_work(what_is_kept: str) -> Iterator[None]:
-    """Within, SIGTERM ends the command with 3; storage or a cluster that fails on the way is nobody's mistake: 1.
+    """Within, SIGTERM ends the command with exit code 3, and a failure of storage or of the cluster with 1.
 
     Args:
-        what_is_kept: said in either case, and what to do.
+        what_is_kept: end of the message in both cases: what is kept, and how to resume.
 
     Raises:
         StopRequestedError: SIGTERM.
@@ -34,15 +34,15 @@ def keeping_finished_work(what_is_kept: str) -> Iterator[None]:
 
 @contextmanager
 def stopping_on_sigterm(what_is_kept: str) -> Iterator[None]:
-    """Within, SIGTERM raises `StopRequestedError`, wherever the main thread is; elsewhere nothing changes."""
+    """Within, SIGTERM raises `StopRequestedError` in the main thread; in other threads nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    requested = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal requested
+        requested = True
         raise StopRequestedError(what_is_kept)
 
     former = signal.signal(signal.SIGTERM, stop)
@@ -51,9 +51,9 @@ def stopping_on_sigterm(what_is_kept: str) -> Iterator[None]:
     except StopRequestedError:
         raise
     except Exception as error:
-        if not asked:
+        if not requested:
             raise
-        # Raised while compiled code runs, as Ray's, the request arrives as that code's own error.
+        # Compiled code, such as Ray's, turns an exception raised within it into an error of another class.
         raise StopRequestedError(what_is_kept) from error
     finally:
         signal.signal(signal.SIGTERM, former)

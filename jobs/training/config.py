@@ -34,15 +34,15 @@ class TrainConfig:
     data: str
     """Prepared set (the `output` of prepare): path, file:// or s3://."""
     output: str
-    """Where checkpoints, journal and weights go: path, file:// or s3://."""
+    """Path or URI (file://, s3://) of checkpoints, journal and weights."""
     init: str | None = None
     """Weights to start from: output of a run, `.safetensors`, official or Hugging Face `.pth`, or a model of the MLflow
     registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), of which a copy is kept under `output`."""
     workers: Any = 1
     """Training workers, one GPU each where there are GPUs; does not change what is computed. `[fewest, most]` is
-    elastic: as many as the cluster has capacity for, fewer when a host is lost, more when one comes."""
+    elastic: as many as the cluster has capacity for, fewer when a host is lost, more when one joins."""
     seed: int = 0
-    """Decides every random draw."""
+    """Seed of every random draw."""
     epochs: float | None = None
     """Length in effective epochs: views divided by clips, so that repeats count (paper Tab. 11); or give `steps`."""
     steps: int | None = None
@@ -68,26 +68,30 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     log_every_steps: int = 10
-    """Steps between printed lines; the journal has every step."""
+    """Optimizer steps between printed lines; the journal has every step."""
     trace_samples: bool = False
     """Write the sample ids of every step to the journal."""
     max_failures: int = 3
-    """How often dead or hanging workers are replaced before the run fails."""
+    """How often dead or hanging workers are restarted before the run fails."""
     hang_minutes: float = 30.0
-    """Without a step for so long the stacks of all workers are written and the workers started anew."""
+    """Minutes without a step after which the stacks of all workers are written and the workers are restarted."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"epochs={self.epochs}: give either epochs or steps={self.steps}; set the other to null")
+            raise ValueError(
+                f"epochs={self.epochs}, steps={self.steps}: exactly one must be given; set the other to null"
+            )
         for key in ("global_batch", "micro_batch", "decode_actors", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
         if self.max_failures < 0:
             raise ValueError(f"max_failures={self.max_failures}: must not be negative; use 0 for none")
         if not self.hang_minutes > 0:
-            raise ValueError(f"hang_minutes={self.hang_minutes}: must be positive; it is a time in minutes")
+            raise ValueError(f"hang_minutes={self.hang_minutes}: must be positive; use 30")
         if self.compile and self.zero_stage == 3:
-            raise ValueError("compile=true: cannot follow weights that come and go; use zero_stage=2, or compile=false")
+            raise ValueError(
+                "compile=true: cannot be used with zero_stage=3, which gathers weights on demand; use zero_stage=2"
+            )
         length = "steps" if self.epochs is None else "epochs"
         if getattr(self, length) <= 0:
             raise ValueError(f"{length}={getattr(self, length)}: must be positive; use 1 or more")
@@ -102,7 +106,7 @@ class TrainConfig:
         micro_batches = self.global_batch // self.micro_batch
         if any(micro_batches % workers for workers in self.worker_range):
             fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
-            rule = "must divide" if len(self.worker_range) == 1 else "every number of them must divide"
+            rule = "must divide" if len(self.worker_range) == 1 else "every permitted number must divide"
             raise ValueError(
                 f"workers={self.workers}: {rule} global_batch / micro_batch = {micro_batches}; "
                 f"use one of {', '.join(fitting)}"
@@ -113,12 +117,14 @@ class TrainConfig:
         """The permitted numbers of workers.
 
         Raises:
-            ValueError: ``workers`` is neither a number nor ``[fewest, most]``.
+            ValueError: ``workers`` is not a number or ``[fewest, most]``.
         """
         bounds = list(self.workers) if isinstance(self.workers, list | tuple) else [self.workers, self.workers]
         whole = len(bounds) == 2 and all(type(bound) is int for bound in bounds)
         if not whole or not 1 <= bounds[0] <= bounds[1]:
-            raise ValueError(f"workers={self.workers}: must be a number from 1 on, or [fewest, most]; use 1 or [1,2]")
+            raise ValueError(
+                f"workers={self.workers}: must be a whole number of at least 1, or [fewest, most]; use 1 or [1,2]"
+            )
         return range(bounds[0], bounds[1] + 1)
 
     @property

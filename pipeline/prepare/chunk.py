@@ -1,7 +1,7 @@
 """One chunk of a prepare plan: its videos in, one record of them and their clips' shards out.
 
-A chunk writes the same files whoever runs it and whenever: shards first, rejected rows next, the record of its videos
-last. The record's presence says that the chunk is done, so a killed job goes on by listing, without duplicates.
+A chunk writes the same files on every run: shards first, rejected rows next, the record of its videos last. The chunk
+is done when its record exists, so a killed job resumes by listing, without duplicates.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class PrepareChunk:
         self.transcoder = IsolatedTranscoder(settings.transcode, settings.decode)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """One chunk; storage that fails is told in the row, because Ray would wrap the error in pages of its own."""
+        """One chunk; failing storage is reported in the row, because Ray would wrap the error in pages of traceback."""
         (chunk,) = batch["id"].tolist()
         videos, failure = 0, ""
         try:
@@ -122,7 +122,7 @@ class PrepareChunk:
         settings = self.settings
         shards = ShardWriter(settings.output, f"{settings.name}-{chunk:06d}", settings.store, settings.seed)
         rejected: list[dict[str, Any]] = []
-        # Who killed the workers is not known: it may have been a pre-emption, twice during one long video.
+        # What killed the workers is unknown: it may have been a pre-emption, twice during one long video.
         attempts = Attempts(settings.attempts(chunk), refused_as="interrupted")
         videos = [self._video(row, attempts, shards, rejected) for row in rows]
         attempts.write()
@@ -132,6 +132,7 @@ class PrepareChunk:
             write_table(place, pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA))
         record = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
         record = record.replace_schema_metadata({"shards": json.dumps(shards.written)})
+        # Last, because it decides that the chunk is done; a worker killed before it leaves files that are overwritten.
         write_table(self.settings.record(chunk), record)
 
     def _video(
@@ -236,7 +237,7 @@ def _fetched(uri: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _objects_faults() -> Iterator[None]:
-    """Around access to one object, and nothing else: errors of this machine's own are not the video's."""
+    """Around access to one object, and nothing else: errors of this machine are not the video's."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the next version of a prepared set is made of: what is new, changed or taken out since the last one."""
+"""The plan of a prepared set's next version: what is new, changed or excluded since the last one."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Seque
 
     Raises:
         ManifestError: annotations that do not follow their convention.
-        StorageError: a place that cannot be read or written.
+        StorageError: a path that cannot be read or written.
     """
     output = absolute(output)
     versions = read_versions(output)
@@ -122,7 +122,7 @@ def chunk_settings(output: str, settings: PrepareSettings, version: int, videos:
 
 
 def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
-    """What `prepare` would do, in figures; nothing is written and no video opened.
+    """What `prepare` would do, in figures; nothing is written and no video is opened.
 
     Raises:
         ManifestError, StorageError: as `plan_set`.
@@ -220,6 +220,7 @@ def _write_plan(
         "rejected": [rejected_file] if len(rejected) else [],
     }
     place = join(output, "_prepare", chunks.name, "plan.json")
+    # The first plan holds: chunks of it may be done, and their numbers mean nothing under another plan.
     if not write_if_absent(place, json.dumps(plan).encode()):
         plan = json.loads(read_bytes(place))
     return plan

@@ -5,7 +5,7 @@ Under ``output``: ``shards/`` and ``rejected/`` (`schema.CLIP_SCHEMA`, `schema.R
 ``_prepare/vN/`` with the plan and the record of every video that was looked at.
 
 The global shuffle costs nothing: the plan is shuffled, and chunks of it are written in order. A chunk is done when its
-record is there, so the same call goes on after a kill.
+record exists, so the same call resumes after a kill.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> 
         workers: transcoding processes; default: the cluster's CPUs but one; 0: this process alone, without Ray.
 
     Raises:
-        StorageError: a place that cannot be read or written, or another writer committed first.
+        StorageError: a path that cannot be read or written, or another writer committed first.
     """
     chunks = chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
     _run_chunks(chunks, planned.plan, workers, progress)
@@ -111,7 +111,7 @@ def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) 
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(size, len(todo))),
         num_cpus=1,
-        # Ray Data would restart a crashing worker without limit.
+        # Ray Data would restart a crashing worker without limit. No retry of storage: a failing chunk returns a row.
         max_restarts=3,
         max_task_retries=2,
     )
@@ -119,15 +119,20 @@ def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) 
 
 
 def _commit(planned: PlannedSet) -> dict[str, Any]:
-    """Write the version's record; of two writers one succeeds."""
+    """Write the version's record; of two writers one succeeds.
+
+    Until this single conditional write readers see the parent version; everything before it may be repeated.
+    """
     output, plan = planned.output, planned.plan
     version = _version(output, plan, planned.parent, planned.settings)
     place = join(output, "versions", f"{plan['version']:04d}.json")
+    # Equal plans give equal shards: a twin that committed the same digest did this work already, and is no conflict.
     if not write_if_absent(place, json.dumps(version, indent=1).encode()):
         theirs: dict[str, Any] = json.loads(read_bytes(place))
         if theirs["digest"] != version["digest"]:
             raise StorageError(place, "another writer committed this version first", "run again to add to it")
         version = theirs
+    # Last, as it may be repeated: after a kill here the next call publishes the committed version (`plan_set`).
     publish(output, version)
     return version
 
@@ -157,7 +162,7 @@ def _version(
 
 
 def _earlier_rejected(output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None) -> list[str]:
-    """What the parent version rejected, but for what its own plan said and for videos that this version looked at."""
+    """What the parent version rejected, except by its own plan and for videos that this version looked at."""
     if newest is None:
         return []
     looked_at = [record["uri"] for record in version_videos(output, plan["version"])]
@@ -169,7 +174,7 @@ def _earlier_rejected(output: str, plan: Mapping[str, Any], newest: Mapping[str,
 
 
 def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Shards of the parent version; those with clips that were taken out or replaced are written anew without."""
+    """Shards of the parent version; those with clips that were taken out or replaced are rewritten without them."""
     if not plan["taken_out"]:
         return shards
     gone = pa.array(plan["taken_out"], pa.string())

@@ -93,16 +93,17 @@ def current_rejected(output: str, version: Mapping[str, Any]) -> pa.Table:
 
 
 def publish(output: str, version: Mapping[str, Any]) -> None:
-    """Let ``dataset.json`` and ``classes.json`` name a committed version; repeated after a kill in between.
+    """Let ``dataset.json`` and ``classes.json`` name a committed version; safe to repeat.
 
-    Both only go forward: a writer that was overtaken leaves what the faster one wrote.
+    Both only advance: a writer that was overtaken keeps what the faster one wrote.
     """
+    # Classes first: a reader of the new record must never find a class list that is too short.
     _advance(join(output, "classes.json"), version["classes"], lambda there: len(there) >= len(version["classes"]))
     _advance(join(output, "dataset.json"), version, lambda there: there["version"] >= version["version"])
 
 
 def _advance(place: str, content: Any, is_there: Callable[[Any], bool]) -> None:
-    """Write JSON, each time by a conditional write, until it or something newer is there."""
+    """Write JSON by conditional writes until it, or something newer, is stored."""
     write_unless(place, json.dumps(content, indent=1).encode(), lambda found: is_there(json.loads(found)))
 
 
@@ -137,7 +138,7 @@ def rejected_files(output: str, version: int) -> list[str]:
 
 
 def kept_rejected(output: str, version: int, earlier: Sequence[str], gone: pa.Array) -> list[str]:
-    """The rejected rows of the parent version; files with rows of videos in ``gone`` are written anew without."""
+    """The rejected rows of the parent version; files with rows of videos in ``gone`` are rewritten."""
     kept = []
     for number, file in enumerate(earlier):
         rows = read_table(join(output, file))

@@ -39,7 +39,7 @@ class StoreConfig:
 
 
 class ShardWriter:
-    """Gathers clips and writes them, in an order drawn from the seed, as one shard whenever enough are there."""
+    """Collects clips and writes them, in an order drawn from the seed, as one shard whenever there are enough."""
 
     def __init__(self, output: str, name: str, store: StoreConfig, seed: int) -> None:
         """``name`` is what the shards' file names begin with."""
@@ -58,7 +58,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write what was collected."""
         if not self._rows:
             return
         ids = np.array([row["clip_id"] for row in self._rows], np.uint64)

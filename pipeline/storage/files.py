@@ -1,4 +1,4 @@
-"""Places: local paths, ``file://`` and ``s3://`` URIs, behind one small set of verbs.
+"""Local paths, ``file://`` and ``s3://`` URIs behind one small set of verbs. Those on S3 retry (`storage.retry`).
 
 A URI's text after ``s3://bucket/`` is the object's key as it is (no percent-decoding); a ``file://`` URI is
 percent-decoded, so that a file name that is no valid UTF-8 still has a text.
@@ -152,10 +152,10 @@ def replace_if_unchanged(uri: str, before: bytes, data: bytes) -> bool:
 
 
 def write_unless(uri: str, data: bytes, stays: Callable[[bytes], bool]) -> None:
-    """Write the object unless what is there shall stay; each time by a conditional write, so that none comes too late.
+    """Write the object unless its present content shall stay; conditional writes, so no later one is lost.
 
     Args:
-        stays: whether the content that was found shall stay.
+        stays: whether the present content shall stay.
     """
     while not write_if_absent(uri, data):
         found = read_bytes(uri)
@@ -164,14 +164,14 @@ def write_unless(uri: str, data: bytes, stays: Callable[[bytes], bool]) -> None:
 
 
 def exists(uri: str) -> bool:
-    """True when an object, a file, a directory or a non-empty prefix is there."""
+    """True when an object, a file, a directory or a non-empty prefix exists."""
     path = local_path(uri)
     with errors_named(uri):
         return object_storage.is_there(uri) if path is None else path.exists()
 
 
 def delete(uri: str) -> None:
-    """Delete one object; one that is not there is fine."""
+    """Delete one object; a missing one is fine."""
     path = local_path(uri)
     with errors_named(uri):
         if path is None:
@@ -283,7 +283,7 @@ def _listing(rows: Sequence[tuple[str, int, int, str]]) -> pa.Table:
 
 @contextlib.contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[str]:
-    """A finished, synced temporary file in the target's directory; removed if it is still there at the end."""
+    """A finished, synced temporary file in the target's directory; removed if it still exists at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
     try:
@@ -328,7 +328,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _list_local(folder: Path, recursive: bool, seen: set[str]) -> Iterator[tuple[str, int, int, str]]:
-    """Links are followed, as data sets are often linked together; ``seen`` breaks circles."""
+    """Links are followed, as data sets are often linked together; ``seen`` breaks cycles."""
     seen.add(os.path.realpath(folder))
     with os.scandir(folder) as entries:
         for entry in entries:

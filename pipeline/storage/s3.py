@@ -175,7 +175,7 @@ def etag(uri: str) -> str:
 
 
 def remove(uri: str) -> None:
-    """Delete one object; one that is not there is fine."""
+    """Delete one object; a missing one is fine."""
     bucket, key = bucket_and_key(uri)
     retried(lambda: s3_client().delete_object(Bucket=bucket, Key=key))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import re
 import shlex
@@ -28,7 +27,7 @@ from pipeline.schema import OK
 from pipeline.tagging.rows import tag_rows
 from pipeline.tagging.windows import PROBED_SCHEMA, WindowGrid, plan_units, video_id
 from pipeline.tagging.writer import PlannedVersion, write_plan
-from tests.docs.pages import PAGES, REPOSITORY, blocks, inline_code, read, shell_lines
+from tests.support.pages import PAGES, REPOSITORY, blocks, inline_code, read, shell_lines
 
 CONFIGURATIONS: dict[str, type] = {
     **COMMANDS,
@@ -51,25 +50,17 @@ GRID = WindowGrid(1.0, 1.0)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=str)
-def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
-    """All blocks of a page in one process, in a folder with the tags that a page may read."""
-    shown = blocks(page, "python")
-    if any("build/demo/tag" in block.text for block in shown):
-        _write_tags(tmp_path / "build" / "demo" / "tag")
-    source = "\n\n".join(block.text for block in shown if block.tested_by is None)
-    finished = subprocess.run(
-        [sys.executable, "-c", source],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    for block in shown:
-        ast.parse(block.text)
-        if block.tested_by is not None:
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page, one after the other, in a folder with the tags that a page may read."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": page.stem}
+    for block in blocks(page, "python"):
+        if "build/demo/tag" in block.text:
+            _write_tags(tmp_path / "build" / "demo" / "tag")
+        code = compile(block.text, str(page), "exec")
+        if block.tested_by is None:
+            exec(code, names)
+        else:
             assert (REPOSITORY / block.tested_by).exists()
 
 
@@ -118,12 +109,11 @@ def test_other_shell_lines_name_what_exists(page: Path) -> None:
         if words[0] == "make":
             assert words[1] in targets
         if words[:2] == ["python", "-m"]:
-            assert importlib.util.find_spec(words[2]), line
+            assert exists(words[2]), line
         if words[:2] == ["python", "-c"]:
             for statement in ast.walk(ast.parse(words[2])):
                 if isinstance(statement, ast.ImportFrom):
-                    module = importlib.import_module(statement.module or "")
-                    assert all(hasattr(module, alias.name) for alias in statement.names)
+                    assert all(exists(f"{statement.module}.{alias.name}") for alias in statement.names)
         files = [word for word in words if word.startswith(tuple(f"{root}/" for root in ROOTS))]
         assert all((REPOSITORY / file).exists() for file in files), line
 
@@ -159,7 +149,7 @@ def _is_known(code: str) -> bool:
         first, dot, _ = key.partition(".")
         if not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key) or first in ("model_overrides", "thresholds"):
             continue
-        if dot and (equals or first in slices) and key not in known_keys() and not importlib_finds(key):
+        if dot and (equals or first in slices) and key not in known_keys() and not exists(key):
             return False
         if not dot and equals and key not in last_parts | NOT_KEYS:
             return False
@@ -174,24 +164,22 @@ def test_paths_and_modules_exist(page: Path) -> None:
         if is_path and not re.search(r"[A-Z]{{2,}}|/x/|NAME", code) and not list(REPOSITORY.glob(code.rstrip("/"))):
             missing.append(code)
         is_module = re.fullmatch(r"(hiera_video|pipeline|jobs|tests)(\.\w+)+", code)
-        if is_module and "NAME" not in code and not importlib_finds(code):
+        if is_module and "NAME" not in code and not exists(code):
             missing.append(code)
     assert not missing
 
 
 @cache
-def importlib_finds(name: str) -> bool:
-    """Whether a dotted name is a module of this project, or a name in one."""
-    module, _, attribute = name.rpartition(".")
-    if module.partition(".")[0] not in ROOTS:
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module of this project, or a name that one defines; nothing is imported."""
+    path = REPOSITORY.joinpath(*name.split("."))
+    if name.partition(".")[0] not in ROOTS:
         return False
-    try:
-        return bool(importlib.util.find_spec(name))
-    except ModuleNotFoundError:
-        try:
-            return hasattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError:
-            return False
+    if path.is_dir() or path.with_suffix(".py").exists():
+        return True
+    module = path.parent.with_suffix(".py")
+    tree = ast.parse(module.read_text()) if module.exists() else ast.Module([], [])
+    return path.name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def test_every_command_is_in_the_readme() -> None:
@@ -212,7 +200,7 @@ def test_a_wrong_key_a_wrong_path_and_a_wrong_command_are_seen() -> None:
     assert not _is_known("validation.clipz")
     assert not _is_known("wurkers=3")
     assert _is_known("validation.clips=3 workers=[1,2]")
-    assert not importlib_finds("pipeline.storage.filez")
+    assert not exists("pipeline.storage.filez")
     with pytest.raises(Exception, match="no such key"):
         _accept("pretrain", ["demo", "data=d", "output=o", "held_out.clips=3"])
 

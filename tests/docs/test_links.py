@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.pages import PAGES, REPOSITORY, prose, read
+from tests.support.pages import PAGES, REPOSITORY, prose, read
 
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 
@@ -50,7 +50,7 @@ def test_a_broken_link_and_a_broken_anchor_are_seen(tmp_path: Path, monkeypatch:
     (tmp_path / "a.md").write_text("# One\n[x](b.md) [y](#two) [z](#one) [w](c.md) [v](c.md#one) ![p](p.svg)")
     (tmp_path / "c.md").write_text("# Two\n")
     monkeypatch.setattr("tests.docs.test_links.REPOSITORY", tmp_path)
-    monkeypatch.setattr("tests.docs.pages.REPOSITORY", tmp_path)
+    monkeypatch.setattr("tests.support.pages.REPOSITORY", tmp_path)
     assert broken_links(Path("a.md")) == ["b.md", "#two", "c.md#one", "p.svg"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import REPOSITORY, read
+from tests.support.pages import REPOSITORY, read
 
 PAGE = Path("docs/upgrades.md")
 PACKAGES = ("hiera_video", "pipeline", "jobs")
