@@ -120,11 +120,11 @@ def test_a_child_that_dies_has_one_more_try_over_all_workers(source: Path, tmp_p
     tries: list[str] = []
 
     class Crashing(PrepareChunk):
-        def _prepare(self, chunk: int) -> int:
+        def prepare(self, chunk: int) -> int:
             place = self.settings.attempts(chunk)
             Path(place).parent.mkdir(parents=True, exist_ok=True)
             Path(place).write_text(json.dumps({str(source / "b.mp4"): 1}))
-            return super()._prepare(chunk)
+            return super().prepare(chunk)
 
     original = IsolatedTranscoder.process
 
