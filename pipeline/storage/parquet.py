@@ -60,7 +60,6 @@ def read_columns(uri: str, columns: Sequence[str] | None = None, remedy: str = C
     Raises:
         StorageError: it cannot be read.
     """
-
     names = None if columns is None else list(columns)  # Arrow refuses other sequences
 
     def read(files: pyarrow.fs.FileSystem, path: str) -> pa.Table:
