@@ -24,7 +24,7 @@ STEP_KEY = "step"  # AdamW counts steps a parameter; all counts are equal, so on
 
 @dataclass(frozen=True)
 class Member:
-    """One parameter's place in a flat buffer."""
+    """One parameter's position in a flat buffer."""
 
     name: str
     shape: torch.Size

@@ -79,6 +79,8 @@ def write_checkpoint(
         name = f"generation-{generation:04d}-{kind}"
         write_bytes(join(_folder(output, checkpoint.step), name), data)
         digests[name] = hashlib.sha256(data).hexdigest()
+    # The commit: until the marker exists, readers ignore all of the above. The token is checked last, because during an
+    # upload of minutes another start may take over and delete these files.
     before_marker()
     marker = {"step": checkpoint.step, "metric": checkpoint.metric, "sha256": digests}
 

@@ -321,8 +321,8 @@ def tracking_client_for(uri: str) -> MlflowClient:
 
 
 def _upload(client: MlflowClient, run_id: str, content: bytes, name: str, folder: str | None) -> None:
-    with TemporaryDirectory() as place:
-        path = Path(place) / name
+    with TemporaryDirectory() as parent:
+        path = Path(parent) / name
         path.write_bytes(content)
         client.log_artifact(run_id, str(path), folder)
 

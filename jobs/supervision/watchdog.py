@@ -121,7 +121,7 @@ class Watchdog:
                 return
 
     def _watch_token(self) -> None:
-        """In a thread of its own, because storage may block without an end."""
+        """In a separate thread, because storage may block without an end."""
         while not self._ended.wait(SECONDS_BETWEEN_TOKEN_CHECKS):
             self._guarded(self._check_token)
 

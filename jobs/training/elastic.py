@@ -117,14 +117,14 @@ def _between_groups(token: FencingToken) -> tuple[FencingToken, Cursor]:
 
 
 def _stopped_on_request(job: TrainingJob) -> StopRequestedError | TrainingStoppedError:
-    """How a run ends that was asked to stop while no worker could save."""
+    """How a run ends that got a stop request while no worker could save."""
     try:
         step = max(complete_steps(job.config.output), default=0)
     except StorageError as error:
-        return TrainingStoppedError(f"asked to stop, and what is saved cannot be read: {error}")
+        return TrainingStoppedError(f"stop requested, and what is saved cannot be read: {error}")
     if not step:
         return TrainingStoppedError(
-            "asked to stop before the first checkpoint; the same command starts from the beginning"
+            "stop requested before the first checkpoint; the same command starts from the beginning"
         )
     return _saved_and_stopped(job, step)
 

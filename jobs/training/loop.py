@@ -140,7 +140,7 @@ class Worker:
         )
 
     def save(self, agreed: Agreed, figures: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint, when one is due, measured, the last, or asked for by a stop or a resize."""
+        """Begin to write a checkpoint, when one is due, measured, the last, or requested by a stop or a resize."""
         last = self._journal.step == self._job.total_steps
         stops = self._stop_reason in (StopReason.REQUESTED, StopReason.RESIZED)
         if not (agreed.checkpoint_due or figures or last or stops):

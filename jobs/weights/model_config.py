@@ -29,7 +29,7 @@ def architecture(model: str, overrides: Mapping[str, Any], **fixed: Any) -> Hier
     """
     preset = model_config(model)
     for key in overrides.keys() & fixed.keys():
-        raise ValueError(f"{OVERRIDES}.{key}={overrides[key]}: has a key of its own; write {key}={overrides[key]}")
+        raise ValueError(f"{OVERRIDES}.{key}={overrides[key]}: has its own key; write {key}={overrides[key]}")
     values = {key: typed_override(type(preset), key, value) for key, value in overrides.items()}
     try:
         return model_config(model, **values, **fixed)

@@ -55,7 +55,7 @@ class VideoClassifier(PythonModel):  # type: ignore[misc]  # MLflow has no types
 
         Args:
             model_input: uint8 frames ``[B, T, H, W, 3]`` → a row per view; or the path or URI of one video → a row per
-                window, which tells ``start_seconds``, ``end_seconds``, and in ``status`` and ``message`` why a window
+                window, with ``start_seconds``, ``end_seconds``, and in ``status`` and ``message`` why a window
                 has no scores.
         """
         if isinstance(model_input, str | os.PathLike):

@@ -48,9 +48,10 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 def read_columns(uri: str, columns: Sequence[str] | None = None, remedy: str = CHECK_IT) -> pa.Table:
     """Some columns of a large Parquet object; the others are not transferred."""
+    names = None if columns is None else list(columns)  # Arrow refuses other sequences
 
     def read(files: pyarrow.fs.FileSystem, path: str) -> pa.Table:
-        return pq.read_table(path, filesystem=files, columns=columns, partitioning=None)
+        return pq.read_table(path, filesystem=files, columns=names, partitioning=None)
 
     return read_by_arrow(uri, read, remedy)
 

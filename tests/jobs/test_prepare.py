@@ -354,7 +354,7 @@ def test_sigterm_stops_and_the_same_command_goes_on(
     monkeypatch.setattr(IsolatedTranscoder, "process", asked_to_stop)
     handler = signal.getsignal(signal.SIGTERM)
     for _ in range(3):
-        with pytest.raises(StopRequestedError, match="goes on"):
+        with pytest.raises(StopRequestedError, match="the same command resumes"):
             run(source, output)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert run(source, output)["digest"] == json.loads((prepared / "dataset.json").read_text())["digest"]
@@ -367,7 +367,7 @@ def test_storage_that_fails_on_the_way_is_no_mistake_of_the_user(
         raise StorageError("s3://bucket/shard", "object storage answered 503", "check the network")
 
     monkeypatch.setattr(PrepareChunk, "prepare", failing)
-    with pytest.raises(WorkStoppedError, match=r"answered 503.*goes on"):
+    with pytest.raises(WorkStoppedError, match=r"answered 503.*resumes"):
         run(source, tmp_path / "set")
     monkeypatch.setattr("sys.argv", ["prepare", f"source={source}", f"output={tmp_path / 'set'}", "workers=0"])
     with pytest.raises(SystemExit) as ended:

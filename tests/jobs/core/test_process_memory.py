@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 import time
@@ -45,9 +46,11 @@ def test_private_memory_counts_for_each_process_and_shared_memory_once(tmp_path:
 
 def test_the_watcher_keeps_the_highest_sum() -> None:
     with watch_memory(0.02) as memory:
-        held = np.ones(32 * MIB, np.uint8)
+        # Mapped, because an array may come from freed memory that the process still holds.
+        held = mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        np.frombuffer(held, np.uint8)[:] = 1
         time.sleep(0.2)
-        del held
+        held.close()
         time.sleep(0.1)
         now = process_tree_bytes() / 2**30
     assert memory.processes_gib > now + 24 / 1024

@@ -1,20 +1,12 @@
-"""Runs in MLflow: found again, complete, without repeated steps, and never in the way."""
+"""Runs in MLflow: found again, with revision, recipe and data, and the way that they ended."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-from mlflow.entities import Run as MlflowRun
 
-from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
-from jobs.runs.fencing import SupersededError
-from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
+from jobs.core.errors import StopRequestedError
 from jobs.runs.tracking import (
     CHANGED_FILES_TAG,
     COMMIT_TAG,
@@ -25,76 +17,14 @@ from jobs.runs.tracking import (
     source_tags,
     start_run,
 )
-from jobs.sync import SyncConfig
-from jobs.sync import run as sync
-from tests.support.run_output import journal_lines, write_output
+from tests.support.tracked_runs import NOBODY, recorded_run, started
 
 pytestmark = pytest.mark.ray
-
-NOBODY = "http://someone:a-password@127.0.0.1:9"
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-
-
-def started(store: str, key: str) -> Run:
-    return Run(store, "tests", key, {"command": "pretrain"})
-
-
-def recorded_run(store: str, key: str) -> MlflowRun:
-    client = MlflowClient(tracking_uri=store)
-    experiment = client.get_experiment_by_name("tests") or client.get_experiment_by_name("hiera-video")
-    (run,) = client.search_runs([experiment.experiment_id], f"tags.run_key = '{key}'")
-    return run
-
-
-def steps(store: str, run_id: str | None, metric: str = "loss") -> list[int]:
-    assert run_id is not None
-    return sorted(entry.step for entry in MlflowClient(tracking_uri=store).get_metric_history(run_id, metric))
-
-
-def test_a_run_killed_with_unsent_steps_has_each_step_once_in_the_end(store: str) -> None:
-    lines = journal_lines(40)
-    first = started(store, "killed")
-    first.log_steps(lines[:10])
-    assert first.drain()
-    second = started(store, "killed")  # steps 11 to 20 died with their process; 5 to 10 are repeated
-    second.log_steps([line | {"unix_seconds": time.time() + 9} for line in [*lines[4:10], *lines[20:]]])
-    second.fill_gaps(lines)
-    assert second.finish()
-    assert first.run_id == second.run_id
-    assert steps(store, second.run_id) == list(range(1, 41))
-    assert steps(store, second.run_id, "validation_knn_top1") == [10, 20, 30, 40]
-
-
-def test_a_start_that_takes_over_repeats_no_step_and_the_other_says_nothing_more(store: str) -> None:
-    lines = journal_lines(12)
-    first = started(store, "taken")
-    first.wait_for_id(10)
-    second = started(store, "taken")
-    second.log_steps(lines[:2])
-    wait_until(lambda: steps(store, second.wait_for_id(10)) == [1, 2])
-    first.log_steps(lines[2:6])  # until it noticed
-    wait_until(lambda: len(steps(store, second.run_id)) == 6)
-    second.refresh_known_steps()
-    second.log_steps([line | {"unix_seconds": time.time() + 9} for line in lines[2:]])
-    assert second.finish()
-    with pytest.raises(SupersededError), recorded(first):
-        raise SupersededError("a later start has taken over")
-    first.log_steps(journal_lines(20)[12:])
-    first._thread.join(10)
-    assert not first._thread.is_alive()
-    assert recorded_run(store, "taken").info.status == "FINISHED"
-    assert steps(store, second.run_id) == list(range(1, 13))
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    ends_at = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < ends_at
-        time.sleep(0.1)
 
 
 def test_a_run_carries_revision_recipe_and_data(store: str, tmp_path: Path) -> None:
@@ -123,104 +53,6 @@ def test_how_a_run_ended_is_told(store: str, error: type[Exception], status: str
     with pytest.raises(error), recorded(run):
         raise error("so it ended")
     assert recorded_run(store, status).info.status == status
-
-
-def test_nobody_there_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(NOBODY, "tests", "nobody", {})
-    lines = journal_lines(1000)
-    began = time.thread_time()
-    for line in lines:
-        run.log_steps([line])
-    seconds_a_step = (time.thread_time() - began) / len(lines)
-    assert seconds_a_step < 0.001  # 1 % of a step of 100 ms
-    began = time.perf_counter()
-    assert not run.finish(wait_seconds=1.5)
-    assert time.perf_counter() - began < 10
-    told = [record.getMessage() for record in caplog.records]
-    assert any("does not answer" in text for text in told)
-    assert any("jobs.sync" in text for text in told)
-    assert not any("a-password" in text for text in told)
-
-
-def test_what_cannot_be_uploaded_holds_nothing_up(store: str, tmp_path: Path) -> None:
-    (tmp_path / "picture.png").write_bytes(b"a picture")
-    run = started(store, "artifact")
-    run.log_artifact(tmp_path / "picture.png")
-    (tmp_path / "picture.png").unlink()  # taken when it was logged
-    run.log_artifact(Path(__file__), folder="no/../such")
-    run.log_metrics({"final": 1.0, "wild": float("nan")})
-    assert run.finish()
-    found = recorded_run(store, "artifact")
-    assert found.data.metrics == {"final": 1.0}
-    names = [file.path for file in MlflowClient(tracking_uri=store).list_artifacts(found.info.run_id)]
-    assert names == ["picture.png"]
-
-
-def test_sync_sends_a_whole_run_and_nothing_twice(tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    lines = journal_lines(30)
-    key = write_output(tmp_path / "run", store, lines)
-    for _ in range(2):
-        report: dict[str, Any] = dict(sync(SyncConfig(output=str(tmp_path / "run"))))
-        assert report["steps"] == 30
-        found = recorded_run(store, key)
-        assert found.info.run_id == report["run_id"]
-        assert steps(store, report["run_id"]) == list(range(1, 31))
-        assert steps(store, report["run_id"], "final_loss") == [0]
-    assert found.info.status == "FINISHED"
-    assert (found.data.tags["command"], found.data.tags["data_digest"]) == ("pretrain", "0123456789abcdef")
-    assert found.data.params["data"] == "/data/set"
-    assert found.data.tags[COMMIT_TAG] == "0" * 40  # the run's own, not that of the checkout which sends
-    assert found.inputs.dataset_inputs[0].dataset.name == "set version 3"
-
-
-@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
-def test_sync_leaves_how_an_unfinished_run_ended(status: str, tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    key = write_output(tmp_path / "run", store, journal_lines(3))
-    for written_at_the_end in ("report.json", "metrics.jsonl"):
-        (tmp_path / "run" / written_at_the_end).unlink()
-    assert Run(store, "hiera-video", key, {}).finish(status)
-    sync(SyncConfig(output=str(tmp_path / "run")))
-    assert recorded_run(store, key).info.status == status
-
-
-def test_the_figures_of_a_large_cluster_go_in_several_requests(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server refuses larger ones; a store that is opened directly takes them."""
-    real, sizes = MlflowClient.log_batch, list[int]()
-
-    def log_batch(client: MlflowClient, run_id: str, metrics: Sequence[Metric] = (), **others: Any) -> Any:
-        sizes.append(len(metrics))
-        return real(client, run_id, metrics=metrics, **others)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
-    run = started(store, "large")
-    run.log_metrics({f"once/{number}": 1.0 for number in range(METRICS_PER_REQUEST + 1)})
-    run.log_sample({f"system/host{number}/cpu_percent": 2.0 for number in range(METRICS_PER_REQUEST + 1)}, step=1)
-    assert run.finish()
-    assert len(recorded_run(store, "large").data.metrics) == 2 * (METRICS_PER_REQUEST + 1)
-    assert max(sizes) == METRICS_PER_REQUEST
-
-
-def test_samples_for_a_dead_server_fill_no_memory() -> None:
-    run = Run(NOBODY, "tests", "samples", {})
-    for step in range(SAMPLES_KEPT + 10):
-        run.log_sample({"cpu_percent": 1.0}, step=step)
-    assert [len(run._samples), len(run._outbox)] == [SAMPLES_KEPT, 0]
-    assert run._samples[0][0].step == 10
-    run.drain(0)
-
-
-def test_sync_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.sync.ANSWER_SECONDS", 0.5)
-    with pytest.raises(UserError, match="give the output of a run"):
-        sync(SyncConfig(output=str(tmp_path / "nothing")))
-    write_output(tmp_path / "run", NOBODY, journal_lines(3))
-    with pytest.raises(WorkStoppedError, match="no answer within"):
-        sync(SyncConfig(output=str(tmp_path / "run")))
-    monkeypatch.setattr("jobs.sync.tracking_uri", lambda *_: None)  # as for an output on S3
-    with pytest.raises(UserError, match=r"tracking\.uri: is required here"):
-        sync(SyncConfig(output=str(tmp_path / "run")))
 
 
 def test_where_there_is_no_checkout_the_environment_tells_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,28 +36,3 @@ def test_epochs_are_effective_repeats_count() -> None:
 def test_a_set_without_clips_is_refused() -> None:
     with pytest.raises(UserError, match="holds no training clips"):
         plan(0, "steps=3")
-
-
-@pytest.mark.parametrize(
-    ("key", "told"),
-    [
-        ("workers=[1,3]", r"workers=\[1, 3\]: every permitted number must divide global_batch / micro_batch = 64"),
-        ("workers=[2,1]", r"must be a whole number of at least 1, or \[fewest, most\]"),
-        ("workers=two", "must be a whole number of at least 1"),
-        ("hang_minutes=0", "hang_minutes=0.0: must be positive"),
-        ("checkpoint.keep=0", "checkpoint.keep=0: must be at least 1"),
-    ],
-)
-def test_wrong_values_are_told(key: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        plan(10, "steps=3", key)
-
-
-def test_compiling_and_zero_3_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="compile=true: cannot be used with zero_stage=3"):
-        plan(10, "steps=3", "compile=true", "zero_stage=3")
-
-
-def test_every_permitted_number_of_workers() -> None:
-    assert list(plan(10, "steps=3", "workers=[1,2]").config.worker_range) == [1, 2]
-    assert list(plan(10, "steps=3", "workers=4").config.worker_range) == [4]

@@ -13,13 +13,14 @@ from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.finetune import dry_run
 from jobs.runs.tracking import TrackingConfig
+from jobs.training.dry_run import PlanConfig
 from jobs.training.finetune_step import FinetuneConfig
 from jobs.training.start import Start, begin
 from pipeline.shards.reader import PreparedSet
 from tests.support.registry import NAME, motion_registry, stored
 from tests.support.small_set import small_prepared_set
 
-SMALL = ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "steps=3"]
+SMALL = ["model=hiera_test_8x64", "steps=3"]
 
 
 @pytest.fixture(scope="module")
@@ -92,5 +93,5 @@ def test_a_first_start_that_loses_the_race_takes_the_winners_weights(
 
 
 def test_a_dry_run_reads_it_and_writes_nothing(asked: FinetuneConfig, tmp_path: Path) -> None:
-    assert dry_run(asked)["steps"] == 3
+    assert dry_run(asked, PlanConfig())["steps"] == 3
     assert not (tmp_path / "run").exists()

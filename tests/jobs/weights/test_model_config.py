@@ -34,7 +34,7 @@ def test_mistakes_carry_the_dotted_key(argument: str, told: str) -> None:
 
 
 def test_what_has_a_key_of_its_own_keeps_its_name() -> None:
-    with pytest.raises(UserError, match=r"^model_overrides\.mask_ratio=0\.5: has a key of its own; write mask_ratio"):
+    with pytest.raises(UserError, match=r"^model_overrides\.mask_ratio=0\.5: has its own key; write mask_ratio"):
         load_config(PretrainConfig, "pretrain", [*PLACES, "model_overrides.mask_ratio=0.5"])
     with pytest.raises(UserError, match=r"^mask_ratio=0\.999: keeps"):
         load_config(PretrainConfig, "pretrain", [*PLACES, "mask_ratio=0.999"])

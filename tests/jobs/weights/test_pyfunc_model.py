@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import pipeline
-from jobs.register import REQUIREMENTS, SCRIPT
+from jobs.register import REQUIREMENTS
+from jobs.scoring.registered_model import SCRIPT
 from jobs.synthetic.motion_videos import render_motion_videos
 
 # Found by every process of the test, decoding children too, because its folder is on their path.

@@ -1,0 +1,38 @@
+"""What both training phases configure: values against their rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.core.config import load_config
+from jobs.core.errors import UserError
+from jobs.training.pretrain_step import PretrainConfig
+
+
+def config(*keys: str) -> PretrainConfig:
+    return load_config(PretrainConfig, "pretrain", ["data=d", "output=o", "steps=3", *keys])
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("workers=[1,3]", r"workers=\[1, 3\]: every permitted number must divide global_batch / micro_batch = 64"),
+        ("workers=[2,1]", r"must be a whole number of at least 1, or \[fewest, most\]"),
+        ("workers=two", "must be a whole number of at least 1"),
+        ("hang_minutes=0", "hang_minutes=0.0: must be positive"),
+        ("checkpoint.keep=0", "checkpoint.keep=0: must be at least 1"),
+    ],
+)
+def test_wrong_values_are_refused(key: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(key)
+
+
+def test_compiling_and_zero_3_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="compile=true: cannot be used with zero_stage=3"):
+        config("compile=true", "zero_stage=3")
+
+
+def test_every_permitted_number_of_workers() -> None:
+    assert list(config("workers=[1,2]").worker_range) == [1, 2]
+    assert list(config("workers=4").worker_range) == [4]
