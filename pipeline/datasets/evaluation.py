@@ -94,7 +94,6 @@ class DecodeEvaluationViews:
         protocol: ViewProtocol,
         decode: DecodeConfig,
     ) -> None:
-        self.first_clip = np.concatenate([[0], np.cumsum(selection.clips_per_group)])
         self.reader = RowGroupReader(selection, cache_bytes=0)
         self.classes = classes
         self.view = view
@@ -103,7 +102,7 @@ class DecodeEvaluationViews:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for group in batch["group"]:
-            for clip in range(self.first_clip[group], self.first_clip[group + 1]):
+            for clip in range(*self.reader.selection.first_clip[group : group + 2]):
                 yield self._views(self.reader.clip(clip))
 
     def _views(self, row: pa.Table) -> pa.Table:

@@ -10,9 +10,11 @@ Every block is one row, and every row is one micro-batch: blocks can then neithe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 from ray.data.extensions import ArrowTensorArray
@@ -174,18 +176,13 @@ class ReadMicroBatches:
         self.reader.prefetch(run.clip for run in runs)
         clips = pa.concat_tables([self.reader.clip(run.clip) for run in runs]).combine_chunks()
         copies = self.reader.selection.copies
-        fields = {
-            "position": pa.array([run.position for run in runs], pa.int64()),
-            "epoch": pa.array([run.epoch for run in runs], pa.int64()),
-            # Each copy of a clip (balanced classes) counts its repeats after the others', so that its draws differ.
-            "first_repeat": pa.array(
-                [run.first_repeat + self.order.repeats * int(copies[run.clip]) for run in runs], pa.int64()
-            ),
-            "views": pa.array([run.views for run in runs], pa.int64()),
-            "class_index": pa.array(label_indices(clips["label"], self.classes)),
-            **{name: clips[name].combine_chunks() for name in CLIP_SCHEMA.names},
-        }
-        struct = pa.StructArray.from_arrays(list(fields.values()), fields=list(RUN_SCHEMA))
+        # Each copy of a clip (balanced classes) counts its repeats after the others', so that its draws differ.
+        offsets = [self.order.repeats * int(copies[run.clip]) for run in runs]
+        runs = [replace(run, first_repeat=run.first_repeat + add) for run, add in zip(runs, offsets, strict=True)]
+        arrays = [pa.array([getattr(run, name) for run in runs], pa.int64()) for name in RUN_SCHEMA.names[:4]]
+        arrays.append(pa.array(label_indices(clips["label"], self.classes)))
+        arrays += [clips[name].combine_chunks() for name in CLIP_SCHEMA.names]
+        struct = pa.StructArray.from_arrays(arrays, fields=list(RUN_SCHEMA))
         return pa.table({"runs": pa.ListArray.from_arrays(pa.array([0, len(runs)], pa.int32()), struct)})
 
 
@@ -216,7 +213,11 @@ class DecodeMicroBatches:
             else:
                 views = [self._draw(run, sample) for sample in samples]
                 failure = self.decoder.decode(run, videos[number], views, list(micro_batch.video[rows]))
-            micro_batch.describe(rows, run, samples, failure)
+            micro_batch.label[rows] = run["class_index"]
+            micro_batch.position[rows] = run["position"] + np.arange(run["views"])
+            micro_batch.epoch[rows] = run["epoch"]
+            micro_batch.sample_id[rows] = samples
+            micro_batch.failure[rows] = failure
             row += run["views"]
         micro_batch.replace_failures()
         return micro_batch.table()
@@ -236,51 +237,37 @@ class _MicroBatch:
     def __init__(self, views: int, view: ViewConfig) -> None:
         self.video = np.zeros((views, view.num_frames, view.size, view.size, 3), np.uint8)
         self.label = np.full(views, UNLABELLED, np.int64)
-        self.position = np.zeros(views, np.int64)
-        self.epoch = np.zeros(views, np.int64)
-        self.sample_id: list[str] = [""] * views
-        self.failure: list[str] = [""] * views
-        self.replaced_by: list[str] = [""] * views
-
-    def describe(self, rows: slice, run: dict[str, Any], samples: list[str], failure: str) -> None:
-        self.label[rows] = run["class_index"]
-        self.position[rows] = run["position"] + np.arange(run["views"])
-        self.epoch[rows] = run["epoch"]
-        self.sample_id[rows] = samples
-        self.failure[rows] = [failure] * len(samples)
+        self.position, self.epoch = np.zeros((2, views), np.int64)
+        self.sample_id, self.failure, self.replaced_by = np.full((3, views), "", object)
 
     def replace_failures(self) -> None:
         """Replace each by another view, chosen by position; with none left the view is black and has no label.
 
         From the same micro-batch, so that no worker waits for another one and a resumed run takes the same view.
         """
-        good = [row for row, failure in enumerate(self.failure) if not failure]
-        for row, failure in enumerate(self.failure):
-            if not failure:
-                continue
-            if not good:
-                self.video[row], self.label[row] = 0, UNLABELLED
-                continue
-            substitute = good[int(self.position[row]) % len(good)]
+        failed = self.failure != ""
+        good = np.flatnonzero(~failed)
+        if len(good) == 0:
+            self.video[:], self.label[:] = 0, UNLABELLED
+            return
+        for row in np.flatnonzero(failed):
+            substitute = good[self.position[row] % len(good)]
             self.video[row], self.label[row] = self.video[substitute], self.label[substitute]
             self.replaced_by[row] = self.sample_id[substitute]
 
     def table(self) -> pa.Table:
         """One row; every column holds the whole micro-batch."""
-        numbers = {name: getattr(self, name) for name in ("video", "label", "position", "epoch")}
-        texts = {name: getattr(self, name) for name in ("sample_id", "failure", "replaced_by")}
-        return pa.table(
-            {name: ArrowTensorArray.from_numpy(values[None]) for name, values in numbers.items()}
-            | {name: pa.array([values], pa.list_(pa.string())) for name, values in texts.items()}
-        )
+
+        def column(values: npt.NDArray[Any]) -> pa.Array:
+            is_text = values.dtype == object
+            return pa.array([values], pa.list_(pa.string())) if is_text else ArrowTensorArray.from_numpy(values[None])
+
+        return pa.table({name: column(values) for name, values in vars(self).items()})
 
 
 def _columns(table: pa.Table) -> Columns:
-    columns: Columns = {}
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if isinstance(column, ArrowTensorArray):
-            columns[name] = column.to_numpy(zero_copy_only=True)[0]
-        else:
-            columns[name] = column[0].as_py()
-    return columns
+    arrays = {name: table[name].combine_chunks() for name in table.column_names}
+    return {
+        name: array.to_numpy(zero_copy_only=True)[0] if isinstance(array, ArrowTensorArray) else array[0].as_py()
+        for name, array in arrays.items()
+    }

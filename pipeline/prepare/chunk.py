@@ -24,7 +24,7 @@ from pipeline.decode.crash_budget import FATAL, Attempts
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.schema import REJECTED_SCHEMA, clip_id
 from pipeline.shards.writer import ShardWriter, StoreConfig
-from pipeline.storage.errors import is_forbidden, is_of_the_object
+from pipeline.storage.errors import is_of_the_object
 from pipeline.storage.files import StorageError, content_version, exists, join, local_copy
 from pipeline.storage.parquet import read_table, write_table
 from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
@@ -247,11 +247,9 @@ def _objects_faults() -> Iterator[None]:
     except OSError as error:
         raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
     except StorageError as error:
-        if error.missing or is_forbidden(error):
-            raise DecodeError("missing" if error.missing else "forbidden", error.happened) from error
-        if is_of_the_object(error):
-            raise DecodeError("unreadable", error.happened) from error
-        raise
+        if error.reason == "unreadable" and not is_of_the_object(error):
+            raise
+        raise DecodeError(error.reason, error.happened) from error
 
 
 def _clip_row(row: dict[str, Any], digest: str, clip: StoredClip) -> dict[str, Any]:

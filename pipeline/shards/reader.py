@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from pipeline.schema import UNLABELLED
-from pipeline.storage.files import StorageError, absolute, filesystem, join, read_bytes
+from pipeline.schema import CLIP_SCHEMA, UNLABELLED
+from pipeline.storage.files import StorageError, absolute, filesystem, join, read_json
 from pipeline.storage.parquet import read_by_arrow, read_columns
 from pipeline.storage.retry import in_threads
 
@@ -92,6 +91,11 @@ class Selection:
     copies: npt.NDArray[np.int32]
     """How often each of these clips came before: 0 everywhere, unless classes are balanced. [clips]"""
 
+    @functools.cached_property
+    def first_clip(self) -> Ints:
+        """Number of the first wanted clip of each row group, and at last that of all clips. [groups + 1]"""
+        return np.concatenate([[0], np.cumsum(self.clips_per_group)])
+
 
 def open_prepared(uri: str, version: int | None = None) -> PreparedSet:
     """The newest version of a prepared set, or a given one.
@@ -102,7 +106,7 @@ def open_prepared(uri: str, version: int | None = None) -> PreparedSet:
     uri = absolute(uri)
     place = join(uri, "dataset.json") if version is None else join(uri, "versions", f"{version:04d}.json")
     try:
-        record = json.loads(read_bytes(place))
+        record = read_json(place)
     except StorageError as error:
         if not error.missing:
             raise
@@ -121,19 +125,11 @@ def clip_index(prepared: PreparedSet) -> pa.Table:
     """``clip_id, label, split`` of every clip, in the order of shards and rows."""
     columns = ["clip_id", "label", "split"]
     tables = in_threads(READERS, lambda shard: read_shard(shard.uri, columns), prepared.shards)
-    if not tables:
-        return pa.table({"clip_id": pa.array([], pa.int64()), "label": pa.array([], pa.string())}).append_column(
-            "split", pa.array([], pa.string())
-        )
-    return pa.concat_tables(tables)
+    return pa.concat_tables([CLIP_SCHEMA.empty_table().select(columns), *tables])
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Some columns of a whole shard.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
+    """Some columns of a whole shard."""
     return read_columns(uri, columns, _REMEDY)
 
 
@@ -144,7 +140,6 @@ class RowGroupReader:
         self.selection = selection
         self.cache_bytes = cache_bytes
         self.bytes_read = 0
-        self._first_clip = np.concatenate([[0], np.cumsum(selection.clips_per_group)])
         self._pool = ThreadPoolExecutor(READERS)
         self._groups: OrderedDict[int, Future[pa.Table]] = OrderedDict()
         self._files = functools.lru_cache(maxsize=64)(_OpenShard)
@@ -155,11 +150,7 @@ class RowGroupReader:
             self._request(group)
 
     def clip(self, clip: int) -> pa.Table:
-        """The one row of a clip, by its number in the selection.
-
-        Raises:
-            StorageError: the row group cannot be read.
-        """
+        """The one row of a clip, by its number in the selection."""
         group = self._group(clip)
         try:
             table = self._request(group).result()
@@ -170,7 +161,7 @@ class RowGroupReader:
         return table.slice(int(self.selection.rows[clip]), 1)
 
     def _group(self, clip: int) -> int:
-        return int(np.searchsorted(self._first_clip, clip, "right")) - 1
+        return int(np.searchsorted(self.selection.first_clip, clip, "right")) - 1
 
     def _request(self, group: int) -> Future[pa.Table]:
         if group not in self._groups:

@@ -42,6 +42,12 @@ class StorageError(Exception):
         self.remedy = remedy
         self.missing = missing
 
+    @property
+    def reason(self) -> str:
+        """One word for the status of a video: ``missing``, ``forbidden`` (to these credentials) or ``unreadable``."""
+        forbidden = "AccessDenied" in self.happened or "403" in self.happened
+        return "missing" if self.missing else "forbidden" if forbidden else "unreadable"
+
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild = functools.partial(StorageError, missing=self.missing)
         return rebuild, (self.uri, self.happened, self.remedy)
@@ -89,8 +95,3 @@ def is_of_the_object(error: StorageError) -> bool:
     A local file counts as such: it cannot be told from its disk.
     """
     return not error.uri.startswith("s3://") or any(code in error.happened for code in _OF_THE_OBJECT)
-
-
-def is_forbidden(error: StorageError) -> bool:
-    """Whether the storage refuses these credentials this object."""
-    return "AccessDenied" in error.happened or "403" in error.happened

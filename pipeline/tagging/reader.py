@@ -7,7 +7,6 @@ USING (video_id, version) WHERE videos.status <> 'deleted'``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipeline.schema import DELETED, clip_id
-from pipeline.storage.files import StorageError, exists, join, list_files, read_bytes
+from pipeline.storage.files import StorageError, file_names, join, read_json
 from pipeline.storage.parquet import read_by_arrow
 from pipeline.tagging.schema import VIDEO_SCHEMA, tag_schema
 
@@ -31,10 +30,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def read_tags(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current snapshot, one row per window (`tag_schema`), or per video that failed.
-
-    Args:
-        columns: the only ones to read; default: all.
+    """The current snapshot, one row per window (`tag_schema`), or per video that failed; some columns, or all.
 
     Raises:
         StorageError: the output has no commit.
@@ -42,15 +38,13 @@ def read_tags(output: str, columns: Sequence[str] | None = None) -> pa.Table:
     commit = _commit_to_read(output)
     schema = tag_schema(commit["settings"].get("embedding_size", 0))
     tags = read_files(output, commit["tags"], schema, _with(columns, "video_id", "version"))
-    belongs = _rows_of(tags, read_videos(output, ["video_id", "version"]))
-    return tags.filter(pa.array(belongs)).select(columns or schema.names)
+    videos = read_videos(output, ["video_id", "version"]).combine_chunks()
+    its_version = pc.take(videos["version"], pc.index_in(tags["video_id"], videos["video_id"].combine_chunks()))
+    return tags.filter(pc.equal(tags["version"], its_version)).select(columns or schema.names)
 
 
 def read_videos(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current snapshot, one row per video (`VIDEO_SCHEMA`).
-
-    Args:
-        columns: the only ones to read; default: all.
+    """The current snapshot, one row per video (`VIDEO_SCHEMA`); some columns, or all.
 
     Raises:
         StorageError: the output has no commit.
@@ -70,10 +64,7 @@ def _with(columns: Sequence[str] | None, *needed: str) -> list[str] | None:
 def last_commit(output: str) -> dict[str, Any] | None:
     """The newest commit, or None before the first."""
     version = last_number(output, "_commits", ".json")
-    if version is None:
-        return None
-    content: dict[str, Any] = json.loads(read_bytes(join(output, "_commits", f"{version}.json")))
-    return content
+    return None if version is None else read_json(join(output, "_commits", f"{version}.json"))
 
 
 class KnownVideos:
@@ -96,9 +87,8 @@ class KnownVideos:
         found = [
             table.filter(pa.array(np.isin(uri_keys_of(table["uri"]), uri_keys))) for table in self._tables(columns)
         ]
-        rows = pa.concat_tables([VIDEO_SCHEMA.empty_table().select(columns), *found])
         # The newest of a video comes last.
-        newest = rows.group_by("uri", use_threads=False).aggregate([("content_version", "last")])
+        newest = pa.concat_tables(found).group_by("uri", use_threads=False).aggregate([("content_version", "last")])
         return newest.rename_columns(columns)
 
     def _numbers(self) -> tuple[Ids, Ids, Ids, Mask]:
@@ -109,13 +99,11 @@ class KnownVideos:
             retried = pc.is_in(table["error_class"], value_set=pa.array(RETRIED)).to_numpy()
             ids = np.where(deleted, -1, table["video_id"].to_numpy())
             parts.append((uri_keys_of(table["uri"]), ids, table["version"].to_numpy(), ~retried))
-        nothing = np.empty(0, np.int64)
-        if not parts:
-            return nothing, nothing, nothing, nothing.astype(bool)
         keys, all_ids, versions, settled = (np.concatenate(column) for column in zip(*parts, strict=True))
         return keys, all_ids, versions, settled
 
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        yield VIDEO_SCHEMA.empty_table().select(columns)
         for name in self.files:
             yield read_files(self.output, [name], VIDEO_SCHEMA, columns)
 
@@ -139,17 +127,8 @@ def read_files(output: str, names: Sequence[str], schema: pa.Schema, columns: li
 
 def last_number(output: str, folder: str, suffix: str) -> int | None:
     """The highest of the numbers that name files of a folder."""
-    numbers = [int(name.removesuffix(suffix)) for name in file_names(output, folder) if name.endswith(suffix)]
-    return max(numbers, default=None)
-
-
-def file_names(output: str, folder: str, prefix: str = "") -> list[str]:
-    """Names of the files directly in a folder of the output; none if it does not exist."""
-    uri = join(output, folder)
-    if not exists(uri):
-        return []
-    names = (file.rsplit("/", 1)[-1] for file in list_files(uri, recursive=False)["uri"].to_pylist())
-    return [name for name in names if name.startswith(prefix)]
+    names = file_names(join(output, folder), suffix)
+    return max((int(name.removesuffix(suffix)) for name in names), default=None)
 
 
 def _commit_to_read(output: str) -> dict[str, Any]:
@@ -165,14 +144,3 @@ def _newest(groups: Ids, versions: Ids) -> Mask:
     np.maximum.at(highest, groups, versions)
     newest: Mask = versions == highest[groups]
     return newest
-
-
-def _rows_of(tags: pa.Table, videos: pa.Table) -> Mask:
-    """Which rows of tags belong to these videos in these versions."""
-    if len(videos) == 0:
-        return np.zeros(len(tags), bool)
-    order = np.argsort(videos["video_id"].to_numpy())
-    ids, versions = videos["video_id"].to_numpy()[order], videos["version"].to_numpy()[order]
-    nearest = np.minimum(np.searchsorted(ids, tags["video_id"].to_numpy()), len(ids) - 1)
-    belongs: Mask = (ids[nearest] == tags["video_id"].to_numpy()) & (versions[nearest] == tags["version"].to_numpy())
-    return belongs

@@ -19,7 +19,6 @@ from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.decode.crash_budget import FATAL, MOST, Attempts
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.schema import OK
-from pipeline.storage.errors import is_forbidden
 from pipeline.storage.files import StorageError, content_version, is_local, join, local_copy
 from pipeline.storage.retry import RetryBudget
 from pipeline.tagging.window_views import WindowViews
@@ -32,7 +31,6 @@ PIXELS_PER_REQUEST = 300e6
 HOPELESS = ("timeout", "crashed", "out_of_memory")
 # A single frame without a rate has no duration of its own; a window must have some.
 NOMINAL_FPS = 25.0
-MISSING, FORBIDDEN, UNREADABLE = "missing", "forbidden", "unreadable"
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3]
 
@@ -53,8 +51,7 @@ class ProbeVideos:
             with local_copy(uri) as path:
                 info = self.decoder.probe(path)
         except (DecodeError, StorageError) as error:
-            status, message = failure(error)
-            return {"status": status, "message": message}
+            return {"status": error.reason, "message": _message(error)}
         return {
             "duration_seconds": info.duration_seconds or info.num_frames / NOMINAL_FPS,
             "num_frames": info.num_frames,
@@ -192,12 +189,9 @@ class DecodeWindows:
             if window.frames is not None:
                 video[row] = window.frames
         return {
-            "chunk": np.asarray([window.unit["chunk"] for window in windows], np.int64),
-            "unit_id": np.asarray([window.unit["unit_id"] for window in windows], np.int64),
-            "window_index": np.asarray([window.window_index for window in windows], np.int64),
-            "status": np.asarray([window.status for window in windows], object),
-            "message": np.asarray([window.message for window in windows], object),
-            "attempts": np.asarray([window.attempts for window in windows], np.int64),
+            **{name: np.array([window.unit[name] for window in windows]) for name in ("chunk", "unit_id")},
+            **{name: np.array([getattr(window, name) for window in windows]) for name in ("window_index", "attempts")},
+            **{name: np.array([getattr(window, name) for window in windows], object) for name in ("status", "message")},
             "repeated": np.full(len(windows), repeated),
             "video": video,
         }
@@ -217,16 +211,12 @@ def _indices(unit: Mapping[str, Any]) -> range:
     return range(unit["first_window"], unit["first_window"] + unit["num_windows"])
 
 
-def failure(error: DecodeError | StorageError) -> tuple[str, str]:
-    """Status word and message of a video that could not be read or decoded."""
-    if isinstance(error, DecodeError):
-        return error.reason, error.message
-    return MISSING if error.missing else FORBIDDEN if is_forbidden(error) else UNREADABLE, str(error)
+def _message(error: DecodeError | StorageError) -> str:
+    return error.message if isinstance(error, DecodeError) else str(error)
 
 
 def _all_failed(
     unit: dict[str, Any], indices: Sequence[int], error: DecodeError | StorageError
 ) -> Iterator[DecodedWindow]:
-    status, message = failure(error)
     for index in indices:
-        yield DecodedWindow(unit, index, None, status, message)
+        yield DecodedWindow(unit, index, None, error.reason, _message(error))

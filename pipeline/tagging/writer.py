@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.storage.files import StorageError, join, read_bytes, write_bytes, write_if_absent
+from pipeline.storage.files import StorageError, file_names, join, read_bytes, write_bytes, write_if_absent
 from pipeline.storage.parquet import parquet_bytes, read_table, table_bytes, write_table
-from pipeline.tagging.reader import file_names, last_commit, last_number, read_files
+from pipeline.tagging.reader import last_commit, last_number, read_files
 from pipeline.tagging.rows import video_rows
 from pipeline.tagging.schema import VIDEO_SCHEMA, tag_schema
 from pipeline.tagging.windows import UNIT_SCHEMA
@@ -42,14 +42,7 @@ class PlannedVersion:
     """One version of an output, from its plan to its commit."""
 
     def __init__(self, output: str, version: int, generation: int = 0) -> None:
-        """Open the plan of ``version``.
-
-        Args:
-            generation: names the files that this writer writes; higher than that of every earlier writer.
-
-        Raises:
-            StorageError: it cannot be read.
-        """
+        """``generation`` names the files that this writer writes; higher than that of every earlier writer."""
         self.output, self.version, self.generation = output, version, generation
         self.units = read_table(_plan_uri(output, version))
         self.settings: dict[str, Any] = json.loads(self.units.schema.metadata[b"settings"])
@@ -77,8 +70,7 @@ class PlannedVersion:
 
     def missing_chunks(self) -> list[int]:
         """Chunks without a file, by listing."""
-        done = self._chunk_files()
-        return [number for number in range(self.num_chunks) if number not in done]
+        return sorted(set(range(self.num_chunks)) - self._chunk_files().keys())
 
     @property
     def num_videos(self) -> int:
@@ -98,7 +90,7 @@ class PlannedVersion:
         return sum(int(name.rpartition("-")[2]) for name in self._begun_files() if ".lost-" in name)
 
     def _begun_files(self) -> list[str]:
-        return file_names(self.output, f"_begun/{self.version:06d}")
+        return file_names(self.begun_folder)
 
     def write_chunk(self, number: int, rows: pa.Table) -> None:
         """Write the rows of one chunk as its file: the same rows whenever and wherever it is done."""
@@ -119,7 +111,7 @@ class PlannedVersion:
             StorageError: another job committed this version, or a chunk is missing.
         """
         files = self._chunk_files()
-        missing = [number for number in range(self.num_chunks) if number not in files]
+        missing = sorted(set(range(self.num_chunks)) - files.keys())
         if missing and not partial:
             raise StorageError(
                 join(self.output, "tags"), f"chunk {missing[0]} of version {self.version} is missing", "run tag again"
@@ -168,16 +160,12 @@ class PlannedVersion:
 
     def _chunk_files(self) -> dict[int, str]:
         """Chunk → its file, the first writer's where there are several."""
-        names = file_names(self.output, "tags", f"{self.version:06d}-")
-        return {int(name.split("-")[1]): f"tags/{name}" for name in sorted(names, reverse=True)}
+        own, names = f"{self.version:06d}-", file_names(join(self.output, "tags"))
+        return {int(name.split("-")[1]): f"tags/{name}" for name in reversed(names) if name.startswith(own)}
 
 
 def write_plan(output: str, version: int, units: pa.Table, settings: Mapping[str, Any]) -> bool:
-    """Write the plan of a version before any of its work begins.
-
-    Returns:
-        False when the version has a plan already; that one holds.
-    """
+    """Write the plan of a version before any of its work begins; False when it has one already, which holds."""
     table = units.cast(UNIT_SCHEMA).replace_schema_metadata({"settings": json.dumps(dict(settings), sort_keys=True)})
     return write_if_absent(_plan_uri(output, version), table_bytes(table))
 

@@ -29,5 +29,5 @@ def test_evaluation_views_are_all_there(prepared: PreparedSet) -> None:
 
 
 def test_a_split_that_is_not_there(prepared: PreparedSet) -> None:
-    with pytest.raises(ValueError, match=r"split=test: holds no clip; .* has train \(10 clips\), val \(2 clips\)"):
+    with pytest.raises(ValueError, match=r"split=test: contains no clip; .* has train \(10 clips\), val \(2 clips\)"):
         evaluation_views(prepared, VIEW, ViewProtocol(), split="test")
