@@ -141,21 +141,19 @@ def _public_classifier(init: str, file: str, path: str, digest: str, public: Pub
     if height != width:
         raise UserError(f"model_overrides.input_size={architecture.input_size}: views are square; give one side twice")
     listed = public.classes or SHIPPED_CLASSES.get(architecture.num_classes)
-    names = tuple(f"class {number}" for number in range(architecture.num_classes))
-    if listed:
-        try:
-            names = read_class_list(listed)
-        except ManifestError as error:
-            raise UserError(str(error)) from error
+    try:
+        names = read_class_list(listed) if listed else _unnamed(architecture.num_classes)
+    except ManifestError as error:
+        raise UserError(str(error)) from error
     if len(names) != architecture.num_classes:
         raise UserError(
             f"classes={listed}: names {len(names)} classes, init={init} has {architecture.num_classes}; give its "
             "class list"
         )
-    named, size = listed is not None, (frames, height, width)
     return ClassifierWeights(
-        absolute_init(init), absolute(file), digest, size, names, {}, {}, architecture, has_class_names=named
-    )
+        absolute_init(init), absolute(file), digest, (frames, height, width), names, {}, {}, architecture,
+        has_class_names=listed is not None,
+    )  # fmt: skip
 
 
 class Classifier:
@@ -185,15 +183,13 @@ class Classifier:
         scores = logits.sigmoid() if multi_label else logits.softmax(dim=1)
         return scores.cpu().numpy(), features.cpu().numpy()
 
-    def probabilities(self, video: npt.NDArray[np.uint8]) -> Floats:
-        """Softmax scores ``[B, classes]`` of uint8 frames ``[B, T, H, W, 3]``."""
-        return self.score(video)[0]
+
+def _unnamed(num_classes: int) -> tuple[str, ...]:
+    return tuple(f"class {number}" for number in range(num_classes))
 
 
 def _class_names(init: str, metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
-    if "classes" not in metadata:
-        return tuple(f"class {index}" for index in range(num_classes))
-    names = tuple(json.loads(metadata["classes"]))
+    names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else _unnamed(num_classes)
     if len(names) != num_classes:
         raise UserError(
             f"init={init}: names {len(names)} classes for {num_classes} logits; fine-tune again with its class list"

@@ -78,11 +78,7 @@ def plan_actors(scoring: ScoringConfig) -> Actors:
 def score_views(
     rows: Dataset, weights: ClassifierWeights, scoring: ScoringConfig, wanted: Answers, *, keep: tuple[str, ...]
 ) -> Dataset:
-    """Add the model's actor pool to a dataset graph whose rows hold ``video`` (see `ScoreViews`).
-
-    Args:
-        keep: columns that the scores keep.
-    """
+    """Add the model's actor pool to a dataset graph of rows with ``video`` and columns to ``keep`` (`ScoreViews`)."""
     use_gpu = has_gpus()
     return rows.map_batches(
         ScoreViews,
@@ -96,22 +92,19 @@ def score_views(
     )
 
 
+@dataclass
 class ScoreViews:
     """The stage; the model stays loaded in the actor."""
 
-    def __init__(
-        self,
-        weights: ClassifierWeights,
-        precision: Precision,
-        use_gpu: bool,
-        keep: tuple[str, ...],
-        wanted: Answers,
-        views_at_once: int,
-    ) -> None:
-        self.classifier = Classifier(weights.file, precision, use_gpu, weights.architecture)
-        self.keep = keep
-        self.wanted = wanted
-        self.views_at_once = views_at_once
+    weights: ClassifierWeights
+    precision: Precision
+    use_gpu: bool
+    keep: tuple[str, ...]
+    wanted: Answers
+    views_at_once: int
+
+    def __post_init__(self) -> None:
+        self.classifier = Classifier(self.weights.file, self.precision, self.use_gpu, self.weights.architecture)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> pa.Table:
         """``video`` uint8 ``[B, V * T, H, W, 3]`` → ``classes`` and ``scores``, each ``[B, top_k]``, best first."""

@@ -49,11 +49,7 @@ def probe_videos(fresh: pa.Table, decode: DecodeConfig, scoring: ScoringConfig) 
     probed = blocks.map_batches(
         ProbeVideos,
         fn_constructor_args=(decode,),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(plan_actors(scoring).decode, len(tasks))),
-        num_cpus=1,
-        **ACTOR_RETRIES,
+        **_actors(min(plan_actors(scoring).decode, len(tasks))),
     )
     batches = probed.iter_batches(batch_size=None, batch_format="pyarrow")
     return pa.concat_tables(track(batches, "probing videos", total=len(tasks), console=console))
@@ -77,14 +73,16 @@ def tagging_graph(chunks: Sequence[pa.Table], plan: ScoringPlan, begun_folder: s
     windows = blocks.map_batches(
         DecodeWindows,
         fn_constructor_args=(scoring.decode, plan.views, batch, begun_folder),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(actors.decode, len(chunks))),
-        num_cpus=1,
         memory=DECODER_BYTES,
-        **ACTOR_RETRIES,
+        **_actors(min(actors.decode, len(chunks))),
     )
     return score_views(windows, plan.weights, scoring, plan.wanted, keep=WINDOW_COLUMNS)
+
+
+def _actors(size: int) -> dict[str, Any]:
+    """Arguments of ``map_batches`` for a pool of actors that take whole blocks."""
+    pool = {"compute": ActorPoolStrategy(size=size), "num_cpus": 1, **ACTOR_RETRIES}
+    return {"batch_size": None, "batch_format": "pyarrow", **pool}
 
 
 def scored_chunks(planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan) -> Iterator[ScoredChunk]:

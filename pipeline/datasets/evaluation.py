@@ -83,26 +83,23 @@ def evaluation_views(
     )
 
 
+@dataclasses.dataclass
 class DecodeEvaluationViews:
     """Stage: row groups in, the views of their clips out."""
 
-    def __init__(
-        self,
-        selection: Selection,
-        classes: tuple[str, ...],
-        view: ViewConfig,
-        protocol: ViewProtocol,
-        decode: DecodeConfig,
-    ) -> None:
-        self.reader = RowGroupReader(selection, cache_bytes=0)
-        self.classes = classes
-        self.view = view
-        self.protocol = protocol
-        self.decoder = ClipDecoder(decode)
+    selection: Selection
+    classes: tuple[str, ...]
+    view: ViewConfig
+    protocol: ViewProtocol
+    decode: DecodeConfig
+
+    def __post_init__(self) -> None:
+        self.reader = RowGroupReader(self.selection, cache_bytes=0)
+        self.decoder = ClipDecoder(self.decode)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for group in batch["group"]:
-            for clip in range(*self.reader.selection.first_clip[group : group + 2]):
+            for clip in range(*self.selection.first_clip[group : group + 2]):
                 yield self._views(self.reader.clip(clip))
 
     def _views(self, row: pa.Table) -> pa.Table:

@@ -10,7 +10,7 @@ Every block is one row, and every row is one micro-batch: blocks can then neithe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -147,35 +147,30 @@ def iter_micro_batches(stream: ray.data.Dataset | ray.data.DataIterator, prefetc
         yield _columns(table)
 
 
+@dataclass
 class ReadMicroBatches:
     """Stage: segments of the stream in, the encoded clips of one micro-batch per row out."""
 
-    def __init__(
-        self,
-        selection: Selection,
-        order: StreamOrder,
-        micro_batch: int,
-        classes: Sequence[str],
-        start_position: int = 0,
-        part: StreamPart | None = None,
-    ) -> None:
-        self.reader = RowGroupReader(selection)
-        self.order = order
-        self.micro_batch = micro_batch
-        self.classes = classes
-        self.start_position = start_position
-        self.part = part or StreamPart(0, 1, 1)
+    selection: Selection
+    order: StreamOrder
+    micro_batch: int
+    classes: Sequence[str]
+    start_position: int = 0
+    part: StreamPart | None = None
+
+    def __post_init__(self) -> None:
+        self.reader = RowGroupReader(self.selection)
 
     def __call__(self, batch: Columns) -> Iterator[pa.Table]:
         for start, stop in zip(batch["start"], batch["stop"], strict=True):
             for position in range(int(start), int(stop), self.micro_batch):
-                if self.part.has((position - self.start_position) // self.micro_batch):
+                if not self.part or self.part.has((position - self.start_position) // self.micro_batch):
                     yield self._row(list(self.order.runs(position, position + self.micro_batch)))
 
     def _row(self, runs: list[Run]) -> pa.Table:
         self.reader.prefetch(run.clip for run in runs)
         clips = pa.concat_tables([self.reader.clip(run.clip) for run in runs]).combine_chunks()
-        copies = self.reader.selection.copies
+        copies = self.selection.copies
         # Each copy of a clip (balanced classes) counts its repeats after the others', so that its draws differ.
         offsets = [self.order.repeats * int(copies[run.clip]) for run in runs]
         runs = [replace(run, first_repeat=run.first_repeat + add) for run, add in zip(runs, offsets, strict=True)]
@@ -186,16 +181,17 @@ class ReadMicroBatches:
         return pa.table({"runs": pa.ListArray.from_arrays(pa.array([0, len(runs)], pa.int32()), struct)})
 
 
+@dataclass
 class DecodeMicroBatches:
     """Stage: the encoded clips of a micro-batch in, its views out; a view that fails is replaced by another one."""
 
-    def __init__(
-        self, view: ViewConfig, decode: DecodeConfig, seed: int, known_failures: frozenset[tuple[int, str]]
-    ) -> None:
-        self.view = view
-        self.seed = seed
-        self.known_failures = known_failures
-        self.decoder = ClipDecoder(decode)
+    view: ViewConfig
+    decode: DecodeConfig
+    seed: int
+    known_failures: frozenset[tuple[int, str]]
+
+    def __post_init__(self) -> None:
+        self.decoder = ClipDecoder(self.decode)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         runs = table["runs"].combine_chunks().flatten()

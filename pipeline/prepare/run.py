@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -38,28 +38,12 @@ from pipeline.shards.reader import read_shard
 from pipeline.shards.writer import write_shard
 from pipeline.storage.files import StorageError, join, read_json, write_if_absent
 
-__all__ = ["Outcome", "PlannedSet", "PrepareSettings", "finish_set", "plan_set", "prepare", "preview_set"]
+__all__ = ["Outcome", "PlannedSet", "PrepareSettings", "finish_set", "plan_set", "preview_set"]
 
 Progress = Callable[[int, int], None]
 """Called with the videos that are done and their total."""
 
 BLOCKS_AT_MOST = 1000
-
-
-def prepare(
-    source: str,
-    output: str,
-    settings: PrepareSettings,
-    *,
-    exclude: Sequence[str] = (),
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
-    """Bring ``output`` up to date with ``source``: `plan_set`, then `finish_set`."""
-    planned = plan_set(source, output, settings, exclude)
-    if isinstance(planned, Outcome):
-        return planned
-    return finish_set(planned, workers, progress or (lambda _done, _total: None))
 
 
 def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> Outcome:

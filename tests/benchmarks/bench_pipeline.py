@@ -34,11 +34,12 @@ from pipeline.decode.config import Backend, DecodeConfig, FrameView
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.decode.video_file import Video
 from pipeline.manifest.formats import ManifestConfig
-from pipeline.prepare.run import PrepareSettings, prepare
+from pipeline.prepare.run import PrepareSettings
 from pipeline.sampling import ViewConfig, random_resized_crop, training_indices
 from pipeline.shards.reader import PreparedSet, open_prepared, read_shard
 from pipeline.shards.writer import StoreConfig
 from pipeline.transcode.config import Mode, TranscodeConfig
+from tests.support.prepared import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VIEW = ViewConfig()

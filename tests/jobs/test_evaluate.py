@@ -84,7 +84,7 @@ def _plain_loop(config: EvaluateConfig) -> dict[int, dict[str, float]]:
                     for number in range(2)
                     for crop in evaluation_crops(clip["height"], clip["width"], 3)
                 ]
-                singles = [classifier.probabilities(frames[None])[0] for frames in decoder.decode(clip["video"], views)]
+                singles = [classifier.score(frames[None])[0][0] for frames in decoder.decode(clip["video"], views)]
                 scores[clip["clip_id"]] = dict(zip(CLASSES, np.mean(singles, axis=0).tolist(), strict=True))
     return scores
 

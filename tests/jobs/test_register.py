@@ -224,7 +224,7 @@ def answers(init: Path, video: Path) -> tuple[np.ndarray, list[tuple[float, floa
         crop = center_crop(info.height, info.width)
         times = [window_times(span, info.duration_seconds / info.num_frames, 8) for span in spans]
         clips = np.stack(decoder.decode(video, [TimeView(each, crop, (64, 64)) for each in times]))
-    scores = Classifier(str(init), "fp32", use_gpu=False).probabilities(clips)
+    scores = Classifier(str(init), "fp32", use_gpu=False).score(clips)[0]
     assert scores.max() > 0.2  # not flat, so that a difference shows
     return scores, spans, clips
 

@@ -13,13 +13,14 @@ from pipeline.datasets.train import DecodeMicroBatches, ReadMicroBatches
 from pipeline.decode.clip_decoder import ClipDecoder
 from pipeline.decode.config import DecodeConfig, FrameView
 from pipeline.manifest.formats import ManifestConfig
-from pipeline.prepare.run import PrepareSettings, prepare
+from pipeline.prepare.run import PrepareSettings
 from pipeline.sampling import ViewConfig
 from pipeline.shards.reader import PreparedSet, open_prepared
 from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import StorageError
 from pipeline.transcode.config import Mode, TranscodeConfig
 from tests.support.numbered import read_numbers, write_numbered
+from tests.support.prepared import prepare
 
 SIZE = (64, 96)
 VIEW = ViewConfig(num_frames=4, size=32)

@@ -14,12 +14,13 @@ from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.decode.crash_budget import Attempts
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.prepare.chunk import PrepareChunk
-from pipeline.prepare.run import PrepareSettings, prepare
+from pipeline.prepare.run import PrepareSettings
 from pipeline.prepare.versions import read_versions
 from pipeline.shards.writer import StoreConfig
 from pipeline.transcode.config import TranscodeConfig
 from pipeline.transcode.transcoder import IsolatedTranscoder
 from tests.support.numbered import write_numbered
+from tests.support.prepared import prepare
 
 SETTINGS = PrepareSettings(
     ManifestConfig(val_share=0), TranscodeConfig(), DecodeConfig(), StoreConfig(videos_per_chunk=8), seed=0

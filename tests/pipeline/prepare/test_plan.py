@@ -11,11 +11,12 @@ import pytest
 
 from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.manifest.formats import ManifestConfig
-from pipeline.prepare.run import Outcome, PrepareSettings, prepare
+from pipeline.prepare.run import Outcome, PrepareSettings
 from pipeline.shards.writer import StoreConfig
 from pipeline.transcode.config import TranscodeConfig
 from pipeline.transcode.transcoder import IsolatedTranscoder
 from tests.support.numbered import write_numbered
+from tests.support.prepared import prepare
 
 SETTINGS = PrepareSettings(
     ManifestConfig(val_share=0), TranscodeConfig(), DecodeConfig(), StoreConfig(videos_per_chunk=8), seed=0

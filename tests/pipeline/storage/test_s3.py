@@ -17,7 +17,7 @@ import pytest
 from jobs.synthetic.motion_videos import render_motion_videos
 from pipeline.decode.config import DecodeConfig
 from pipeline.manifest.formats import ManifestConfig
-from pipeline.prepare.run import PrepareSettings, prepare
+from pipeline.prepare.run import PrepareSettings
 from pipeline.shards.reader import PreparedSet, RowGroupReader, open_prepared
 from pipeline.shards.writer import StoreConfig
 from pipeline.storage import retry
@@ -35,6 +35,7 @@ from pipeline.storage.s3 import s3_client
 from pipeline.transcode.config import TranscodeConfig
 from tests.support.ceph_gateway import Gateway, ceph_gateway, missing_for_gateway
 from tests.support.faulty_proxy import FAULTS, faulty_proxy
+from tests.support.prepared import prepare
 
 pytestmark = pytest.mark.s3
 
