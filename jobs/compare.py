@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.reports.comparison import (
     CommandTable,
     ComparedRun,
@@ -114,9 +114,7 @@ def curve_of(client: MlflowClient, run: ComparedRun) -> Curve | None:
     return loss_curve(run, loss, speed)
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.compare``."""
-    run_command("compare", CompareConfig, run, description="Compare the runs of an MLflow experiment.")
+main = Command("compare", CompareConfig, run, description="Compare the runs of an MLflow experiment.")
 
 
 if __name__ == "__main__":

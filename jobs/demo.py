@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ray
 
 from jobs import compare, evaluate, finetune, prepare, pretrain, tag
-from jobs.core.cli import console, echo, finish, replace, run_command
+from jobs.core.cli import Command, console, echo, finish, replace
 from jobs.core.config import config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.core.process_memory import watch_memory
@@ -179,9 +179,7 @@ def run_stage(stage: Stage, arguments: Sequence[str]) -> dict[str, Any]:
     return {f"{stage.name} seconds": seconds, **repeated}
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.demo``."""
-    run_command("demo", DemoConfig, run, description=DESCRIPTION)
+main = Command("demo", DemoConfig, run, description=DESCRIPTION)
 
 
 if __name__ == "__main__":

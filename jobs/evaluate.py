@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.core.cli import echo, replace, run_command
+from jobs.core.cli import Command, echo, replace
 from jobs.core.config import config_dict
 from jobs.core.ray_cluster import connect
 from jobs.core.signals import keeping_finished_work
@@ -106,9 +106,7 @@ def score(
     return whole
 
 
-def main() -> None:
-    """Entry point."""
-    run_command("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")
+main = Command("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.core.cli import console, run_command
+from jobs.core.cli import Command, console
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.ray_cluster import connect
@@ -159,9 +159,7 @@ def _progress_bar() -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.prepare``."""
-    run_command("prepare", PrepareConfig, run, description=__doc__ or "", dry_run=dry_run)
+main = Command("prepare", PrepareConfig, run, description=__doc__ or "", dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from jobs.checkpoints.store import complete_steps, read_journal
-from jobs.core.cli import replace, run_command
+from jobs.core.cli import Command, replace
 from jobs.core.errors import UserError, WorkStoppedError
 from jobs.runs.mlflow_sender import Run
 from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
@@ -124,9 +124,7 @@ def _json(path: str) -> dict[str, Any]:
     return json.loads(read_bytes(path)) if exists(path) else {}
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.sync``."""
-    run_command("sync", SyncConfig, run, description=DESCRIPTION, keep_report=False)
+main = Command("sync", SyncConfig, run, description=DESCRIPTION, keep_report=False)
 
 
 if __name__ == "__main__":

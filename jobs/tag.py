@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.core.cli import replace, run_command
+from jobs.core.cli import Command, replace
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.signals import keeping_finished_work
@@ -98,9 +98,7 @@ def list_videos(source: str, output: str, claim: Claim, generation: int) -> Sour
     return listing
 
 
-def main() -> None:
-    """Entry point."""
-    run_command("tag", TagConfig, run, description="Tag videos: labels and scores for every window of time.")
+main = Command("tag", TagConfig, run, description="Tag videos: labels and scores for every window of time.")
 
 
 if __name__ == "__main__":
