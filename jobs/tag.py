@@ -86,15 +86,13 @@ def list_videos(source: str, output: str, claim: Claim, generation: int) -> Sour
         UserError: the source holds no video, and neither does the output.
         StorageError: the source cannot be read.
     """
-    listing = None
     try:
         listing = list_source(source)
         if len(listing.videos) == 0 and last_commit(output) is None:
-            listing = None
             raise UserError(f"source={source}: holds no video; give a folder or prefix of videos, or a list")
-    finally:
-        if listing is None:
-            release_output(output, claim, generation)
+    except BaseException:
+        release_output(output, claim, generation)
+        raise
     return listing
 
 
