@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.reports.comparison import (
     CommandTable,
     ComparedRun,
@@ -101,22 +100,18 @@ def report_files(
 ) -> dict[str, bytes]:
     """The page, and the loss curves where runs have any, by file name."""
     client = config.tracking.client()
-    curves = {table.command: [curve for run in table.runs if (curve := curve_of(client, run))] for table in tables}
+    curves: dict[str, list[Curve]] = {table.command: [] for table in tables}
+    for run in (run for table in tables for run in table.runs):
+        loss, speed = (metric_history(client, run.run_id, metric) for metric in ("loss", "clips_per_second"))
+        if curve := loss_curve(run, loss, speed):
+            curves[run.command].append(curve)
     picture = curves_picture(curves)
     facts = {"tracking": client.tracking_uri, "runs": str(len(runs)), "query": config.query}
     html = page(f"{config.experiment}: runs compared", facts, tables, link_tree(runs), picture)
     return {"compare.html": html, **({"curves.png": picture} if picture else {})}
 
 
-def curve_of(client: MlflowClient, run: ComparedRun) -> Curve | None:
-    """The loss of a training run, as MLflow holds it."""
-    loss, speed = (metric_history(client, run.run_id, metric) for metric in ("loss", "clips_per_second"))
-    return loss_curve(run, loss, speed)
-
-
-def main() -> None:
-    """Entry point of ``python -m jobs.compare``."""
-    run_command("compare", CompareConfig, run, description="Compare the runs of an MLflow experiment.")
+main = Command("compare", CompareConfig, run, description="Compare the runs of an MLflow experiment.")
 
 
 if __name__ == "__main__":

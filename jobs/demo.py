@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +13,11 @@ from typing import Any, NamedTuple
 import ray
 
 from jobs import compare, evaluate, finetune, prepare, pretrain, tag
-from jobs.core.cli import console, echo, finish, replace, run_command
+from jobs.core.cli import Command, console, echo, finish, replace
 from jobs.core.config import config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.core.process_memory import watch_memory
 from jobs.synthetic.motion_videos import render_motion_videos
-from jobs.training.finetune_step import FinetuneConfig
-from jobs.training.pretrain_step import PretrainConfig
 from pipeline.shards.reader import open_prepared
 from pipeline.storage.files import absolute, exists, join
 from pipeline.tagging.source import list_source
@@ -59,43 +57,35 @@ class DemoConfig:
 class Stage(NamedTuple):
     """One command with the arguments that the demo gives it."""
 
-    config_class: type
-    run: Callable[[Any], Mapping[str, Any]]
+    command: Command[Any]
     arguments: str
     """Recipe and keys; a stage reads what the ones before it wrote."""
     repeated: str = ""
     """What of the command's report the closing report repeats."""
 
-    @property
-    def name(self) -> str:
-        """The command's name."""
-        return self.run.__module__.rpartition(".")[2]
-
 
 STAGES = (
     Stage(
-        prepare.PrepareConfig, prepare.run, "demo source={source} annotations={annotations} output={set} seed={seed}",
+        prepare.main, "demo source={source} annotations={annotations} output={set} seed={seed}",
         "clips clips_by_split rejected",
     ),
     Stage(
-        PretrainConfig, pretrain.run, "demo data={set} output={pretrain} seed={seed} tracking.uri={tracking}",
+        pretrain.main, "demo data={set} output={pretrain} seed={seed} tracking.uri={tracking}",
         "first_loss final_loss clips_per_second reconstructions",
     ),
     Stage(
-        FinetuneConfig, finetune.run,
-        "demo data={set} init={pretrain} output={finetune} seed={seed} tracking.uri={tracking}",
+        finetune.main, "demo data={set} init={pretrain} output={finetune} seed={seed} tracking.uri={tracking}",
         "final_loss clips_per_second",
     ),
     Stage(
-        evaluate.EvaluateConfig, evaluate.run,
-        "demo data={set} init={finetune} output={evaluate} tracking.uri={tracking}",
+        evaluate.main, "demo data={set} init={finetune} output={evaluate} tracking.uri={tracking}",
         "top1 top5 videos_scored confusion",
     ),
     Stage(
-        tag.TagConfig, tag.run, "demo source={source} init={finetune} output={tag} tracking.uri={tracking}",
+        tag.main, "demo source={source} init={finetune} output={tag} tracking.uri={tracking}",
         "videos windows failed_videos report",
     ),
-    Stage(compare.CompareConfig, compare.run, "tracking.uri={tracking}"),
+    Stage(compare.main, "tracking.uri={tracking}"),
 )  # fmt: skip
 
 
@@ -109,11 +99,13 @@ def run(config: DemoConfig) -> dict[str, Any]:
     with watch_memory() as memory:
         source = absolute(config.source) if config.source else rendered(config)
         for stage in STAGES:
-            missing = missing_labels(stage.name, config)
-            if missing:
-                console.print(f"[yellow]{stage.name} is left out[/]: {missing}", highlight=False)
-            else:
-                figures |= run_stage(stage, stage_arguments(stage, config, source))
+            name, begun = stage.command.name, time.monotonic()
+            if missing := missing_labels(name, config):
+                console.print(f"[yellow]{name} is left out[/]: {missing}", highlight=False)
+                continue
+            report = run_stage(stage.command, stage_arguments(stage, config, source))
+            figures[f"{name} seconds"] = round(time.monotonic() - begun, 1)
+            figures |= {f"{name} {key}": report[key] for key in stage.repeated.split() if key in report}
     ray.shutdown()
     figures |= {"everything under": absolute(config.output), "minutes": (time.monotonic() - started) / 60}
     return figures | memory.figures()
@@ -166,22 +158,18 @@ def stage_arguments(stage: Stage, config: DemoConfig, source: str) -> list[str]:
     return [word.format(**values) for word in stage.arguments.split()]  # split first: paths may hold spaces
 
 
-def run_stage(stage: Stage, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run one stage as its command would, and print that command."""
-    console.rule(stage.name)
-    console.print(f"python -m jobs.{stage.name} {shlex.join(arguments)}", style="dim", soft_wrap=True, highlight=False)
-    started = time.monotonic()
-    config: Any = load_config(stage.config_class, stage.name, arguments)
-    report = stage.run(config)
-    finish(stage.name, config, report)
-    seconds = round(time.monotonic() - started, 1)
-    repeated = {f"{stage.name} {key}": report[key] for key in stage.repeated.split() if key in report}
-    return {f"{stage.name} seconds": seconds, **repeated}
+def run_stage(command: Command[Any], arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Run one stage as its command would, and print that command; returns its report."""
+    console.rule(command.name)
+    words = f"python -m jobs.{command.name} {shlex.join(arguments)}"
+    console.print(words, style="dim", soft_wrap=True, highlight=False)
+    config = load_config(command.config_class, command.name, arguments)
+    report = command.run(config)
+    finish(command.name, config, report)
+    return report
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.demo``."""
-    run_command("demo", DemoConfig, run, description=DESCRIPTION)
+main = Command("demo", DemoConfig, run, description=DESCRIPTION)
 
 
 if __name__ == "__main__":

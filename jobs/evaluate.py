@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.core.cli import echo, replace, run_command
+from jobs.core.cli import Command, echo, replace
 from jobs.core.config import config_dict
 from jobs.core.ray_cluster import connect
 from jobs.core.signals import keeping_finished_work
@@ -43,7 +43,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def evaluate(config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet) -> dict[str, Any]:
-    """`run`, once weights and set are open."""
+    """`run`, once weights and set are open.
+
+    Raises:
+        UserError: weights or data changed since the output was begun.
+    """
     warn_other_sampling(weights, config.sampling, config.frame_stride)
     logits_of_labels = match_classes(weights, prepared, config.label_separator)
     output = absolute(config.output)
@@ -53,7 +57,9 @@ def evaluate(config: EvaluateConfig, weights: ClassifierWeights, prepared: Prepa
     claim = claim_output(
         output, claimed, free_keys=(*FREE_KEYS, "decode_workers"), pins=pins | {"tags": links | data_tags(prepared)}
     )
-    refuse_what_changed(output, claim.pins, pins)
+    existing = {key: claim.pins.get(key) for key in pins}
+    holds, remedy = "holds scores of other weights or data", "choose another output"
+    refuse_difference(output, existing, pins, holds=holds, remedy=remedy)
     if exists(join(output, FIGURES)):
         echo(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
         return dict(json.loads(read_bytes(join(output, FIGURES))))
@@ -63,17 +69,6 @@ def evaluate(config: EvaluateConfig, weights: ClassifierWeights, prepared: Prepa
     )  # fmt: skip
     with recorded(tracking), keeping_finished_work("nothing of this run is kept, the same command starts over"):
         return score(config, shared(weights, output), prepared, logits_of_labels, output, tracking)
-
-
-def refuse_what_changed(output: str, scored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """One output holds the scores of one set of weights on one version of the data.
-
-    Raises:
-        UserError: weights or data changed since the output was begun.
-    """
-    existing = {key: scored.get(key) for key in found}
-    holds = "holds scores of other weights or data"
-    refuse_difference(output, existing, found, holds=holds, remedy="choose another output")
 
 
 def score(
@@ -106,9 +101,7 @@ def score(
     return whole
 
 
-def main() -> None:
-    """Entry point."""
-    run_command("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")
+main = Command("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")
 
 
 if __name__ == "__main__":

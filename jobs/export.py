@@ -18,7 +18,7 @@ import safetensors.torch
 from hiera_video.models.hiera import Hiera
 from hiera_video.weights.checkpoint_files import load_model
 from jobs.checkpoints.stored_weights import StoredWeights, Which, stored_weights
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.core.errors import UserError
 from jobs.core.init_source import ENCODER, RUN_LINK, WEIGHTS
 from jobs.runs.tracking import TrackingConfig, TrackingPlace
@@ -102,9 +102,7 @@ def _run_of(metadata: Mapping[str, str]) -> dict[str, str]:
     return {"run_id": run_id} if run_id else {}
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.export``."""
-    run_command("export", ExportConfig, run, description=DESCRIPTION, keep_report=False)
+main = Command("export", ExportConfig, run, description=DESCRIPTION, keep_report=False)
 
 
 if __name__ == "__main__":

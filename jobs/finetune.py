@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.core.cli import echo, run_command
+from jobs.core.cli import Command, echo
 from jobs.training.driver import run_training
 from jobs.training.dry_run import PlanConfig, dry_run_figures
 from jobs.training.finetune_step import FinetuneConfig, FinetunePhase
@@ -46,9 +46,7 @@ def dry_run(config: FinetuneConfig, plan: PlanConfig) -> Mapping[str, Any]:
     return dry_run_figures(start, FinetunePhase.of(start), plan)
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.finetune``."""
-    run_command("finetune", FinetuneConfig, run, description=DESCRIPTION, dry_run=dry_run, dry_run_plan=PlanConfig)
+main = Command("finetune", FinetuneConfig, run, description=DESCRIPTION, dry_run=dry_run, dry_run_plan=PlanConfig)
 
 
 if __name__ == "__main__":

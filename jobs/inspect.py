@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.core.errors import UserError
 from jobs.reports.contact_sheet import sheet_cells
 from jobs.reports.plots import contact_sheet
@@ -82,9 +82,7 @@ def stored_videos(data: str, version: dict[str, Any]) -> pa.Table:
     return videos.filter(pc.and_not(pc.greater(videos["clips"], 0), excluded))
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.inspect``."""
-    run_command("inspect", InspectConfig, run, description=__doc__ or "")
+main = Command("inspect", InspectConfig, run, description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.core.cli import console, run_command
+from jobs.core.cli import Command, console
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.ray_cluster import connect
@@ -25,6 +25,10 @@ from pipeline.shards.reader import open_prepared
 from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import StorageError, absolute, exists, join, read_bytes
 from pipeline.transcode.config import TranscodeConfig
+
+COUNTS = (
+    "videos", "clips", "clips_by_split", "labelled_clips", "rejected", "skipped_files", "source_bytes", "stored_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,9 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     tracking = start_run(
         config.tracking, command="prepare", run_key=claim.run_key, output=config.output, params=config_dict(config)
     )
-    with recorded(tracking), keeping_finished_work("finished videos are kept, the same command resumes"):
-        outcome = _finished(planned, config)
+    kept = "finished videos are kept, the same command resumes"
+    with recorded(tracking), keeping_finished_work(kept), _progress_bar() as progress:
+        outcome = finish_set(planned, config.workers, progress)
     report = _report(outcome)
     figures = {key: value for key, value in report.items() if type(value) in (int, float)}
     tracking.log_metrics(figures, step=report["version"])
@@ -109,11 +114,6 @@ def _planned(config: PrepareConfig, claim: Claim) -> PlannedSet | Outcome:
         raise
 
 
-def _finished(planned: PlannedSet, config: PrepareConfig) -> Outcome:
-    with _progress_bar() as progress:
-        return finish_set(planned, config.workers, progress)
-
-
 @contextmanager
 def _manifest_errors_reported() -> Iterator[None]:
     try:
@@ -137,17 +137,10 @@ def _report(outcome: Outcome) -> dict[str, Any]:
         "status": "prepared" if outcome.is_new else "already up to date",
         "version": version["version"],
         "digest": version["digest"],
-        "videos": counts["videos"],
-        "clips": counts["clips"],
-        "clips_by_split": counts["clips_by_split"],
-        "labelled_clips": counts["labelled_clips"],
+        **{key: counts[key] for key in COUNTS},
         "classes": len(version["classes"]),
         "classes_without_training_clips": counts.get("classes_without_training_clips", []),
-        "rejected": counts["rejected"],
         "exclude_unmatched": version.get("exclude_unmatched", []),
-        "skipped_files": counts["skipped_files"],
-        "source_bytes": counts["source_bytes"],
-        "stored_bytes": counts["stored_bytes"],
     }
 
 
@@ -159,9 +152,7 @@ def _progress_bar() -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.prepare``."""
-    run_command("prepare", PrepareConfig, run, description=__doc__ or "", dry_run=dry_run)
+main = Command("prepare", PrepareConfig, run, description=__doc__ or "", dry_run=dry_run)
 
 
 if __name__ == "__main__":

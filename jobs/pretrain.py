@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.training.driver import run_training
 from jobs.training.dry_run import PlanConfig, dry_run_figures
 from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
@@ -26,9 +26,7 @@ def dry_run(config: PretrainConfig, plan: PlanConfig) -> Mapping[str, Any]:
     return dry_run_figures(start, PretrainPhase(start.worker_config), plan)
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.pretrain``."""
-    run_command("pretrain", PretrainConfig, run, description=DESCRIPTION, dry_run=dry_run, dry_run_plan=PlanConfig)
+main = Command("pretrain", PretrainConfig, run, description=DESCRIPTION, dry_run=dry_run, dry_run_plan=PlanConfig)
 
 
 if __name__ == "__main__":

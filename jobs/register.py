@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.core.errors import UserError, first_line
 from jobs.core.init_source import WEIGHT_FILES, is_registered
 from jobs.runs.mlflow_sender import FAILURES
@@ -115,9 +115,7 @@ def _run_output(init: str) -> str:
     return uri.rpartition("/")[0] if uri.endswith(WEIGHT_FILES) else uri
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.register``."""
-    run_command("register", RegisterConfig, run, description=DESCRIPTION, keep_report=False)
+main = Command("register", RegisterConfig, run, description=DESCRIPTION, keep_report=False)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.core.config import config_dict, flatten
 from jobs.runs.claim import claim_output, is_free
 from jobs.runs.tracking import PARENT_RUN_VARIABLE, recorded, start_run, tracking_uri
@@ -84,9 +84,7 @@ def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not is_free(key)}
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.sweep``."""
-    run_command("sweep", SweepConfig, run, description=DESCRIPTION, dry_run=dry_run, load=read_arguments, usage=USAGE)
+main = Command("sweep", SweepConfig, run, description=DESCRIPTION, dry_run=dry_run, load=read_arguments, usage=USAGE)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from jobs.checkpoints.store import complete_steps, read_journal
-from jobs.core.cli import replace, run_command
+from jobs.core.cli import Command, replace
 from jobs.core.errors import UserError, WorkStoppedError
 from jobs.runs.mlflow_sender import Run
 from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
@@ -41,13 +41,15 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
         UserError: ``output`` holds no run.
         WorkStoppedError: the server does not respond; the same command sends the rest later.
     """
-    claim, report = _claim(config.output), _json(join(config.output, "report.json"))
+    claim, report = _claim(config.output), _record(join(config.output, "report.json"), json.loads)
     lines = [json.loads(line) for line in _journal(config.output).splitlines()]
-    tracking = _tracking_of(config)
+    # Of a run that ended before its configuration was written, the part that the claim has.
+    params = _record(join(config.output, "config.yaml"), yaml.safe_load)
+    tracking = _tracking(config.tracking, params.get("tracking", {}))
     command = report.get("command") or claim["pins"].get("command", "training")
     # The tags of the run's first start name its revision (`claim_output`); this checkout's is another.
     tracked = start_run(tracking, command=command, run_key=claim["run_key"], output=config.output,
-                        params=_params(config.output, claim), tags=claim["pins"].get("tags"), resumes=False,
+                        params=params or claim["config"], tags=claim["pins"].get("tags"), resumes=False,
                         source={})  # fmt: skip
     if tracking_uri(tracking, config.output) is None:
         raise UserError(URI_REQUIRED)
@@ -89,20 +91,12 @@ def _send(
             )
 
 
-def _tracking_of(config: SyncConfig) -> TrackingConfig:
+def _tracking(given: TrackingConfig, own: Mapping[str, Any]) -> TrackingConfig:
     """The run's own tracking settings, with those given now over them."""
-    path = join(config.output, "config.yaml")
-    own = yaml.safe_load(read_bytes(path)).get("tracking", {}) if exists(path) else {}
-    uri = config.tracking.uri or own.get("uri")
-    default = config.tracking.experiment == TrackingConfig.experiment
-    experiment = own.get("experiment", TrackingConfig.experiment) if default else config.tracking.experiment
-    return replace(config.tracking, uri=None if uri == "none" else uri, experiment=experiment)
-
-
-def _params(output: str, claim: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The resolved configuration; of a run that ended before it was written, the part that the claim has."""
-    path = join(output, "config.yaml")
-    return dict(yaml.safe_load(read_bytes(path))) if exists(path) else claim["config"]
+    uri = given.uri or own.get("uri")
+    default = given.experiment == TrackingConfig.experiment
+    experiment = own.get("experiment", given.experiment) if default else given.experiment
+    return replace(given, uri=None if uri == "none" else uri, experiment=experiment)
 
 
 def _claim(output: str) -> dict[str, Any]:
@@ -120,13 +114,11 @@ def _journal(output: str) -> str:
     return read_journal(output, steps[-1]) if steps else ""
 
 
-def _json(path: str) -> dict[str, Any]:
-    return json.loads(read_bytes(path)) if exists(path) else {}
+def _record(path: str, parse: Callable[[bytes], Any]) -> dict[str, Any]:
+    return dict(parse(read_bytes(path))) if exists(path) else {}
 
 
-def main() -> None:
-    """Entry point of ``python -m jobs.sync``."""
-    run_command("sync", SyncConfig, run, description=DESCRIPTION, keep_report=False)
+main = Command("sync", SyncConfig, run, description=DESCRIPTION, keep_report=False)
 
 
 if __name__ == "__main__":

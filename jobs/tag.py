@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.core.cli import replace, run_command
+from jobs.core.cli import Command, replace
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.signals import keeping_finished_work
@@ -86,21 +86,17 @@ def list_videos(source: str, output: str, claim: Claim, generation: int) -> Sour
         UserError: the source holds no video, and neither does the output.
         StorageError: the source cannot be read.
     """
-    listing = None
     try:
         listing = list_source(source)
         if len(listing.videos) == 0 and last_commit(output) is None:
-            listing = None
             raise UserError(f"source={source}: holds no video; give a folder or prefix of videos, or a list")
-    finally:
-        if listing is None:
-            release_output(output, claim, generation)
+    except BaseException:
+        release_output(output, claim, generation)
+        raise
     return listing
 
 
-def main() -> None:
-    """Entry point."""
-    run_command("tag", TagConfig, run, description="Tag videos: labels and scores for every window of time.")
+main = Command("tag", TagConfig, run, description="Tag videos: labels and scores for every window of time.")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import platform
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
@@ -45,84 +44,73 @@ def echo(message: str, *, warning: bool = False) -> None:
     console.print(f"{'[yellow]warning[/]: ' if warning else ''}{escape(message)}", highlight=False, soft_wrap=True)
 
 
+def write(text: str, end: str = "\n") -> None:
+    """Print to stdout as it is. Rich exits silently where the reader has closed the pipe (`| head`)."""
+    Console().out(text, end=end, highlight=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[ConfigT]):
-    """A command as `run_command` starts it; see there."""
+    """A command as `python -m jobs.NAME` calls it: parse ``sys.argv``, run, print the report, exit with a code."""
 
     name: str
     config_class: type[ConfigT]
     run: Callable[[ConfigT], Report]
+    _: dataclasses.KW_ONLY
     description: str
-    dry_run: Callable[..., Report]
-    dry_run_plan: type | None
-    keep_report: bool
-    load: Callable[[Sequence[str]], ConfigT]
-    usage: str
+    dry_run: Callable[..., Report] | None = None
+    """Computes the report of ``--dry-run`` from the configuration; default: `existing_paths`."""
+    dry_run_plan: type | None = None
+    """Configuration of the keys ``plan.*``, which exist for ``--dry-run`` alone: the second argument of ``dry_run``."""
+    keep_report: bool = True
+    """Also write the report to ``report.json`` under the command's output."""
+    load: Callable[[Sequence[str]], ConfigT] | None = None
+    """Turns the arguments into a configuration; default: a recipe and ``key=value``."""
+    usage: str = "[RECIPE] [key=value ...]"
+    """The arguments as ``--help`` shows them."""
 
-
-def run_command(
-    name: str,
-    config_class: type[ConfigT],
-    run: Callable[[ConfigT], Report],
-    *,
-    description: str,
-    dry_run: Callable[..., Report] | None = None,
-    dry_run_plan: type | None = None,
-    keep_report: bool = True,
-    load: Callable[[Sequence[str]], ConfigT] | None = None,
-    usage: str = "[RECIPE] [key=value ...]",
-) -> None:
-    """Parse ``sys.argv``, run, print the report, and exit with one of the exit codes above.
-
-    Args:
-        dry_run: computes the report of ``--dry-run`` from the configuration; default: `existing_paths`.
-        dry_run_plan: configuration class of the keys ``plan.*``, which exist for ``--dry-run`` alone; ``dry_run`` gets
-            an instance as its second argument.
-        keep_report: also write the report to ``report.json`` under the command's output.
-        load: turns the arguments into a configuration; default: a recipe and ``key=value``.
-        usage: the arguments as ``--help`` shows them.
-    """
-    load = load or partial(load_config, config_class, name)
-    command = Command(
-        name, config_class, run, description, dry_run or existing_paths, dry_run_plan, keep_report, load, usage
-    )
-    clean_tracebacks()
-    try:
-        with stopping_on_sigterm("finished work is kept; run the same command to resume"):
-            _run(command, sys.argv[1:])
-        code = 0
-    except (UserError, StorageError) as error:
-        console.print(f"[bold red]{name}[/]: {_plain(error)}", highlight=False, soft_wrap=True)
-        code = 2
-    except StopRequestedError as stopped:
-        console.print(f"[yellow]{name} stopped on request[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
-        code = 3
-    except WorkStoppedError as stopped:
-        console.print(f"[bold red]{name} stopped[/]: {_plain(stopped)}", highlight=False, soft_wrap=True)
+    def __call__(self) -> None:
+        """Run, and exit with one of the exit codes above."""
+        clean_tracebacks()
         code = 1
-    except KeyboardInterrupt:
-        console.print(f"[yellow]{name} interrupted[/]")
-        code = 1
-    sys.exit(code)
+        try:
+            with stopping_on_sigterm("finished work is kept; run the same command to resume"):
+                _run(self, sys.argv[1:])
+            code = 0
+        except (UserError, StorageError) as error:
+            _log_end(f"[bold red]{self.name}[/]", error)
+            code = 2
+        except StopRequestedError as stopped:
+            _log_end(f"[yellow]{self.name} stopped on request[/]", stopped)
+            code = 3
+        except WorkStoppedError as stopped:
+            _log_end(f"[bold red]{self.name} stopped[/]", stopped)
+        except KeyboardInterrupt:
+            console.print(f"[yellow]{self.name} interrupted[/]")
+        sys.exit(code)
+
+
+def _log_end(prefix: str, error: Exception) -> None:
+    console.print(f"{prefix}: {escape(without_secrets(str(error)))}", highlight=False, soft_wrap=True)
 
 
 def _run(command: Command[ConfigT], arguments: Sequence[str]) -> None:
     flags = {argument for argument in arguments if argument.startswith("--")}
-    unknown = flags - {"--help", "--print-config", "--dry-run"}
-    if unknown:
+    if unknown := flags - {"--help", "--print-config", "--dry-run"}:
         raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
     if "--help" in flags:
-        print_help(command)
+        write("\n".join(_help(command)))
         return
     words = [word for word in arguments if word not in flags]
     plan, words = _split_plan(command, words, dry_run="--dry-run" in flags)
-    config = command.load(words)
+    config = command.load(words) if command.load else load_config(command.config_class, command.name, words)
     refuse_vanishing_output(getattr(config, "output", None))
     if "--print-config" in flags:
-        print(config_yaml(config), end="")
+        write(config_yaml(config), end="")
     elif "--dry-run" in flags:
-        print(config_yaml(config))
-        print_report(f"{command.name}, dry run: nothing is written", command.dry_run(config, *plan))
+        write(config_yaml(config))
+        report = (command.dry_run or existing_paths)(config, *plan)
+        print_report(f"{command.name}, dry run: nothing is written", report)
     elif command.keep_report:
         finish(command.name, config, command.run(config))
     else:
@@ -174,12 +162,11 @@ def _state(path: str) -> str:
 
 
 def finish(name: str, config: Any, report: Report) -> None:
-    """Print the figures and write them as ``report.json`` under the command's output."""
-    print_report(name, report)
-    output = getattr(config, "output", None)
-    if output:
+    """Write the figures as ``report.json`` under the command's output, and print them."""
+    if output := getattr(config, "output", None):
         content = public({"command": name, **report, "versions": versions()})
         write_bytes(join(output, "report.json"), json.dumps(content, indent=2, default=str).encode())
+    print_report(name, report)
 
 
 def refuse_vanishing_output(output: str | None) -> None:
@@ -196,18 +183,18 @@ def refuse_vanishing_output(output: str | None) -> None:
         )
 
 
-def print_help(command: Command[ConfigT]) -> None:
+def _help(command: Command[ConfigT]) -> Iterator[str]:
     """Usage, recipes, exit codes, and every key with type, default and meaning; the common ones first."""
-    print(f"usage: python -m jobs.{command.name} {command.usage} [--help | --print-config | --dry-run]\n")
-    print(f"{command.description}\n")
+    yield f"usage: python -m jobs.{command.name} {command.usage} [--help | --print-config | --dry-run]\n"
+    yield f"{command.description}\n"
     recipes = ", ".join(recipe_names(command.name)) or "none needed"
-    print(textwrap.fill(f"recipes: {recipes}; or the path or URI of a YAML file", HELP_WIDTH, subsequent_indent="  "))
-    print("exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with finished work saved")
+    yield textwrap.fill(f"recipes: {recipes}; or the path or URI of a YAML file", HELP_WIDTH, subsequent_indent="  ")
+    yield "exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with finished work saved"
     for heading, keys in _topics(command):
-        print(f"\n{heading}")
+        yield f"\n{heading}"
         for key in keys:
-            print(f"  {key.key}: {key.type_name} = {key.default}")
-            print(textwrap.indent(key.text, " " * 6))
+            yield f"  {key.key}: {key.type_name} = {key.default}"
+            yield textwrap.indent(key.text, " " * 6)
 
 
 def _topics(command: Command[ConfigT]) -> Iterator[tuple[str, list[KeyHelp]]]:
@@ -233,16 +220,15 @@ def print_report(title: str, report: Report) -> None:
         for key, value in report.items()
     }
     paths = {key: value for key, value in shown.items() if value.startswith("/") or "://" in value}
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
+    table = Table("", "", title=title, show_header=False, title_justify="left")
+    for column in table.columns:
+        column.overflow = "fold"
     for key, value in shown.items():
         if key not in paths:
             table.add_row(key, value)
-    output = Console()
-    output.print(table)
+    Console().print(table)
     for key, path in paths.items():
-        output.print(f"{key}:\n  {path}", highlight=False, soft_wrap=True)
+        write(f"{key}:\n  {path}")
 
 
 def versions() -> dict[str, str]:
@@ -259,7 +245,3 @@ def versions() -> dict[str, str]:
 def replace(config: ConfigT, **changes: Any) -> ConfigT:
     """``dataclasses.replace`` typed for configurations."""
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-
-
-def _plain(error: BaseException) -> str:
-    return escape(without_secrets(str(error)))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -68,13 +68,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one dictionary of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return dict(_leaves(tree, prefix))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +95,9 @@ def describe_keys(config_class: type, prefix: str = "", slice_default: Any = Non
             inner = getattr(slice_default, field.name, None) or (None if _required(field) else _default(field))
             yield from describe_keys(typing.cast(type, hint), f"{prefix}{field.name}.", inner)
         else:
-            default = _show(getattr(slice_default, field.name)) if slice_default else _shown_default(field)
-            yield KeyHelp(prefix + field.name, _type_name(hint), default, texts.get(field.name, ""))
+            default = getattr(slice_default, field.name) if slice_default else _default(field)
+            shown = "null" if default is None else str(default)
+            yield KeyHelp(prefix + field.name, _type_name(hint), shown, texts.get(field.name, ""))
 
 
 def slices(config_class: type) -> Iterator[tuple[str, str]]:
@@ -110,7 +105,8 @@ def slices(config_class: type) -> Iterator[tuple[str, str]]:
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield field.name, f"{field.name}: {_summary(hints[field.name])}"
+            summary = (inspect.getdoc(hints[field.name]) or "").partition("\n")[0].rstrip(".")
+            yield field.name, f"{field.name}: {summary}"
 
 
 def field_docs(config_class: type) -> dict[str, str]:
@@ -129,16 +125,14 @@ def field_docs(config_class: type) -> dict[str, str]:
 
 
 def _split_arguments(command: str, arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
-    recipe = None
-    rest = list(arguments)
-    if rest and "=" not in rest[0]:
-        recipe = rest.pop(0)
+    named = arguments[:1] if arguments and "=" not in arguments[0] else []
+    rest = arguments[len(named) :]
     for argument in rest:
         if "=" not in argument:
             raise UserError(
                 f"{argument!r}: must be key=value after the recipe; write `{command} [RECIPE] key=value ...`"
             )
-    return recipe, [(key, raw) for key, _, raw in (argument.partition("=") for argument in rest)]
+    return next(iter(named), None), [(key, raw) for key, _, raw in (argument.partition("=") for argument in rest)]
 
 
 def recipe_names(command: str) -> list[str]:
@@ -252,10 +246,11 @@ def field_type(config_class: Any, key: str) -> Any:
 def _parse(hint: Any, raw: Any) -> Any:
     """Raw text → value. Text fields keep their raw string: YAML would read `no` as False and 0123 as 83."""
     if isinstance(raw, list):
-        return [_parse(None if hint is None else _element_type(hint), item) for item in raw]
+        element = next(iter(typing.get_args(hint)), None)
+        return [_parse(element, item) for item in raw]
     if hint is str:
         return raw
-    if _is_optional_text(hint):
+    if hint == (str | None):
         return None if raw in ("null", "") else raw
     return _numbers(yaml.safe_load(raw)) if isinstance(raw, str) else raw
 
@@ -270,26 +265,6 @@ def _numbers(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _floats(value: Any) -> Iterator[float]:
-    if OmegaConf.is_config(value) and not isinstance(value, DictConfig):
-        for item in value:
-            yield from _floats(item)
-    elif isinstance(value, float):
-        yield value
-
-
-def _element_type(hint: Any) -> Any:
-    arguments = typing.get_args(hint)
-    return arguments[0] if arguments else None
-
-
-def _is_optional_text(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType) and set(typing.get_args(hint)) == {
-        str,
-        type(None),
-    }
 
 
 def _thaw(node: DictConfig) -> None:
@@ -324,16 +299,9 @@ def _refuse_infinite(node: DictConfig, path: str) -> None:
     """On the finished tree, because a value may refer to keys that come later."""
     for name in node:
         value = None if OmegaConf.is_missing(node, name) else node[name]
-        if not all(math.isfinite(number) for number in _floats(value)):
+        numbers = value if isinstance(value, ListConfig) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{path}{name!s}={value}: must be a finite number; give another value")
-
-
-def _summary(documented: type) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0].rstrip(".")
-
-
-def _shown_default(field: dataclasses.Field[Any]) -> str:
-    return "(required)" if _required(field) else _show(_default(field))
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -341,13 +309,9 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _show(value: Any) -> str:
-    return "null" if value is None else str(value)
+    if _required(field):
+        return "(required)"
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _type_name(hint: Any) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -67,38 +67,28 @@ def process_tree_bytes() -> int:
     Processes share mostly the same pages (libraries, Ray's object store), so the largest shared part stands for all.
     """
     own = psutil.Process()
-    memory = [found for process in (own, *own.children(recursive=True)) if (found := _memory(process))]
-    return sum(rss - shared for rss, shared in memory) + max((shared for _, shared in memory), default=0)
+    private, shared = 0, [0]
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            memory = process.memory_info()
+            shared.append(getattr(memory, "shared", 0))
+            private += memory.rss - shared[-1]
+    return private + max(shared)
 
 
 def cgroup_peak_bytes(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> int | None:
     """The high-water mark of the own memory cgroup, version 2 (`memory.peak`) or 1; None where there is none."""
     for file in _peak_files(root, membership):
-        try:
+        with suppress(OSError):
             return int(file.read_text())
-        except OSError:
-            continue
     return None
 
 
 def _peak_files(root: Path, membership: Path) -> Iterator[Path]:
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:  # no cgroups: not Linux
-        return
+    lines = membership.read_text().splitlines() if membership.exists() else []  # no cgroups: not Linux
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             yield root / path.lstrip("/") / "memory.peak"
         elif "memory" in controllers.split(","):
-            group = root / "memory" / path.lstrip("/")
-            yield group / "memory.max_usage_in_bytes"
-
-
-def _memory(process: psutil.Process) -> tuple[int, int] | None:
-    """Resident and shared bytes; None for a process that has ended."""
-    try:
-        memory = process.memory_info()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return None
-    return memory.rss, getattr(memory, "shared", 0)
+            yield root / "memory" / path.lstrip("/") / "memory.max_usage_in_bytes"

@@ -174,8 +174,7 @@ def best_run(runs: Sequence[ComparedRun], best_by: str = "") -> Best | None:
 
 def is_comparable(metric: str, runs: Sequence[ComparedRun]) -> bool:
     """Whether a metric means the same in all runs."""
-    differ = "loss" in metric and any(key.startswith(LOSS_SETTINGS) for key in differing_parameters(runs))
-    return not differ
+    return "loss" not in metric or not any(key.startswith(LOSS_SETTINGS) for key in differing_parameters(runs))
 
 
 def command_table(

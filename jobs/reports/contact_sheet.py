@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from jobs.reports.plots import Cell
 from jobs.reports.prepared_set import UNLABELLED
@@ -41,18 +40,14 @@ def _chosen(data: str, shards: Sequence[Shard], wanted: int) -> Iterator[Clip]:
     """One clip of each class in turn, read shard by shard."""
     by_label: dict[str, list[tuple[str, int]]] = {}
     for shard in shards:
-        for row, label in enumerate(_read(data, shard, ["label"])["label"].to_pylist()):
+        for row, label in enumerate(read_columns(join(data, shard["file"]), ["label"])["label"].to_pylist()):
             by_label.setdefault(label or UNLABELLED, []).append((shard["file"], row))
     turns = [(turn, label, clip) for label, clips in by_label.items() for turn, clip in enumerate(clips)]
     chosen = [clip for _, _, clip in sorted(turns)[:wanted]]
     for shard in shards:
         rows = [row for file, row in chosen if file == shard["file"]]
         if rows:  # the video column is large: other shards are not read
-            yield from _read(data, shard, CLIP_COLUMNS).take(rows).to_pylist()
-
-
-def _read(data: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
-    return read_columns(join(data, shard["file"]), columns)
+            yield from read_columns(join(data, shard["file"]), CLIP_COLUMNS).take(rows).to_pylist()
 
 
 def _middle_frame(decoder: IsolatedDecoder, clip: Clip) -> npt.NDArray[np.uint8] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import urllib.parse
 from datetime import UTC, datetime
 from typing import Any
@@ -26,10 +27,30 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 def link(uri: str) -> str | None:
     """The ``href`` of a path or URI; None for a scheme that a browser should not follow, as ``javascript:``."""
+    uri = without_secrets(uri)  # before it is quoted, which would disguise a secret
     scheme, is_uri, _ = uri.partition("://")
     if is_uri:
         return uri if scheme.lower() in LINKED_SCHEMES else None
     return f"file://{urllib.parse.quote(uri)}" if uri.startswith("/") else None
+
+
+def colour(label: str) -> str:
+    """The same colour for a label everywhere."""
+    hue = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=2).digest(), "little") % 360
+    return f"hsl({hue} 68% 52%)"
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
+def file_name(uri: str) -> str:
+    """The last part of a path or URI, readable."""
+    name = without_secrets(uri).rpartition("/")[2]
+    return urllib.parse.unquote(name) if uri.startswith("file://") else name
 
 
 def _cleaned(value: Any) -> Any:
@@ -44,4 +65,4 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters |= {"data_uri": data_uri, "link": link}
+_ENVIRONMENT.filters |= {function.__name__: function for function in (data_uri, link, colour, duration, file_name)}

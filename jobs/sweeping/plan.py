@@ -5,30 +5,21 @@ from __future__ import annotations
 import itertools
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 import yaml
 
-from jobs.core.cli import replace
+from jobs import evaluate, finetune, prepare, pretrain, tag
+from jobs.core.cli import Command, replace
 from jobs.core.config import field_type, load_config
 from jobs.core.errors import UserError
-from jobs.evaluate import EvaluateConfig
-from jobs.prepare import PrepareConfig
-from jobs.tag import TagConfig
-from jobs.training.finetune_step import FinetuneConfig
-from jobs.training.pretrain_step import PretrainConfig
 from pipeline.storage.files import absolute, join
 
-COMMANDS: Mapping[str, type] = {
-    "prepare": PrepareConfig,
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "evaluate": EvaluateConfig,
-    "tag": TagConfig,
-}
+_SWEPT: Sequence[Command[Any]] = (prepare.main, pretrain.main, finetune.main, evaluate.main, tag.main)
+COMMANDS: Mapping[str, type] = {command.name: command.config_class for command in _SWEPT}
 USAGE = "JOB [RECIPE] key=[a,b,c] ... output=URI"
 OWN_KEYS = ("output", "parallel")
 LONGEST_NAME = 80
@@ -122,13 +113,10 @@ def _listed(job: str, key: str, raw: str) -> list[str] | None:
     takes_a_list = typing.get_origin(field_type(COMMANDS[job], key)) in (tuple, list)
     if takes_a_list and not all(isinstance(item, yaml.SequenceNode) for item in node.value):
         return None
-    return list(_texts(raw, node))
-
-
-def _texts(raw: str, node: yaml.SequenceNode) -> Iterator[str]:
-    for item in node.value:
-        whole = raw[item.start_mark.index : item.end_mark.index]
-        yield item.value if isinstance(item, yaml.ScalarNode) else whole
+    return [
+        item.value if isinstance(item, yaml.ScalarNode) else raw[item.start_mark.index : item.end_mark.index]
+        for item in node.value
+    ]
 
 
 def _child(config: SweepConfig, values: Mapping[str, str]) -> Child:

@@ -10,7 +10,6 @@ So the distribution of one frame is the same for every class, and a model must l
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,16 +24,6 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-MOTION_CLASSES = (
-    "moves_left",
-    "moves_right",
-    "moves_up",
-    "moves_down",
-    "turns_clockwise",
-    "turns_anticlockwise",
-    "grows",
-    "shrinks",
-)
 # Sign of the change in x, y (downwards), angle (clockwise on screen) and log-size.
 _DIRECTIONS = {
     "moves_left": (-1, 0, 0, 0),
@@ -46,6 +35,7 @@ _DIRECTIONS = {
     "grows": (0, 0, 0, 1),
     "shrinks": (0, 0, 0, -1),
 }
+MOTION_CLASSES = tuple(_DIRECTIONS)
 SPEED_RANGE = (0.4, 0.9)
 """How much of its whole range (frame side, turn, log-size interval) the moving quantity covers in one video."""
 RADIUS_RANGE = (0.12, 0.30)
@@ -146,7 +136,8 @@ def render_motion_videos(
         finished = pool.map(render, range(count))
         videos = list(track(finished, "rendering", total=count, console=console, disable=not progress))
     if annotations:
-        write_annotations(Path(folder) / "annotations.csv", videos)
+        lines = (f"{video.path.relative_to(folder).as_posix()},{video.label}\n" for video in videos)
+        (Path(folder) / "annotations.csv").write_text("".join(["path,label\n", *lines]))
     return videos
 
 
@@ -160,14 +151,6 @@ def render_motion_video(folder: Path, number: int, seed: int, rendering: Renderi
     path = folder / label / f"{label}_{number:05d}{suffix}"
     encode(path, frames, rendering.fps)
     return MotionVideo(path, label)
-
-
-def write_annotations(path: Path, videos: Sequence[MotionVideo]) -> None:
-    """A CSV with the columns path (relative to the CSV's folder) and label."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label"])
-        writer.writerows((video.path.relative_to(path.parent).as_posix(), video.label) for video in videos)
 
 
 def draw_motion(label: str, num_frames: int, rng: np.random.Generator) -> Motion:
@@ -221,20 +204,6 @@ def paint_frame_numbers(frames: Frames) -> Frames:
     code = grid[:, cell_of_row][:, :, cell_of_column]
     frames[:, : code.shape[1], : code.shape[2]] = np.where(code, 235, 16)[..., None]
     return frames
-
-
-def read_frame_number(frame: npt.NDArray[np.uint8]) -> int | None:
-    """The number that `paint_frame_numbers` painted in a frame ``[H, W, 3]`` of any scale.
-
-    None without a whole, self-consistent code (each bit is checked against its inverse).
-    """
-    rows = _cell_centres(2 * CODE_BIT_ROWS, frame.shape[0])
-    columns = _cell_centres(CODE_COLUMNS, frame.shape[1])
-    brightness = frame.mean(axis=2)[np.ix_(rows, columns)]
-    bits, inverse = brightness[:CODE_BIT_ROWS], brightness[CODE_BIT_ROWS:]
-    if (np.abs(bits - inverse) < 60).any():
-        return None
-    return int(((bits > inverse).reshape(-1) << np.arange(CODE_COLUMNS * CODE_BIT_ROWS)).sum())
 
 
 def encode(path: Path, frames: Frames, fps: int) -> None:
@@ -363,7 +332,3 @@ def _texture(size: int, rng: np.random.Generator) -> Floats:
 
 def _cell_edges(cells: int, length: int) -> npt.NDArray[np.int64]:
     return np.round(np.arange(cells + 1) * length * CODE_CELL_SHARE).astype(np.int64)
-
-
-def _cell_centres(cells: int, length: int) -> npt.NDArray[np.int64]:
-    return ((np.arange(cells) + 0.5) * length * CODE_CELL_SHARE).astype(np.int64)

@@ -30,7 +30,7 @@ def _prepared(source: Path, output: Path) -> None:
 
 
 def _left_out(config: DemoConfig) -> dict[str, str | None]:
-    return {stage.name: demo.missing_labels(stage.name, config) for stage in demo.STAGES}
+    return {name: demo.missing_labels(name, config) for name in (stage.command.name for stage in demo.STAGES)}
 
 
 def test_a_source_without_videos_leaves_the_finished_demo_alone(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_every_stage_prints_a_command_that_works(videos: Path, tmp_path: Path) -
     config = DemoConfig(source=str(videos), output=str(tmp_path / "my demo"))
     for stage in demo.STAGES:
         arguments = demo.stage_arguments(stage, config, str(videos))
-        loaded = demo.load_config(stage.config_class, stage.name, arguments)
-        assert isinstance(loaded, stage.config_class)
+        loaded = demo.load_config(stage.command.config_class, stage.command.name, arguments)
+        assert isinstance(loaded, stage.command.config_class)
         assert "my demo" in (loaded.output or loaded.tracking.uri)
 
 

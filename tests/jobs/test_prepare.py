@@ -24,7 +24,7 @@ from jobs import prepare
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.prepare import PrepareConfig
 from jobs.runs.tracking import TrackingConfig
-from jobs.synthetic.motion_videos import MOTION_CLASSES, read_frame_number, render_motion_videos
+from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from pipeline.decode.config import DecodeConfig, FrameView
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.prepare.chunk import ChunkSettings, PrepareChunk
@@ -35,6 +35,7 @@ from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import StorageError
 from pipeline.transcode.config import TranscodeConfig
 from pipeline.transcode.transcoder import IsolatedTranscoder
+from tests.support.frame_numbers import read_frame_number
 
 VIDEOS = 24
 UNTRACKED = TrackingConfig(uri="none")

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.core.cli import run_command
+from jobs.core.cli import Command
 from jobs.training.driver import run_training
 from jobs.training.micro_batch import MicroBatch
 from jobs.training.pretrain_step import MaskedAutoencoding, PretrainConfig, PretrainPhase
@@ -82,4 +82,4 @@ def run(config: PretrainConfig) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command("pretrain", PretrainConfig, run, description=__doc__)
+    Command("pretrain", PretrainConfig, run, description=__doc__ or "")()

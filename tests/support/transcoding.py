@@ -9,11 +9,12 @@ from typing import Any
 import av
 import numpy as np
 
-from jobs.synthetic.motion_videos import Rendering, draw_frames, draw_motion, paint_frame_numbers, read_frame_number
+from jobs.synthetic.motion_videos import Rendering, draw_frames, draw_motion, paint_frame_numbers
 from pipeline.decode.config import DecodeConfig, VideoInfo
 from pipeline.decode.video_file import Video
 from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode.transcode import process
+from tests.support.frame_numbers import read_frame_number
 
 
 def frames_of(size: int = 128, count: int = 40, seed: int = 0) -> np.ndarray:

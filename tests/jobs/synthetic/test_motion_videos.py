@@ -22,9 +22,9 @@ from jobs.synthetic.motion_videos import (
     draw_motion,
     encode,
     paint_frame_numbers,
-    read_frame_number,
     render_motion_videos,
 )
+from tests.support.frame_numbers import read_frame_number
 
 UNIFORM_KS_BOUND = 1.95  # sqrt(n)·D of a uniform sample exceeds this once in a thousand times (Kolmogorov)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import tenacity
 
-from jobs.synthetic.motion_videos import read_frame_number, render_motion_videos
+from jobs.synthetic.motion_videos import render_motion_videos
 from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.sampling import ViewConfig, evaluation_indices
 from pipeline.storage import retry
@@ -20,6 +20,7 @@ from pipeline.tagging.stages import DecodeWindows, ProbeVideos
 from pipeline.tagging.window_views import WholeVideo, WindowViews, grid_of
 from pipeline.tagging.windows import PROBED_SCHEMA, WindowGrid, plan_units, video_id
 from tests.support.failing_server import failing_server
+from tests.support.frame_numbers import read_frame_number
 from tests.support.s3_server import set_s3_environment
 
 GRID = WindowGrid(2.0, 1.5)
