@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
+from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.store import Checkpoint, collect_checkpoints, write_checkpoint, write_journal
 from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.coordinator import elapsed_minutes
@@ -23,7 +24,7 @@ UNFINISHED = "a write does not finish"
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """When checkpoints are written and which are kept."""
 
     # Bounds what a kill costs where steps are slow; with fast steps `every_steps` comes first.
@@ -37,10 +38,9 @@ class CheckpointConfig:
     keep: int = 2
     """How many of the newest checkpoints are kept."""
 
-    def __post_init__(self) -> None:
+    def rules(self) -> Rules:
         for key in ("every_steps", "keep"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
+            yield key, getattr(self, key) >= 1, "must be at least 1; use 1 or more"
 
 
 class CheckpointWriter:

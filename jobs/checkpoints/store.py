@@ -59,7 +59,6 @@ class Cursor:
     position: int = 0
     """Views consumed."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """See `Checkpoint`."""
 
 
 def write_checkpoint(

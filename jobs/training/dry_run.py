@@ -9,6 +9,7 @@ from typing import Any
 
 from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
 from hiera_video.analysis.flops import complexity_of
+from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.store import read_journal
 from jobs.core.init_source import is_registered, local_weights
 from jobs.training.config import TrainConfig
@@ -28,7 +29,7 @@ PARTITIONED: Mapping[int, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(Checked):
     """What to plan for: keys of `--dry-run` alone."""
 
     hours: float = 24.0
@@ -36,11 +37,10 @@ class PlanConfig:
     step_seconds: float | None = None
     """Measured seconds of an optimizer step, from which the hours follow. Default: from the journal under `output`."""
 
-    def __post_init__(self) -> None:
+    def rules(self) -> Rules:
         for key in ("hours", "step_seconds"):
             value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ValueError(f"{key}={value}: must be positive; leave it out for the default")
+            yield key, value is None or value > 0, "must be positive; leave it out for the default"
 
 
 def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[str, Any]:

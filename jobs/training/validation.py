@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hiera_video.metrics.knn_probe import nearest_neighbour_top1
+from hiera_video.rules import Checked, Rules
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.training.micro_batch import MicroBatch
@@ -40,7 +41,7 @@ CUT_SHORT = "cut_short"  # storage did not deliver all clips
 
 
 @dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(Checked):
     """What is measured on clips that are not trained on, and when; of a classifier."""
 
     # The name that `prepare` gives to the clips that it holds out, and that annotations of every convention map to.
@@ -51,11 +52,9 @@ class ValidationConfig:
     every_epochs: float = 20.0
     """Effective epochs between validations; the last step always has one, and each comes with a checkpoint."""
 
-    def __post_init__(self) -> None:
-        if self.clips < 0:
-            raise ValueError(f"clips={self.clips}: must not be negative; use 0 for none")
-        if not self.every_epochs > 0:
-            raise ValueError(f"every_epochs={self.every_epochs}: must be positive; clips=0 switches validation off")
+    def rules(self) -> Rules:
+        yield "clips", self.clips >= 0, "must not be negative; use 0 for none"
+        yield "every_epochs", self.every_epochs > 0, "must be positive; clips=0 switches validation off"
 
     @property
     def knn_clips(self) -> int:
@@ -82,10 +81,9 @@ class ProbedValidationConfig(ValidationConfig):
     best_by: Literal["loss", "knn_top1"] = "loss"
     """The figure that decides which checkpoint is best: the lowest loss, or the highest top-1 of the probe."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.knn_clips < 0:
-            raise ValueError(f"knn_clips={self.knn_clips}: must not be negative; use 0 for none")
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield "knn_clips", self.knn_clips >= 0, "must not be negative; use 0 for none"
 
 
 def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_only: bool) -> None:

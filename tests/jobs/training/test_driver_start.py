@@ -38,7 +38,7 @@ def config(prepared: PreparedSet, output: Path, *more: str) -> PretrainConfig:
 
 def test_a_mistake_that_is_found_after_the_claim_leaves_the_output_free(prepared: PreparedSet, tmp_path: Path) -> None:
     asked = config(prepared, tmp_path / "run", "validation.best_by=knn_top1", "validation.knn_clips=0")
-    with pytest.raises(UserError, match=r"^validation\.best_by=knn_top1: takes labelled clips"):
+    with pytest.raises(UserError, match=r"^validation\.best_by=knn_top1: needs labelled training"):
         pretrain.run(asked)
     assert not (tmp_path / "run" / "run.json").exists()
 

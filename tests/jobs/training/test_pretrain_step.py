@@ -13,7 +13,7 @@ from jobs.core.errors import UserError
 from jobs.training.micro_batch import MicroBatch
 from jobs.training.pretrain_step import MaskedAutoencoding, PretrainConfig, PretrainPhase
 
-SMALL = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.num_frames=8", "view.size=64", "global_batch=4",
+SMALL = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "global_batch=4",
          "micro_batch=2", "precision=fp32", "steps=3"]  # fmt: skip
 
 

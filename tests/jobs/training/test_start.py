@@ -34,7 +34,7 @@ from pipeline.storage import files
 from tests.support.run_output import journal_lines
 from tests.support.small_set import CLASSES, small_prepared_set
 
-SMALL = ["view.num_frames=8", "view.size=64", "global_batch=4", "micro_batch=4", "precision=fp32", "tracking.uri=none"]
+SMALL = ["global_batch=4", "micro_batch=4", "precision=fp32", "tracking.uri=none"]
 STEPS = 2
 
 

@@ -19,7 +19,7 @@ from pipeline.shards.reader import PreparedSet
 from tests.support.registry import NAME, motion_registry, stored
 from tests.support.small_set import small_prepared_set
 
-SMALL = ["model=hiera_test_8x64", "view.num_frames=8", "view.size=64", "steps=3"]
+SMALL = ["model=hiera_test_8x64", "steps=3"]
 
 
 @pytest.fixture(scope="module")
