@@ -11,9 +11,57 @@ from hiera_video.optimization import OptimizerConfig, ScheduleConfig
 from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.background_writer import CheckpointConfig
 from jobs.runs.tracking import TrackingConfig
-from jobs.training.validation import ValidationConfig
 from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import DrawConfig, ViewConfig
+
+LOSS, KNN_TOP1 = "loss", "knn_top1"
+BestBy = Literal["loss", "top1", "knn_top1"]
+
+
+@dataclass(frozen=True)
+class ValidationConfig(Checked):
+    """What is measured on clips that are not trained on, and when; of a classifier."""
+
+    # The name that `prepare` gives to the clips that it holds out, and that annotations of every convention map to.
+    split: ClassVar[str] = "val"
+
+    clips: int = 64
+    """Validation clips whose loss (and, with a classifier, top-1) is measured; 0 switches validation off."""
+    every_epochs: float = 20.0
+    """Effective epochs between validations; the last step always has one, and each comes with a checkpoint."""
+
+    def rules(self) -> Rules:
+        yield "clips", self.clips >= 0, "must not be negative; use 0 for none"
+        yield "every_epochs", self.every_epochs > 0, "must be positive; clips=0 switches validation off"
+
+    @property
+    def knn_clips(self) -> int:
+        """None: a classifier's own top-1 says more than a probe of its encoder."""
+        return 0
+
+    @property
+    def best_by(self) -> BestBy:
+        """What a classifier is for."""
+        return "top1"
+
+    def steps_between(self, steps_per_epoch: float) -> int:
+        """Optimizer steps from one validation to the next."""
+        return max(1, round(self.every_epochs * steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class ProbedValidationConfig(ValidationConfig):
+    """Validation of an encoder that has no head yet."""
+
+    knn_clips: int = 512
+    """Labelled training clips that a nearest-neighbour probe of the encoder votes with, and the most validation clips
+    that it classifies; it is informative from about ten clips a class on. 0 switches it off."""
+    best_by: Literal["loss", "knn_top1"] = "loss"
+    """The figure that decides which checkpoint is best: the lowest loss, or the highest top-1 of the probe."""
+
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield "knn_clips", self.knn_clips >= 0, "must not be negative; use 0 for none"
 
 
 @dataclass(frozen=True, kw_only=True)

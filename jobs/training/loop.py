@@ -92,7 +92,7 @@ class Worker:
         del checkpoint  # on every rank as large as weights and optimizer state together
         self._writer = CheckpointWriter(job.config.checkpoint, token)
         self._agreement = Agreement(self._coordinator, self._writer, job.config.global_batch)
-        self._validator = _validator(job, self._engine.device, self._journal, self._coordinator)
+        self._validator = Validator(job, self._engine.device, lambda clip: self._mark(Activity.MEASURING, clip))
         self._batches = one_ahead(_batches(job, self._journal.step, self._engine.device), self._engine.device)
         self._stop_reason, self._failure = StopReason.NONE, ""
 
@@ -258,24 +258,6 @@ def _journal(job: TrainingJob, checkpoint: Checkpoint | None, coordinator: Coord
         multiply_adds=engine.module.multiply_adds(),
         peak=peak_tflops(engine.device, config.precision),
         timed_out=known_failures(checkpoint.extra) if checkpoint else (),
-    )
-
-
-def _validator(job: TrainingJob, device: torch.device, journal: Journal, coordinator: CoordinatorClient) -> Validator:
-    config = job.config
-    return Validator(
-        config.validation,
-        job.prepared,
-        lambda: job.phase.build_step(load_init=False),
-        view=config.views,
-        decode=config.decode,
-        every_steps=job.steps_between_measurements,
-        last_step=job.total_steps,
-        device=device,
-        output=config.output,
-        labelled_only=job.phase.labelled_only,
-        seed=config.seed,
-        on_clip=lambda clip: coordinator.mark(journal.step, clip, Activity.MEASURING),
     )
 
 

@@ -21,11 +21,10 @@ from hiera_video.weights.checkpoint_files import load_weights
 from jobs.core.init_source import is_registered, local_weights
 from jobs.reports.reconstruction import reconstruction_picture
 from jobs.runs.tracking import unrecorded
-from jobs.training.config import TrainConfig
+from jobs.training.config import ProbedValidationConfig, TrainConfig
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch
 from jobs.training.step import TrainStep
-from jobs.training.validation import ProbedValidationConfig
 from jobs.weights.model_config import architecture
 from pipeline.datasets.train import iter_micro_batches, training_stream
 from pipeline.shards.reader import PreparedSet
