@@ -133,27 +133,20 @@ class CheckpointWriter:
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        output, generation = self._token.output, self._token.generation
         with RetryBudget(UPLOAD_BUDGET_SECONDS).shared():
-            self._write_once(checkpoint)
-
-    def _write_once(self, checkpoint: Checkpoint) -> None:
-        output = self._token.output
-        self._token.check()
-        for step, lines in sorted(self._unsent_journal.items()):
-            write_journal(output, step, self._token.generation, lines)
-            del self._unsent_journal[step]
-        write_checkpoint(output, checkpoint, self._token.generation, before_marker=self._token.check)
-        self._collect()
+            self._token.check()
+            for step, lines in sorted(self._unsent_journal.items()):
+                write_journal(output, step, generation, lines)
+                del self._unsent_journal[step]
+            write_checkpoint(output, checkpoint, generation, before_marker=self._token.check)
+            self._collect()
 
     def _collect(self) -> None:
         """Delete what is superfluous; a failure harms no checkpoint."""
         try:
             self._token.check()  # the marker may have taken long
-            collect_checkpoints(
-                self._token.output,
-                generation=self._token.generation,
-                keep=self._config.keep,
-                keep_best=self._config.keep_best,
-            )
+            kept = {"keep": self._config.keep, "keep_best": self._config.keep_best}
+            collect_checkpoints(self._token.output, generation=self._token.generation, **kept)
         except StorageError as error:
             logger.warning("superfluous checkpoints not deleted: %s", error)

@@ -58,9 +58,9 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
     views = job.total_steps * config.global_batch
     architecture: Any = phase.build_step(load_init=False).model.config
     size = complexity_of(architecture)
-    memory = worker_memory(
-        config, size.parameters, activation_bytes(architecture, recompute=config.activation_checkpointing)
-    )
+    activations = activation_bytes(architecture, recompute=config.activation_checkpointing)
+    memory = worker_memory(config, size.parameters, activations)
+    checkpoint = checkpoint_bytes(config, size.parameters) / GIB
     return {
         "clips": clips,
         "classes": len(prepared.classes),
@@ -73,17 +73,12 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
         "parameters": size.parameters,
         "multiply-adds a view, forward": f"{size.multiply_adds / 1e9:.4g} G",
         **_speed(config, plan, job, start.cursor.step, size.multiply_adds),
-        **{
-            f"GiB a worker, ZeRO {stage}{' (chosen)' * (stage == config.zero_stage)}": gib
-            for stage, gib in memory.items()
-        },
-        "GiB a checkpoint": checkpoint_bytes(config, size.parameters) / GIB,
+        **{f"GiB a worker, ZeRO {n}{' (chosen)' * (n == config.zero_stage)}": gib for n, gib in memory.items()},
+        "GiB a checkpoint": checkpoint,
         # One is being written while the next one is gathered and waits; all workers read the same one.
-        "GiB of host memory for checkpoints, first worker": 2 * checkpoint_bytes(config, size.parameters) / GIB,
-        "GiB of host memory to resume, every worker": checkpoint_bytes(config, size.parameters) / GIB,
-        "GiB of checkpoints kept": checkpoint_bytes(config, size.parameters)
-        * (config.checkpoint.keep + config.checkpoint.keep_best)
-        / GIB,
+        "GiB of host memory for checkpoints, first worker": 2 * checkpoint,
+        "GiB of host memory to resume, every worker": checkpoint,
+        "GiB of checkpoints kept": checkpoint * (config.checkpoint.keep + config.checkpoint.keep_best),
     }
 
 
