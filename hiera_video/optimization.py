@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from hiera_video.rules import Checked, Rules
+
 REFERENCE_BATCH = 512
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """Optimizer and its rates."""
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -35,22 +37,18 @@ class OptimizerConfig:
     clip_gradient_norm: float = 0.0
     """Highest global norm of the gradient: 0.02 in SlowFast's pretraining, 5 in fine-tuning; 0 switches it off."""
 
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: must be positive; the paper uses 8e-4 at batch 512")
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise ValueError(f"layer_decay={self.layer_decay}: must lie in (0, 1]; use 1 to switch it off")
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas={self.betas}: each must lie in [0, 1); use 0.9, 0.95 or 0.9, 0.999")
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"momentum={self.momentum}: must lie in [0, 1); use 0.9")
-        if self.weight_decay < 0 or self.clip_gradient_norm < 0:
-            key = "weight_decay" if self.weight_decay < 0 else "clip_gradient_norm"
-            raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 to switch it off")
+    def rules(self) -> Rules:
+        yield "learning_rate", self.learning_rate > 0, "must be positive; the paper uses 8e-4 at batch 512"
+        yield "layer_decay", 0.0 < self.layer_decay <= 1.0, "must lie in (0, 1]; use 1 to switch it off"
+        rule = "each must lie in [0, 1); use 0.9, 0.95 or 0.9, 0.999"
+        yield "betas", all(0.0 <= beta < 1.0 for beta in self.betas), rule
+        yield "momentum", 0.0 <= self.momentum < 1.0, "must lie in [0, 1); use 0.9"
+        for key in ("weight_decay", "clip_gradient_norm"):
+            yield key, getattr(self, key) >= 0, "must not be negative; use 0 to switch it off"
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """Linear warm-up, then half a cosine."""
 
     warmup_epochs: float = 0.0
@@ -58,11 +56,9 @@ class ScheduleConfig:
     final_learning_rate: float = 1e-6
     """Learning rate at the end, as given (not scaled); not confirmed by the paper, 1e-6 as in SlowFast."""
 
-    def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must not be negative; use 0 for none")
-        if self.final_learning_rate < 0:
-            raise ValueError(f"final_learning_rate={self.final_learning_rate}: must not be negative; use 0 or 1e-6")
+    def rules(self) -> Rules:
+        yield "warmup_epochs", self.warmup_epochs >= 0, "must not be negative; use 0 for none"
+        yield "final_learning_rate", self.final_learning_rate >= 0, "must not be negative; use 0 or 1e-6"
 
 
 def scaled_learning_rate(config: OptimizerConfig, global_batch: int) -> float:
@@ -90,7 +86,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         if not parameter.requires_grad:
             continue
         layer = _layer_number(name, depth) if config.layer_decay < 1.0 else depth + 1
-        decays = parameter.ndim > 1 and not _is_position_table(name)
+        decays = parameter.ndim > 1 and "pos_embed" not in name and not name.endswith("mask_token")
         scale = config.layer_decay ** (depth + 1 - layer)
         new_group = {
             "name": f"layer{layer}_{'decay' if decays else 'no_decay'}",
@@ -104,7 +100,6 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The torch optimizer over `parameter_groups`."""
     groups = parameter_groups(model, config)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
@@ -127,7 +122,3 @@ def _layer_number(name: str, depth: int) -> int:
         return 0
     block = re.match(r"(?:encoder\.)?blocks\.(\d+)\.", name)
     return int(block[1]) + 1 if block else depth + 1
-
-
-def _is_position_table(name: str) -> bool:
-    return "pos_embed" in name or name.endswith("mask_token")

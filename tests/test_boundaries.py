@@ -54,6 +54,7 @@ LAYERS = {
         ("inference", "analysis", "weights"),
         ("augmentation", "metrics", "optimization"),
         ("models",),
+        ("rules",),
     ),
     "pipeline": (
         ("prepare", "datasets"),

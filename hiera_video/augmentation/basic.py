@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hiera_video.augmentation.rand_augment import parse_rand_augment
 from hiera_video.models.random_draws import uniforms
+from hiera_video.rules import Checked, Rules
 
 PIXEL_MEAN = 0.45
 PIXEL_STD = 0.225
@@ -24,15 +25,14 @@ ERASING_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """Random changes of the decoded frames, one draw per sample."""
 
     horizontal_flip: float = 0.5
     """Probability of mirroring a sample; 0 where left and right are labels (SSv2, moving shapes)."""
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.horizontal_flip <= 1.0:
-            raise ValueError(f"horizontal_flip={self.horizontal_flip}: must lie in [0, 1]; use 0.5, or 0 for none")
+    def rules(self) -> Rules:
+        yield "horizontal_flip", 0.0 <= self.horizontal_flip <= 1.0, "must lie in [0, 1]; use 0.5, or 0 for none"
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,14 @@ class ClassifierAugmentConfig(AugmentConfig):
     random_erasing: float = 0.0
     """Probability that noise replaces one box, the same in all frames; not confirmed by the paper, 0.25 in SlowFast."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> Rules:
+        yield from super().rules()
         if self.rand_augment:
             try:
                 parse_rand_augment(self.rand_augment)
             except ValueError as error:
                 raise ValueError(f"rand_augment={error}; use rand-m7-mstd0.5-inc1, or '' for none") from error
-        if not 0.0 <= self.random_erasing <= 1.0:
-            raise ValueError(f"random_erasing={self.random_erasing}: must lie in [0, 1]; use 0.25, or 0 for none")
+        yield "random_erasing", 0.0 <= self.random_erasing <= 1.0, "must lie in [0, 1]; use 0.25, or 0 for none"
 
 
 def normalize_video(frames: Tensor) -> Tensor:

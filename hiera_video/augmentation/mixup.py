@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hiera_video.rules import Checked, Rules
+
 # Of the micro-batches where both are on; the others get mixup. Not confirmed by the paper, 0.5 as in SlowFast.
 CUTMIX_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class MixConfig:
+class MixConfig(Checked):
     """How samples of a micro-batch are mixed with each other."""
 
     mixup: float = 0.0
@@ -29,26 +31,15 @@ class MixConfig:
     probability: float = 1.0
     """Probability that a micro-batch is mixed at all; not confirmed by the paper, 1 as in SlowFast."""
 
-    def __post_init__(self) -> None:
-        for key in ("mixup", "cutmix"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must not be negative; use 0 for none")
-        if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(f"probability={self.probability}: must lie in [0, 1]; omit it for the default")
+    def rules(self) -> Rules:
+        yield "mixup", self.mixup >= 0, "must not be negative; use 0 for none"
+        yield "cutmix", self.cutmix >= 0, "must not be negative; use 0 for none"
+        yield "probability", 0.0 <= self.probability <= 1.0, "must lie in [0, 1]; omit it for the default"
 
     @property
     def on(self) -> bool:
         """Whether samples are mixed at all."""
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-
-class Box(NamedTuple):
-    """A part of the frame in pixels; the ends are exclusive."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
 
 
 class Mix(NamedTuple):
@@ -58,8 +49,8 @@ class Mix(NamedTuple):
     """int64 ``[B]``: the sample that each one is mixed with, never itself."""
     share: float
     """The share of each sample itself."""
-    box: Box | None
-    """Where the partner's pixels are pasted (cutmix); none: everywhere, in proportion (mixup)."""
+    box: tuple[slice, slice] | None
+    """Rows and columns where the partner's pixels are pasted (cutmix); none: everywhere, in proportion (mixup)."""
 
 
 def draw_mix(config: MixConfig, batch: int, height: int, width: int, generator: torch.Generator) -> Mix | None:
@@ -73,9 +64,9 @@ def draw_mix(config: MixConfig, batch: int, height: int, width: int, generator: 
     cuts = draw.uniform() < CUTMIX_SHARE if both else config.cutmix > 0
     if not cuts:
         return Mix(partners, draw.beta(config.mixup, config.mixup), None)
-    box = _cutmix_box(height, width, draw.beta(config.cutmix, config.cutmix), draw)
-    covered = (box.bottom - box.top) * (box.right - box.left) / (height * width)
-    return Mix(partners, 1.0 - covered, box)
+    rows, columns = _cutmix_box(height, width, draw.beta(config.cutmix, config.cutmix), draw)
+    covered = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    return Mix(partners, 1.0 - covered, (rows, columns))
 
 
 def mix_pixels(pixels: Tensor, mix: Mix | None) -> Tensor:
@@ -85,9 +76,8 @@ def mix_pixels(pixels: Tensor, mix: Mix | None) -> Tensor:
     others = pixels[mix.partners.to(pixels.device)]
     if mix.box is None:
         return pixels * mix.share + others * (1.0 - mix.share)
-    rows, columns = slice(mix.box.top, mix.box.bottom), slice(mix.box.left, mix.box.right)
     mixed = pixels.clone()
-    mixed[..., rows, columns] = others[..., rows, columns]
+    mixed[..., *mix.box] = others[..., *mix.box]
     return mixed
 
 
@@ -113,14 +103,12 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), targets, reduction="sum") / labelled
 
 
-def _cutmix_box(height: int, width: int, share: float, draw: np.random.Generator) -> Box:
+def _cutmix_box(height: int, width: int, share: float, draw: np.random.Generator) -> tuple[slice, slice]:
     """A box of 1 - ``share`` of the area around a random point, clipped at the frame's border."""
     side = math.sqrt(1.0 - share)
     rows, columns = int(height * side), int(width * side)
     row, column = int(draw.integers(height)), int(draw.integers(width))
-    return Box(
-        max(0, row - rows // 2),
-        min(height, row + rows // 2),
-        max(0, column - columns // 2),
-        min(width, column + columns // 2),
+    return (
+        slice(max(0, row - rows // 2), min(height, row + rows // 2)),
+        slice(max(0, column - columns // 2), min(width, column + columns // 2)),
     )

@@ -9,18 +9,19 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import floordiv, mul
+from operator import floordiv, mod, mul
 from typing import Any, Literal, get_type_hints
 
 from hiera_video.models.hog import HOG_CELL_PIXELS
 from hiera_video.models.random_draws import num_visible_units, require_hidden_units
+from hiera_video.rules import Checked, Rules
 
 TARGETS = ("normalized_pixels", "pixels", "hog")
 DECODERS = ("full", "subset", "cross")
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Checked):
     """The encoder: for images if ``input_size`` is (height, width), for video if it is (frames, height, width)."""
 
     input_size: tuple[int, ...] = (224, 224)
@@ -58,12 +59,45 @@ class EncoderConfig:
     sep_pos_embed: bool = False
     """Positions in space and time as a sum of two tables."""
 
-    def __post_init__(self) -> None:
-        self._check_axes()
-        self._check_positive()
-        self._check_size()
-        self._check_stages()
-        _check(0.0 <= self.drop_path_rate < 1.0, "drop_path_rate", self.drop_path_rate, "must lie in [0, 1)", "use 0.1")
+    def rules(self) -> Rules:
+        axes = len(self.input_size)
+        rule = "must be (height, width) or (frames, height, width); use 224,224 or 16,224,224"
+        yield "input_size", axes in (2, 3), rule
+        for key in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
+            rule = f"must have {axes} numbers, as input_size={self.input_size}; give one per axis"
+            yield key, len(getattr(self, key)) == axes, rule
+        yield "sep_pos_embed", not self.sep_pos_embed or axes == 3, "is for video only; use false"
+        counts = ("in_chans", "embed_dim", "num_heads", "stages", "q_stride", "patch_kernel", "patch_stride")
+        yield from self._positive(*counts, "dim_mul", "head_mul", "mlp_ratio")
+        yield "head_mul", min(self.heads) > 0, "must leave every stage a head; use 2"
+        yield "dim_mul", min(self.widths) > 0, "must leave every stage a channel; use 2"
+        whole_units = min(self.input_size) > 0 and not any(map(mod, self.input_size, self.unit_pixels))
+        rule = (
+            f"each axis must be a multiple of the mask unit, {self.unit_pixels} pixels; "
+            f"the nearest sizes are {self._nearest_size(0)} and {self._nearest_size(1)}"
+        )
+        yield "input_size", whole_units, rule
+        entries = len(self.stages) - 1
+        yield "q_pool", 0 <= self.q_pool <= entries, f"must lie in [0, {entries}]; use one per stage entry"
+        unit = tuple(stride**entries for stride in self.q_stride)
+        yield "mask_unit_size", self.mask_unit_size == unit, f"must be q_stride to the power {entries}; use {unit}"
+        rule = f"must have one value for each of {len(self.stages)} stages; use true,true,false,false"
+        yield "mask_unit_attn", len(self.mask_unit_attn) == len(self.stages), rule
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            rule = f"must give every stage channels divisible by its heads, here {width} by {heads}; change num_heads"
+            yield "embed_dim", width % heads == 0, rule
+        yield "drop_path_rate", 0.0 <= self.drop_path_rate < 1.0, "must lie in [0, 1); use 0.1"
+
+    def _positive(self, *keys: str) -> Rules:
+        for key in keys:
+            value = getattr(self, key)
+            smallest = min(value, default=0) if isinstance(value, tuple) else value
+            yield key, smallest > 0, "must be positive; use at least 1"
+
+    def _nearest_size(self, more: int) -> tuple[int, ...]:
+        """Whole mask units in the input, rounded down, or up with ``more`` = 1."""
+        sizes = zip(self.input_size, self.unit_pixels, strict=True)
+        return tuple(max(1, (size + more * (pixels - 1)) // pixels) * pixels for size, pixels in sizes)
 
     @property
     def is_video(self) -> bool:
@@ -95,51 +129,6 @@ class EncoderConfig:
         """Attention heads of each stage."""
         return _grown(self.num_heads, self.head_mul, len(self.stages))
 
-    def _check_axes(self) -> None:
-        axes = len(self.input_size)
-        rule = "must be (height, width) or (frames, height, width)"
-        _check(axes in (2, 3), "input_size", self.input_size, rule, "use 224,224 or 16,224,224")
-        for name in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
-            value = getattr(self, name)
-            _check(len(value) == axes, name, value, f"must have {axes} numbers, as input_size={self.input_size}",
-                   "give one per axis")  # fmt: skip
-        _check(
-            not self.sep_pos_embed or axes == 3, "sep_pos_embed", self.sep_pos_embed, "is for video only", "use false"
-        )
-
-    def _check_positive(self) -> None:
-        counts = ("in_chans", "embed_dim", "num_heads", "stages", "q_stride", "patch_kernel", "patch_stride")
-        for name in (*counts, "dim_mul", "head_mul", "mlp_ratio"):
-            _check_positive(name, getattr(self, name))
-        for width, heads in zip(self.widths, self.heads, strict=True):
-            _check(heads > 0, "head_mul", self.head_mul, "must leave every stage a head", "use 2")
-            _check(width > 0, "dim_mul", self.dim_mul, "must leave every stage a channel", "use 2")
-
-    def _check_size(self) -> None:
-        unit = self.unit_pixels
-        if all(size > 0 and size % pixels == 0 for size, pixels in zip(self.input_size, unit, strict=True)):
-            return
-        below = tuple(max(1, size // pixels) * pixels for size, pixels in zip(self.input_size, unit, strict=True))
-        above = tuple(max(1, -(-size // pixels)) * pixels for size, pixels in zip(self.input_size, unit, strict=True))
-        raise ValueError(
-            f"input_size={self.input_size}: each axis must be a multiple of the mask unit, {unit} pixels; "
-            f"the nearest sizes are {below} and {above}"
-        )
-
-    def _check_stages(self) -> None:
-        entries = len(self.stages) - 1
-        unit = tuple(stride**entries for stride in self.q_stride)
-        _check(
-            0 <= self.q_pool <= entries, "q_pool", self.q_pool, f"must lie in [0, {entries}]", "use one per stage entry"
-        )
-        _check(self.mask_unit_size == unit, "mask_unit_size", self.mask_unit_size,
-               f"must be q_stride to the power {entries}", f"use {unit}")  # fmt: skip
-        _check(len(self.mask_unit_attn) == len(self.stages), "mask_unit_attn", self.mask_unit_attn,
-               f"must have one value for each of {len(self.stages)} stages", "use true,true,false,false")  # fmt: skip
-        for width, heads in zip(self.widths, self.heads, strict=True):
-            rule = f"must give every stage channels divisible by its heads, here {width} by {heads}"
-            _check(width % heads == 0, "embed_dim", self.embed_dim, rule, "change num_heads")
-
 
 @dataclass(frozen=True)
 class HieraConfig(EncoderConfig):
@@ -152,10 +141,10 @@ class HieraConfig(EncoderConfig):
     head_init_scale: float = 0.001
     """Factor on the head's initial weights."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self.num_classes > 0, "num_classes", self.num_classes, "must be positive", "give the number of classes")
-        _check(0.0 <= self.head_dropout < 1.0, "head_dropout", self.head_dropout, "must lie in [0, 1)", "use 0.3")
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield "num_classes", self.num_classes > 0, "must be positive; give the number of classes"
+        yield "head_dropout", 0.0 <= self.head_dropout < 1.0, "must lie in [0, 1); use 0.3"
 
 
 @dataclass(frozen=True)
@@ -181,20 +170,21 @@ class MaskedAutoencoderConfig(EncoderConfig):
     decoder_num_heads: int = 16
     """Heads of the decoder: 16 in the public code and weights, although the paper's table says 8."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self.target in TARGETS, "target", self.target, f"must be one of {TARGETS}", "use normalized_pixels")
-        _check(self.decoder in DECODERS, "decoder", self.decoder, f"must be one of {DECODERS}", "use full")
-        _check(0.0 < self.decoder_share <= 1.0, "decoder_share", self.decoder_share, "must lie in (0, 1]", "use 0.5")
-        for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads"):
-            _check_positive(name, getattr(self, name))
-        _check(self.decoder_embed_dim % self.decoder_num_heads == 0, "decoder_embed_dim", self.decoder_embed_dim,
-               f"must be divisible by decoder_num_heads={self.decoder_num_heads}", "change one of them")  # fmt: skip
-        _check(self.pooled_unit[0] == self.mask_unit_size[0] or not self.is_video, "q_stride", self.q_stride,
-               "must not pool time: a prediction covers one token in time", "use 1,2,2")  # fmt: skip
-        _check(self.target != "hog" or self.prediction_pixels % HOG_CELL_PIXELS == 0, "q_pool", self.q_pool,
-               f"a prediction covers {self.prediction_pixels} pixels, with target=hog it must be a multiple of the "
-               f"{HOG_CELL_PIXELS} of a cell", "use q_pool=2 or target=normalized_pixels")  # fmt: skip
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield "target", self.target in TARGETS, f"must be one of {TARGETS}; use normalized_pixels"
+        yield "decoder", self.decoder in DECODERS, f"must be one of {DECODERS}; use full"
+        yield "decoder_share", 0.0 < self.decoder_share <= 1.0, "must lie in (0, 1]; use 0.5"
+        yield from self._positive("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+        rule = f"must be divisible by decoder_num_heads={self.decoder_num_heads}; change one of them"
+        yield "decoder_embed_dim", self.decoder_embed_dim % self.decoder_num_heads == 0, rule
+        rule = "must not pool time: a prediction covers one token in time; use 1,2,2"
+        yield "q_stride", not self.is_video or self.pooled_unit[0] == self.mask_unit_size[0], rule
+        rule = (
+            f"a prediction covers {self.prediction_pixels} pixels, with target=hog it must be a multiple of the "
+            f"{HOG_CELL_PIXELS} of a cell; use q_pool=2 or target=normalized_pixels"
+        )
+        yield "q_pool", self.target != "hog" or self.prediction_pixels % HOG_CELL_PIXELS == 0, rule
         units = math.prod(self.unit_grid)
         require_hidden_units(num_visible_units(units, self.mask_ratio), units, f"mask_ratio={self.mask_ratio}")
 
@@ -237,13 +227,3 @@ def _grown(first: int, factor: float, stages: int) -> tuple[int, ...]:
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_positive(key: str, value: float | tuple[float, ...]) -> None:
-    numbers = value if isinstance(value, tuple) else (value,)
-    _check(len(numbers) > 0 and min(numbers) > 0, key, value, "must be positive", "use at least 1")
-
-
-def _check(holds: bool, key: str, value: object, rule: str, remedy: str) -> None:
-    if not holds:
-        raise ValueError(f"{key}={value}: {rule}; {remedy}")

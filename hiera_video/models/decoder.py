@@ -6,6 +6,8 @@ decoder, P values of a prediction.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +37,9 @@ class Decoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, config.decoder_tokens, width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        block = _cross_block if self.crosses else _self_block
-        self.blocks = nn.ModuleList([block(config) for _ in range(config.decoder_depth)])
+        shape = (width, config.decoder_num_heads, config.mlp_ratio)
+        new_block = partial(CrossBlock if self.crosses else partial(HieraBlock, width), *shape)
+        self.blocks = nn.ModuleList([new_block() for _ in range(config.decoder_depth)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.pred = Linear(width, target_values(config))
         train_by_onednn(self)  # no max-pooling follows here
@@ -98,12 +101,3 @@ class CrossBlock(nn.Module):
         hidden = hidden + self.attn(self.norm1(hidden), self.norm_memory(memory))
         mixed: Tensor = hidden + self.mlp(self.norm2(hidden))
         return mixed
-
-
-def _self_block(config: MaskedAutoencoderConfig) -> nn.Module:
-    width = config.decoder_embed_dim
-    return HieraBlock(width, width, config.decoder_num_heads, config.mlp_ratio)
-
-
-def _cross_block(config: MaskedAutoencoderConfig) -> nn.Module:
-    return CrossBlock(config.decoder_embed_dim, config.decoder_num_heads, config.mlp_ratio)

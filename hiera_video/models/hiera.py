@@ -61,11 +61,6 @@ class HieraEncoder(nn.Module):
         rates = torch.linspace(0, config.drop_path_rate, len(self.blocks), device="cpu")
         self.register_buffer("drop_path_rates", rates, persistent=False)
 
-    @property
-    def num_mask_units(self) -> int:
-        """Mask units of one input."""
-        return self.order.num_units
-
     def forward(self, pixels: Tensor, keep_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """The stages' maps in spatial order.
 
@@ -83,7 +78,7 @@ class HieraEncoder(nn.Module):
         self.check_input(pixels)
         if keep_mask is None:
             return tuple(self.order.reroll(*stage) for stage in self.encode(pixels))
-        visible = validate_keep_mask(keep_mask, self.num_mask_units, pixels.shape[0])
+        visible = validate_keep_mask(keep_mask, self.order.num_units, pixels.shape[0])
         stages = self.encode(pixels, keep_mask, visible_unit_index(keep_mask, visible))
         return tuple(self.order.reroll_within_units(*stage) for stage in stages)
 
@@ -133,14 +128,13 @@ class HieraEncoder(nn.Module):
         return drop_path_scales(noise, self.drop_path_rates) if noise is not None else None
 
     def check_input(self, pixels: Tensor) -> None:
-        """Refuse an input that does not fit the model.
+        """Refuse an input of the wrong rank, channels, size or type.
 
         Raises:
-            ValueError: wrong rank, channels, size or type, with what is expected and the remedy.
+            ValueError: with what is expected and the remedy.
         """
-        config = self.config
+        config, shape = self.config, list(pixels.shape)
         expected = ["B", config.in_chans, *config.input_size]
-        shape = list(pixels.shape)
         if pixels.ndim != len(expected):
             layout = "[B, 3, T, H, W]" if config.is_video else "[B, 3, H, W]"
             raise ValueError(f"input has shape {shape}: must be {layout}, here {expected}; add or remove an axis")
@@ -148,25 +142,42 @@ class HieraEncoder(nn.Module):
             raise ValueError(
                 f"input is {pixels.dtype}: must be floats {expected}; normalize_video makes them from uint8 frames"
             )
-        if pixels.shape[1] != config.in_chans:
+        if shape[1] != config.in_chans:
             raise ValueError(
-                f"input has {pixels.shape[1]} channels on axis 1, shape {shape}: must be {expected}; "
+                f"input has {shape[1]} channels on axis 1, shape {shape}: must be {expected}; "
                 "put channels before frames (normalize_video does) or build the model with in_chans"
             )
-        if tuple(pixels.shape[2:]) != config.input_size:
+        if (size := tuple(shape[2:])) != config.input_size:
             raise ValueError(
-                f"input has size {tuple(pixels.shape[2:])}: the model was built for {config.input_size}; resize the "
-                f"input or build the model with input_size={tuple(pixels.shape[2:])}"
+                f"input has size {size}: the model was built for {config.input_size}; resize the input or build the "
+                f"model with input_size={size}"
             )
 
 
-class Hiera(nn.Module):
+class EncoderModel(nn.Module):
+    """A model around an encoder."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder = HieraEncoder(config)
+
+    @property
+    def num_mask_units(self) -> int:
+        """Mask units of one input."""
+        return self.encoder.order.num_units
+
+    @property
+    def mask_unit_grid(self) -> tuple[int, ...]:
+        """Mask units per axis, (t, h, w) or (h, w)."""
+        return self.encoder.order.unit_grid
+
+
+class Hiera(EncoderModel):
     """The classifier: encoder, mean over tokens, LayerNorm, linear head. Returns logits, in training and after."""
 
     def __init__(self, config: HieraConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.encoder = HieraEncoder(config)
         self.norm = nn.LayerNorm(config.widths[-1], eps=NORM_EPSILON)
         self.head = nn.Linear(config.widths[-1], config.num_classes)
         # As the public classifier: biases of 0.02, also in the LayerNorms.
@@ -176,16 +187,6 @@ class Hiera(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(config.head_init_scale)
             self.head.bias.mul_(config.head_init_scale)
-
-    @property
-    def num_mask_units(self) -> int:
-        """Mask units of one input."""
-        return self.encoder.num_mask_units
-
-    @property
-    def mask_unit_grid(self) -> tuple[int, ...]:
-        """Mask units per axis, (t, h, w) or (h, w)."""
-        return self.encoder.order.unit_grid
 
     def forward(self, pixels: Tensor, draws: Draws | None = None) -> Tensor:
         """Normalised floats ``[B, 3, T, H, W]`` or ``[B, 3, H, W]`` → logits ``[B, classes]``.

@@ -7,7 +7,6 @@ Source: Hiera (arXiv 2306.00989) §4 and its public code; MAE (arXiv 2111.06377)
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional
 from hiera_video.models.blocks import NORM_EPSILON, init_weights
 from hiera_video.models.config import MaskedAutoencoderConfig
 from hiera_video.models.decoder import Decoder
-from hiera_video.models.hiera import HieraEncoder, StageOutput
+from hiera_video.models.hiera import EncoderModel, StageOutput
 from hiera_video.models.random_draws import (
     Draws,
     keep_smallest,
@@ -28,6 +27,7 @@ from hiera_video.models.random_draws import (
     visible_unit_index,
 )
 from hiera_video.models.targets import token_targets
+from hiera_video.models.token_order import TokenOrder
 
 
 class MaeOutput(NamedTuple):
@@ -43,13 +43,12 @@ class MaeOutput(NamedTuple):
     """bool ``[B, U]``, True = visible."""
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(EncoderModel):
     """Encoder over the visible mask units, decoder over the hidden tokens."""
 
     def __init__(self, config: MaskedAutoencoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.encoder = HieraEncoder(config)
         self.fusion = MultiScaleFusion(config)
         self.encoder_norm = nn.LayerNorm(config.widths[-1], eps=NORM_EPSILON)
         self.decoder = Decoder(config)
@@ -61,16 +60,6 @@ class MaskedAutoencoder(nn.Module):
         self.register_buffer("unit_of_token", unit_of_token, persistent=False)
         self.token_of_unit: Tensor
         self.unit_of_token: Tensor
-
-    @property
-    def num_mask_units(self) -> int:
-        """Mask units of one input."""
-        return self.encoder.num_mask_units
-
-    @property
-    def mask_unit_grid(self) -> tuple[int, ...]:
-        """Mask units per axis, (t, h, w) or (h, w)."""
-        return self.encoder.order.unit_grid
 
     def forward(
         self,
@@ -185,8 +174,8 @@ class FusionHead(nn.Module):
 
     def __init__(self, config: MaskedAutoencoderConfig, width: int, poolings: int) -> None:
         super().__init__()
-        self.q_stride, self.poolings = config.q_stride, poolings
         kernel = tuple(stride**poolings for stride in config.q_stride)
+        self.window = TokenOrder(kernel, (config.q_stride,) * poolings)
         convolution = nn.Conv3d if config.is_video else nn.Conv2d
         initial = convolution(width, config.widths[-1], kernel)
         self.weight, self.bias = initial.weight, initial.bias
@@ -194,14 +183,7 @@ class FusionHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """``[B, K, M, C]`` → ``[B, K, M / window, C']``."""
         batch, units, count, channels = tokens.shape
-        window = math.prod(self.q_stride) ** self.poolings
+        window = self.window.tokens_per_unit()
         windows = tokens.view(batch, units, window, count // window, channels).transpose(2, 3).flatten(3)
-        return functional.linear(windows, self._unrolled_weight(), self.bias)
-
-    def _unrolled_weight(self) -> Tensor:
-        """The kernel ``[C', C, *k]`` as a matrix ``[C', window·C]`` in the order of the unrolled tokens."""
-        axes = len(self.q_stride)
-        digits = [stride for stride in self.q_stride for _ in range(self.poolings)]  # each axis, last pooling slowest
-        split = self.weight.reshape(*self.weight.shape[:2], *digits)
-        order = [2 + axis * self.poolings + digit for digit in reversed(range(self.poolings)) for axis in range(axes)]
-        return split.permute(0, *order, 1).flatten(1)
+        weight = self.window.unroll(self.weight.flatten(2).transpose(1, 2)).flatten(1)  # [C', window·C]
+        return functional.linear(windows, weight, self.bias)

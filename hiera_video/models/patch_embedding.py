@@ -23,8 +23,8 @@ class PatchEmbed(nn.Module):
 
     A visible token may see pixels of a neighbouring unit, because the kernel overlaps; the public code therefore
     multiplies the input by the mask before a convolution over everything. With a mask this does the same arithmetic
-    for the visible units only: it gathers each unit's field of pixels, blanks what belongs to hidden neighbours, and
-    convolves these fields in one product.
+    for the visible units only: it blanks hidden units, gathers the field of pixels of each visible one, and convolves
+    these fields in one product.
     """
 
     def __init__(self, config: EncoderConfig, order: TokenOrder) -> None:
@@ -51,7 +51,7 @@ class PatchEmbed(nn.Module):
         return self._visible(pixels, keep_mask, unit_index)
 
     def _visible(self, pixels: Tensor, keep_mask: Tensor, unit_index: Tensor) -> Tensor:
-        fields = self._fields(pixels, unit_index) * self._visibility(keep_mask, unit_index).to(pixels.dtype)
+        fields = self._fields(pixels * self._visibility(keep_mask).to(pixels.dtype), unit_index)
         batch, kept = unit_index.shape
         columns = self._columns(fields.flatten(0, 1))  # [B·K, M raster, 3·kernel]
         tokens = functional.linear(columns, self.weight.flatten(1), self.bias)
@@ -66,39 +66,19 @@ class PatchEmbed(nn.Module):
         for axis, (size, step) in enumerate(zip(self.field, self.unit_pixels, strict=True)):
             padded = padded.unfold(2 + axis, size, step)  # a view: [B, 3, *unit_grid, *field]
         rows = torch.arange(pixels.shape[0], device=pixels.device)[:, None]
-        return padded.movedim(1, 1 + len(self.field))[(rows, *self._coordinates(unit_index))]
+        return padded.movedim(1, 1 + len(self.field))[(rows, *torch.unravel_index(unit_index, self.order.unit_grid))]
 
     def _margins(self, axis: int) -> tuple[int, int]:
         """Zero padding before and behind an axis, so that the last unit's field is complete."""
         before = self.padding[axis]
         return before, max(0, self.field[axis] - before - self.unit_pixels[axis])
 
-    def _coordinates(self, unit_index: Tensor) -> tuple[Tensor, ...]:
-        """Unit numbers → one coordinate tensor per axis."""
-        coordinates = []
-        for size in reversed(self.order.unit_grid):
-            coordinates.append(unit_index % size)
-            unit_index = unit_index // size
-        return tuple(reversed(coordinates))
-
-    def _visibility(self, keep_mask: Tensor, unit_index: Tensor) -> Tensor:
-        """Which pixels of each field belong to a visible unit: bool ``[B, K, 1, *field]``."""
-        grid = keep_mask.view(-1, *self.order.unit_grid)
-        rows = torch.arange(keep_mask.shape[0], device=keep_mask.device)
-        framed = functional.pad(grid, [1, 1] * len(self.field))
-        axes = len(self.field)
-        index: list[Tensor] = [rows.view(-1, *[1] * (1 + axes))]
-        for axis, coordinate in enumerate(self._coordinates(unit_index)):
-            shape = [1] * axes
-            shape[axis] = self.field[axis]
-            neighbour = self._neighbour(axis, keep_mask.device).view(1, 1, *shape)
-            index.append(coordinate.view(*coordinate.shape, *[1] * axes) + neighbour)
-        return framed[tuple(index)].unsqueeze(2)
-
-    def _neighbour(self, axis: int, device: torch.device) -> Tensor:
-        """For each pixel of a field: 0 when it lies in the unit before, 1 in the unit itself, 2 in the one behind."""
-        pixel = torch.arange(self.field[axis], device=device) - self.padding[axis]
-        return torch.div(pixel, self.unit_pixels[axis], rounding_mode="floor") + 1
+    def _visibility(self, keep_mask: Tensor) -> Tensor:
+        """Which pixels belong to a visible unit: bool ``[B, 1, (T), H, W]``."""
+        visible = keep_mask.view(-1, 1, *self.order.unit_grid)
+        for axis, pixels in enumerate(self.unit_pixels):
+            visible = visible.repeat_interleave(pixels, dim=2 + axis)
+        return visible
 
     def _columns(self, fields: Tensor) -> Tensor:
         """Kernel-sized windows of every field: ``[G, 3, *field]`` → ``[G, M, 3·kernel]``."""

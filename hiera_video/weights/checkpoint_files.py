@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hiera_video.models.config import HieraConfig, MaskedAutoencoderConfig, ModelConfig, replace
@@ -230,29 +230,24 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         ValueError: a missing, damaged or foreign file.
     """
-    if str(path).endswith(".safetensors"):
-        tensors, metadata = _read_safetensors(path)
-    else:
-        tensors, metadata = _read_pickle(path), {}
+    in_safetensors = str(path).endswith(".safetensors")
+    metadata = read_metadata(path) if in_safetensors else {}
+    tensors = _read_safetensors(path) if in_safetensors else _read_pickle(path)
     if metadata.get("format") == _FORMAT:
         return Weights(tensors, _config_of(path, metadata))
-    if is_official(tensors):
-        logger.warning(LICENSE_NOTE)
-        return Weights(from_official(tensors), None)
-    if is_huggingface(tensors):
-        logger.warning(LICENSE_NOTE)
-        return Weights(from_huggingface(tensors), None)
+    for is_theirs, renamed in ((is_official, from_official), (is_huggingface, from_huggingface)):
+        if is_theirs(tensors):
+            logger.warning(LICENSE_NOTE)
+            return Weights(renamed(tensors), None)
     raise ValueError(
         f"{path}: parameter names ({', '.join(list(tensors)[:3]) or 'none'} ...) must be this package's, the public "
         "code's or Hugging Face Hiera's; give a Hiera checkpoint"
     )
 
 
-def _read_safetensors(path: str | Path) -> tuple[StateDict, dict[str, str]]:
-    metadata = read_metadata(path)
+def _read_safetensors(path: str | Path) -> StateDict:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
 

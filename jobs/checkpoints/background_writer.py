@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
+from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.store import Checkpoint, collect_checkpoints, write_checkpoint, write_journal
 from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.coordinator import elapsed_minutes
@@ -23,7 +24,7 @@ UNFINISHED = "a write does not finish"
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """When checkpoints are written and which are kept."""
 
     # Bounds what a kill costs where steps are slow; with fast steps `every_steps` comes first.
@@ -37,10 +38,9 @@ class CheckpointConfig:
     keep: int = 2
     """How many of the newest checkpoints are kept."""
 
-    def __post_init__(self) -> None:
+    def rules(self) -> Rules:
         for key in ("every_steps", "keep"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
+            yield key, getattr(self, key) >= 1, "must be at least 1; use 1 or more"
 
 
 class CheckpointWriter:
@@ -133,27 +133,20 @@ class CheckpointWriter:
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        output, generation = self._token.output, self._token.generation
         with RetryBudget(UPLOAD_BUDGET_SECONDS).shared():
-            self._write_once(checkpoint)
-
-    def _write_once(self, checkpoint: Checkpoint) -> None:
-        output = self._token.output
-        self._token.check()
-        for step, lines in sorted(self._unsent_journal.items()):
-            write_journal(output, step, self._token.generation, lines)
-            del self._unsent_journal[step]
-        write_checkpoint(output, checkpoint, self._token.generation, before_marker=self._token.check)
-        self._collect()
+            self._token.check()
+            for step, lines in sorted(self._unsent_journal.items()):
+                write_journal(output, step, generation, lines)
+                del self._unsent_journal[step]
+            write_checkpoint(output, checkpoint, generation, before_marker=self._token.check)
+            self._collect()
 
     def _collect(self) -> None:
         """Delete what is superfluous; a failure harms no checkpoint."""
         try:
             self._token.check()  # the marker may have taken long
-            collect_checkpoints(
-                self._token.output,
-                generation=self._token.generation,
-                keep=self._config.keep,
-                keep_best=self._config.keep_best,
-            )
+            kept = {"keep": self._config.keep, "keep_best": self._config.keep_best}
+            collect_checkpoints(self._token.output, generation=self._token.generation, **kept)
         except StorageError as error:
             logger.warning("superfluous checkpoints not deleted: %s", error)

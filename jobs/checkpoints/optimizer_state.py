@@ -10,7 +10,7 @@ for whatever world size and stage resumes. Master weights need no separate treat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,35 +117,24 @@ def _optimizer(engine: Any) -> torch.optim.Optimizer:
 
 def _buffers(engine: Any) -> Iterator[FlatBuffer]:
     names = {parameter: name for name, parameter in engine.module.model.named_parameters()}
-    layouts: dict[int, Callable[[Any, Mapping[nn.Parameter, str]], Iterator[FlatBuffer]]] = {
-        0: _unpartitioned,
-        1: _group_buffers,
-        2: _group_buffers,
-        3: _sub_group_buffers,
-    }
-    yield from layouts[engine.zero_optimization_stage()](engine, names)
-
-
-def _unpartitioned(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
+    stage = engine.zero_optimization_stage()
+    if stage:
+        yield from (_sub_group_buffers if stage == 3 else _group_buffers)(engine.optimizer, names)
+        return
     for group in _optimizer(engine).param_groups:
         for parameter in group["params"]:
             member = Member(names[parameter], parameter.shape, 0, parameter.numel())
             yield FlatBuffer(parameter, [member], interleaved=False)
 
 
-def _group_buffers(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
-    zero = engine.optimizer
+def _group_buffers(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
     for index, parameters in enumerate(zero.round_robin_bit16_groups):
-        offsets = zero.round_robin_bit16_offsets[index]
-        members = [
-            Member(names[parameter], parameter.shape, int(offset), parameter.numel())
-            for parameter, offset in zip(parameters, offsets, strict=True)
-        ]
+        placed = zip(parameters, zero.round_robin_bit16_offsets[index], strict=True)
+        members = [Member(names[part], part.shape, int(offset), part.numel()) for part, offset in placed]
         yield FlatBuffer(zero.single_partition_of_fp32_groups[index], members, interleaved=False)
 
 
-def _sub_group_buffers(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
-    zero = engine.optimizer
+def _sub_group_buffers(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[FlatBuffer]:
     for index, parameters in enumerate(zero.fp16_groups):
         members, offset = [], 0
         for parameter in parameters:
@@ -155,7 +144,7 @@ def _sub_group_buffers(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterat
 
 
 def _gather(buffer: FlatBuffer, value: Tensor, keep: bool) -> Iterator[tuple[Member, Tensor]]:
-    if value.shape == buffer.members[0].shape and len(buffer.members) == 1 and not _is_slice(buffer):
+    if not _is_slice(buffer):
         if keep:
             yield buffer.members[0], value.detach().cpu().clone()
         return

@@ -59,7 +59,6 @@ class Cursor:
     position: int = 0
     """Views consumed."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """See `Checkpoint`."""
 
 
 def write_checkpoint(
@@ -102,14 +101,12 @@ def complete_steps(output: str) -> list[int]:
 
 def latest_checkpoint(output: str) -> Checkpoint | None:
     """The newest checkpoint whose files match its marker; None when there is none."""
-    found = (read_checkpoint(output, step) for step in reversed(complete_steps(output)))
-    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+    return _first(read_checkpoint(output, step) for step in reversed(complete_steps(output)))
 
 
 def newest_cursor(output: str) -> Cursor:
     """The cursor of the checkpoint that `latest_checkpoint` gives, holding one of its files in memory at a time."""
-    found = (_none_if_torn(output, step, _cursor) for step in reversed(complete_steps(output)))
-    return next((cursor for cursor in found if cursor is not None), Cursor())
+    return _first(_none_if_torn(output, step, _cursor) for step in reversed(complete_steps(output))) or Cursor()
 
 
 def measured_steps(output: str) -> list[tuple[float, int]]:
@@ -119,8 +116,11 @@ def measured_steps(output: str) -> list[tuple[float, int]]:
 
 def best_checkpoint(output: str) -> Checkpoint | None:
     """The checkpoint with the lowest metric whose files match its marker; None when there is none."""
-    found = (read_checkpoint(output, step) for _, step in measured_steps(output))
-    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+    return _first(read_checkpoint(output, step) for _, step in measured_steps(output))
+
+
+def _first(found: Iterator[Content | None]) -> Content | None:
+    return next((content for content in found if content is not None), None)
 
 
 def read_checkpoint(output: str, step: int) -> Checkpoint | None:

@@ -57,14 +57,12 @@ def stored_weights(init: str, which: Which, tracking: TrackingConfig) -> StoredW
     if exists(file):
         return _with_recipe(_from_file(file), init)
     # The run has not ended, so its weights are in its checkpoints alone.
-    return _from_checkpoint(init, init, latest_checkpoint(init) if which == "last" else _best_checkpoint(init))
-
-
-def _best_checkpoint(init: str) -> Checkpoint:
+    if which == "last":
+        return _from_checkpoint(init, init, latest_checkpoint(init))
     best = best_checkpoint(init)
     if best is None:
         raise UserError(f"weights=best: no checkpoint of {init} was validated; use weights=last")
-    return best
+    return _from_checkpoint(init, init, best)
 
 
 def _from_file(uri: str) -> StoredWeights:
@@ -88,8 +86,7 @@ def _from_checkpoint(init: str, output: str, checkpoint: Checkpoint | None) -> S
             if steps
             else f"init={init}: must hold weights or a complete checkpoint; give the output of a training run"
         )
-    recipe = _recipe(output)
-    model = build_model(_model_config(recipe, checkpoint.weights))
+    model = build_model(_model_config(_recipe(output), checkpoint.weights))
     model.load_state_dict(dict(checkpoint.weights))
     claim = json.loads(read_bytes(join(output, "run.json")))
     facts = {

@@ -8,15 +8,64 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from hiera_video.optimization import OptimizerConfig, ScheduleConfig
+from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.background_writer import CheckpointConfig
 from jobs.runs.tracking import TrackingConfig
-from jobs.training.validation import ValidationConfig
 from pipeline.decode.config import DecodeConfig
 from pipeline.sampling import DrawConfig, ViewConfig
 
+LOSS, KNN_TOP1 = "loss", "knn_top1"
+BestBy = Literal["loss", "top1", "knn_top1"]
+
+
+@dataclass(frozen=True)
+class ValidationConfig(Checked):
+    """What is measured on clips that are not trained on, and when; of a classifier."""
+
+    # The name that `prepare` gives to the clips that it holds out, and that annotations of every convention map to.
+    split: ClassVar[str] = "val"
+
+    clips: int = 64
+    """Validation clips whose loss (and, with a classifier, top-1) is measured; 0 switches validation off."""
+    every_epochs: float = 20.0
+    """Effective epochs between validations; the last step always has one, and each comes with a checkpoint."""
+
+    def rules(self) -> Rules:
+        yield "clips", self.clips >= 0, "must not be negative; use 0 for none"
+        yield "every_epochs", self.every_epochs > 0, "must be positive; clips=0 switches validation off"
+
+    @property
+    def knn_clips(self) -> int:
+        """None: a classifier's own top-1 says more than a probe of its encoder."""
+        return 0
+
+    @property
+    def best_by(self) -> BestBy:
+        """What a classifier is for."""
+        return "top1"
+
+    def steps_between(self, steps_per_epoch: float) -> int:
+        """Optimizer steps from one validation to the next."""
+        return max(1, round(self.every_epochs * steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class ProbedValidationConfig(ValidationConfig):
+    """Validation of an encoder that has no head yet."""
+
+    knn_clips: int = 512
+    """Labelled training clips that a nearest-neighbour probe of the encoder votes with, and the most validation clips
+    that it classifies; it is informative from about ten clips a class on. 0 switches it off."""
+    best_by: Literal["loss", "knn_top1"] = "loss"
+    """The figure that decides which checkpoint is best: the lowest loss, or the highest top-1 of the probe."""
+
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield "knn_clips", self.knn_clips >= 0, "must not be negative; use 0 for none"
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """What both phases configure. Constants of training stand here too, but are no keys (`ClassVar`)."""
 
     # Training decodes clips that `prepare` has cut, transcoded and validated, so no clip comes near a default limit.
@@ -76,41 +125,26 @@ class TrainConfig:
     hang_minutes: float = 30.0
     """Minutes without a step after which the stacks of all workers are written and the workers are restarted."""
 
-    def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(
-                f"epochs={self.epochs}, steps={self.steps}: exactly one must be given; set the other to null"
-            )
+    def rules(self) -> Rules:
+        rule = f"with steps={self.steps}, exactly one must be given; set the other to null"
+        yield "epochs", (self.epochs is None) != (self.steps is None), rule
         for key in ("global_batch", "micro_batch", "decode_actors", "log_every_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1; use 1 or more")
-        if self.max_failures < 0:
-            raise ValueError(f"max_failures={self.max_failures}: must not be negative; use 0 for none")
-        if not self.hang_minutes > 0:
-            raise ValueError(f"hang_minutes={self.hang_minutes}: must be positive; use 30")
-        if self.compile and self.zero_stage == 3:
-            raise ValueError(
-                "compile=true: cannot be used with zero_stage=3, which gathers weights on demand; use zero_stage=2"
-            )
-        length = "steps" if self.epochs is None else "epochs"
-        if getattr(self, length) <= 0:
-            raise ValueError(f"{length}={getattr(self, length)}: must be positive; use 1 or more")
-        self._check_batches()
-
-    def _check_batches(self) -> None:
-        if self.global_batch % self.micro_batch:
-            raise ValueError(
-                f"global_batch={self.global_batch}: must be a multiple of micro_batch={self.micro_batch}; "
-                f"use {self.micro_batch * math.ceil(self.global_batch / self.micro_batch)}"
-            )
+            yield key, getattr(self, key) >= 1, "must be at least 1; use 1 or more"
+        yield "max_failures", self.max_failures >= 0, "must not be negative; use 0 for none"
+        yield "hang_minutes", self.hang_minutes > 0, "must be positive; use 30"
+        rule = "cannot be used with zero_stage=3, which gathers weights on demand; use zero_stage=2"
+        yield "compile", not (self.compile and self.zero_stage == 3), rule
+        for key in ("epochs", "steps"):
+            value = getattr(self, key)
+            yield key, value is None or value > 0, "must be positive; use 1 or more"
+        whole = self.micro_batch * math.ceil(self.global_batch / self.micro_batch)
+        rule = f"must be a multiple of micro_batch={self.micro_batch}; use {whole}"
+        yield "global_batch", whole == self.global_batch, rule
         micro_batches = self.global_batch // self.micro_batch
-        if any(micro_batches % workers for workers in self.worker_range):
-            fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
-            rule = "must divide" if len(self.worker_range) == 1 else "every permitted number must divide"
-            raise ValueError(
-                f"workers={self.workers}: {rule} global_batch / micro_batch = {micro_batches}; "
-                f"use one of {', '.join(fitting)}"
-            )
+        fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+        who = "" if len(self.worker_range) == 1 else "every permitted number "
+        rule = f"{who}must divide global_batch / micro_batch = {micro_batches}; use one of {', '.join(fitting)}"
+        yield "workers", not any(micro_batches % workers for workers in self.worker_range), rule
 
     @property
     def worker_range(self) -> range:
@@ -139,14 +173,9 @@ class TrainConfig:
         return ViewConfig(num_frames=frames, size=size, **asdict(self.view))
 
     def check_input_size(self) -> None:
-        """The model must take square videos: views are drawn so.
-
-        Raises:
-            ValueError: it takes images, or videos that are not square.
-        """
-        shown = "x".join(map(str, self.input_size))
+        """Refuse a model of images, or of videos that are not square: views are drawn square."""
         if len(self.input_size) != 3 or self.input_size[1] != self.input_size[2]:
             raise ValueError(
-                f"model_overrides.input_size={shown}: training takes square videos; use a video preset, or "
-                "model_overrides.input_size=[T,S,S]"
+                f"model_overrides.input_size={'x'.join(map(str, self.input_size))}: training takes square videos; "
+                "use a video preset, or model_overrides.input_size=[T,S,S]"
             )

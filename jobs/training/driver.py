@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from hiera_video.weights.checkpoint_files import save_model
-from jobs.checkpoints.store import best_checkpoint, latest_checkpoint, read_journal
+from jobs.checkpoints.store import Checkpoint, best_checkpoint, latest_checkpoint, read_journal
 from jobs.core.config import config_dict, config_yaml
 from jobs.core.errors import TrainingStoppedError, UserError, storage_trouble_stops
 from jobs.core.init_source import BEST_WEIGHTS, WEIGHTS
@@ -44,8 +44,12 @@ def run_training(start: Start[Any], phase: Phase) -> dict[str, Any]:
         StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
         TrainingStoppedError: training cannot continue, storage fails, or another start took the output over.
     """
-    job = _checked_job(start, phase)
+    assert start.claim is not None
     config = start.config
+    _check_weights(start, phase)
+    job = plan_job(start.command, start.claim.run_key, config, phase, start.prepared)
+    connect()
+    check_capacity(config.worker_range, config.decode_actors)
     run = start_run(
         config.tracking,
         command=job.command,
@@ -62,17 +66,6 @@ def run_training(start: Start[Any], phase: Phase) -> dict[str, Any]:
             token = train(job, acquire_token(config.output), run, start.cursor)
         token.check()
         return _finished(job, run)
-
-
-def _checked_job(start: Start[Any], phase: Phase) -> TrainingJob:
-    """The plan, after every check that needs no worker."""
-    assert start.claim is not None
-    config = start.config
-    _check_weights(start, phase)
-    job = plan_job(start.command, start.claim.run_key, config, phase, start.prepared)
-    connect()
-    check_capacity(config.worker_range, config.decode_actors)
-    return job
 
 
 def _check_weights(start: Start[Any], phase: Phase) -> None:
@@ -127,9 +120,13 @@ def _trained_model(job: TrainingJob) -> nn.Module:
             f"output={job.config.output}: the last checkpoint is missing or damaged; the same command resumes from the "
             "one before"
         )
+    return _model(job, checkpoint).eval()
+
+
+def _model(job: TrainingJob, checkpoint: Checkpoint) -> nn.Module:
     model: nn.Module = job.phase.build_step(load_init=False).model
     model.load_state_dict(checkpoint.weights)
-    return model.eval()
+    return model
 
 
 def _save_weights(output: str, name: str, model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -144,9 +141,7 @@ def _save_best_weights(job: TrainingJob, facts: Mapping[str, str]) -> dict[str, 
     best = best_checkpoint(job.config.output) if job.config.checkpoint.keep_best else None
     if best is None:
         return {}
-    model = job.phase.build_step(load_init=False).model
-    model.load_state_dict(best.weights)
-    _save_weights(job.config.output, BEST_WEIGHTS, model, {**facts, "step": str(best.step)})
+    _save_weights(job.config.output, BEST_WEIGHTS, _model(job, best), {**facts, "step": str(best.step)})
     return {"best_step": best.step}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
 from hiera_video.analysis.flops import complexity_of
+from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.store import read_journal
 from jobs.core.init_source import is_registered, local_weights
 from jobs.training.config import TrainConfig
@@ -28,7 +29,7 @@ PARTITIONED: Mapping[int, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(Checked):
     """What to plan for: keys of `--dry-run` alone."""
 
     hours: float = 24.0
@@ -36,11 +37,10 @@ class PlanConfig:
     step_seconds: float | None = None
     """Measured seconds of an optimizer step, from which the hours follow. Default: from the journal under `output`."""
 
-    def __post_init__(self) -> None:
+    def rules(self) -> Rules:
         for key in ("hours", "step_seconds"):
             value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ValueError(f"{key}={value}: must be positive; leave it out for the default")
+            yield key, value is None or value > 0, "must be positive; leave it out for the default"
 
 
 def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
     views = job.total_steps * config.global_batch
     architecture: Any = phase.build_step(load_init=False).model.config
     size = complexity_of(architecture)
-    memory = worker_memory(
-        config, size.parameters, activation_bytes(architecture, recompute=config.activation_checkpointing)
-    )
+    activations = activation_bytes(architecture, recompute=config.activation_checkpointing)
+    memory = worker_memory(config, size.parameters, activations)
+    checkpoint = checkpoint_bytes(config, size.parameters) / GIB
     return {
         "clips": clips,
         "classes": len(prepared.classes),
@@ -73,17 +73,12 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
         "parameters": size.parameters,
         "multiply-adds a view, forward": f"{size.multiply_adds / 1e9:.4g} G",
         **_speed(config, plan, job, start.cursor.step, size.multiply_adds),
-        **{
-            f"GiB a worker, ZeRO {stage}{' (chosen)' * (stage == config.zero_stage)}": gib
-            for stage, gib in memory.items()
-        },
-        "GiB a checkpoint": checkpoint_bytes(config, size.parameters) / GIB,
+        **{f"GiB a worker, ZeRO {n}{' (chosen)' * (n == config.zero_stage)}": gib for n, gib in memory.items()},
+        "GiB a checkpoint": checkpoint,
         # One is being written while the next one is gathered and waits; all workers read the same one.
-        "GiB of host memory for checkpoints, first worker": 2 * checkpoint_bytes(config, size.parameters) / GIB,
-        "GiB of host memory to resume, every worker": checkpoint_bytes(config, size.parameters) / GIB,
-        "GiB of checkpoints kept": checkpoint_bytes(config, size.parameters)
-        * (config.checkpoint.keep + config.checkpoint.keep_best)
-        / GIB,
+        "GiB of host memory for checkpoints, first worker": 2 * checkpoint,
+        "GiB of host memory to resume, every worker": checkpoint,
+        "GiB of checkpoints kept": checkpoint * (config.checkpoint.keep + config.checkpoint.keep_best),
     }
 
 

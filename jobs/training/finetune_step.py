@@ -27,6 +27,7 @@ from hiera_video.models.config import HieraConfig
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.presets import set_activation_checkpointing
 from hiera_video.models.random_draws import sample_uniforms
+from hiera_video.rules import Rules
 from hiera_video.weights.checkpoint_files import load_into_classifier
 from jobs.core.init_source import SAMPLING, local_weights
 from jobs.runs.tracking import unrecorded
@@ -58,37 +59,29 @@ class FinetuneConfig(TrainConfig):
     augment: ClassifierAugmentConfig = field(default_factory=ClassifierAugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model.startswith("mae_"):
-            raise ValueError(
-                f"model={self.model}: must be a classifier; did you mean {self.model.removeprefix('mae_')}?"
-            )
-        if "num_classes" in self.model_overrides:
-            raise ValueError(
-                f"model_overrides.num_classes={self.model_overrides['num_classes']}: comes from the data's class list; "
-                "drop it"
-            )
+    def rules(self) -> Rules:
+        yield from super().rules()
+        rule = f"must be a classifier; did you mean {self.model.removeprefix('mae_')}?"
+        yield "model", not self.model.startswith("mae_"), rule
+        if (count := self.model_overrides.get("num_classes")) is not None:
+            raise ValueError(f"model_overrides.num_classes={count}: comes from the data's class list; drop it")
         self.check_input_size()
         depth = sum(architecture(self.model, self.model_overrides).stages)
-        if not 0 <= self.new_blocks <= depth:
-            raise ValueError(f"new_blocks={self.new_blocks}: the encoder has {depth} blocks; use 0 to {depth}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: must lie in [0, 1); the paper uses 0.1")
-        if self.mix.on and self.micro_batch < 2:
-            raise ValueError(
-                f"micro_batch={self.micro_batch}: mixup and cutmix mix the views of a micro-batch with each other; use "
-                "2 or more, or mix.mixup=0 mix.cutmix=0"
-            )
-        if self.learn != "all" and (self.init is None or self.new_blocks):
-            raise ValueError(
-                f"learn={self.learn}: leaves the encoder as init has it (init={self.init}, "
-                f"new_blocks={self.new_blocks}); give init=RUN_OUTPUT new_blocks=0, or use learn=all"
-            )
+        yield "new_blocks", 0 <= self.new_blocks <= depth, f"the encoder has {depth} blocks; use 0 to {depth}"
+        yield "label_smoothing", 0 <= self.label_smoothing < 1, "must lie in [0, 1); the paper uses 0.1"
+        rule = (
+            "mixup and cutmix mix the views of a micro-batch with each other; use 2 or more, or mix.mixup=0 "
+            "mix.cutmix=0"
+        )
+        yield "micro_batch", not self.mix.on or self.micro_batch >= 2, rule
+        rule = (
+            f"leaves the encoder as init has it (init={self.init}, new_blocks={self.new_blocks}); give "
+            "init=RUN_OUTPUT new_blocks=0, or use learn=all"
+        )
+        yield "learn", self.learn == "all" or (self.init is not None and not self.new_blocks), rule
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """See `TrainConfig`."""
         return architecture(self.model, self.model_overrides).input_size
 
     def model_config(self, num_classes: int) -> HieraConfig:
@@ -148,7 +141,6 @@ class Classification(TrainStep[Hiera]):
         return {"loss": float(loss), "top1": float((logits.argmax(1) == batch.labels).float().mean())}
 
     def multiply_adds(self) -> int | None:
-        """See `TrainStep`."""
         forward = complexity_of(self.model.config).multiply_adds
         return BACKWARD_AND_FORWARD * forward if self._config.learn == "all" else forward
 
@@ -165,9 +157,7 @@ class FinetunePhase:
     config: FinetuneConfig
     classes: tuple[str, ...]
     links: Mapping[str, str] = field(default_factory=dict)
-    """See `jobs.training.start.Start`."""
     new_head: bool = False
-    """See `jobs.training.start.Start`."""
     labelled_only: bool = True
 
     def __post_init__(self) -> None:
@@ -186,7 +176,6 @@ class FinetunePhase:
         return {"classes": json.dumps(self.classes), SAMPLING: json.dumps(sampling), **self.links}
 
     def build_step(self, *, load_init: bool) -> Classification:
-        """See `jobs.training.job.Phase`."""
         step = Classification(self.config, len(self.classes))
         if load_init and self.config.init:
             with local_weights(self.config.init) as path:
@@ -194,5 +183,4 @@ class FinetunePhase:
         return step
 
     def pictures(self, model: Hiera, prepared: PreparedSet, folder: Path) -> list[Path]:
-        """See `jobs.training.job.Phase`; none."""
         return []

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.runs.tracking import unrecorded
-from jobs.training.config import TrainConfig
+from jobs.training.config import KNN_TOP1, LOSS, TrainConfig, ValidationConfig
 from jobs.training.step import TrainStep
-from jobs.training.validation import check_validation
 from pipeline.shards.reader import PreparedSet
 
 
@@ -110,3 +109,26 @@ def plan_job(command: str, run_key: str, config: TrainConfig, phase: Phase, prep
         warmup_steps=warmup,
         steps_between_measurements=config.validation.steps_between(steps_per_epoch),
     )
+
+
+def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_only: bool) -> None:
+    """Warn of what a set cannot be measured on.
+
+    Raises:
+        UserError: what was requested by name does not exist.
+    """
+    if not config.clips:
+        return
+    if prepared.num_clips(config.split, labelled_only) == 0:
+        echo(
+            f"data={prepared.uri} has no validation clips (split {config.split}; it has {prepared.splits()}): "
+            "nothing is measured, and no checkpoint is the best; see val_share of prepare",
+            warning=True,
+        )
+        return
+    voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
+    if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
+        raise UserError(
+            f"validation.best_by={KNN_TOP1}: needs labelled training and validation clips, and validation.knn_clips="
+            f"{config.knn_clips} above 0; use {LOSS}"
+        )

@@ -84,15 +84,15 @@ class Worker:
         self, job: TrainingJob, token: FencingToken, coordinator: Any, start_step: int, run_id: str | None
     ) -> None:
         torch.set_num_threads(job.config.threads_per_worker)
-        self._job, self._run_id, self._saves = job, run_id, _rank() == 0
-        self._coordinator = CoordinatorClient(coordinator, _rank(), token.generation)
+        self._job, self._run_id, self._saves = job, run_id, dist.get_rank() == 0
+        self._coordinator = CoordinatorClient(coordinator, dist.get_rank(), token.generation)
         checkpoint = _checkpoint(job.config.output, start_step)
         self._engine = _engine(job, checkpoint)
         self._journal = _journal(job, checkpoint, self._coordinator, self._engine)
         del checkpoint  # on every rank as large as weights and optimizer state together
         self._writer = CheckpointWriter(job.config.checkpoint, token)
         self._agreement = Agreement(self._coordinator, self._writer, job.config.global_batch)
-        self._validator = _validator(job, self._engine.device, self._journal, self._coordinator)
+        self._validator = Validator(job, self._engine.device, lambda clip: self._mark(Activity.MEASURING, clip))
         self._batches = one_ahead(_batches(job, self._journal.step, self._engine.device), self._engine.device)
         self._stop_reason, self._failure = StopReason.NONE, ""
 
@@ -103,7 +103,13 @@ class Worker:
 
     def step(self) -> StepTaken:
         """Take one optimizer step: this rank's micro-batches of the global batch, forward and backward."""
-        learning_rate = _learning_rate(self._job, self._journal.step)
+        learning_rate = learning_rate_at(
+            self._journal.step,
+            total_steps=self._job.total_steps,
+            warmup_steps=self._job.warmup_steps,
+            peak=scaled_learning_rate(self._job.config.optimizer, self._job.config.global_batch),
+            final=self._job.config.schedule.final_learning_rate,
+        )
         set_learning_rate(self._engine.optimizer, learning_rate)
         losses, consumed = list[Tensor](), list[MicroBatch]()
         for micro_batch in range(self._engine.gradient_accumulation_steps()):
@@ -156,7 +162,7 @@ class Worker:
         self._writer.finish()
         stopped = self._stop_reason is StopReason.REQUESTED and self._journal.step < self._job.total_steps
         result = WorkerResult(self._journal.step, stopped, self._failure or self._writer.failure)
-        if _rank() == 0:
+        if dist.get_rank() == 0:
             self._coordinator.end(result)
         self._coordinator.close()
 
@@ -226,7 +232,7 @@ def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterato
     config, workers = job.config, dist.get_world_size()
     shard = ray.train.get_dataset_shard("train")
     for turn, columns in enumerate(iter_micro_batches(shard)):
-        number = turn * workers + _rank()
+        number = turn * workers + dist.get_rank()
         step, index = start_step + number // job.micro_batches, number % job.micro_batches
         position = step * config.global_batch + index * config.micro_batch
         if int(columns["position"][0]) != position:
@@ -234,48 +240,19 @@ def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterato
         yield micro_batch_from_columns(columns, seed=config.seed, step=step, index=index, device=device)
 
 
-def _learning_rate(job: TrainingJob, step: int) -> float:
-    return learning_rate_at(
-        step,
-        total_steps=job.total_steps,
-        warmup_steps=job.warmup_steps,
-        peak=scaled_learning_rate(job.config.optimizer, job.config.global_batch),
-        final=job.config.schedule.final_learning_rate,
-    )
-
-
 def _journal(job: TrainingJob, checkpoint: Checkpoint | None, coordinator: CoordinatorClient, engine: Any) -> Journal:
-    config = job.config
-    if _rank() == 0:
+    if dist.get_rank() == 0:
         logging.getLogger().addHandler(coordinator)  # warnings of this process reach the terminal
     return Journal(
         start_step=checkpoint.step if checkpoint else 0,
         total_steps=job.total_steps,
-        global_batch=config.global_batch,
-        every=config.log_every_steps,
-        trace=config.trace_samples,
+        global_batch=job.config.global_batch,
+        every=job.config.log_every_steps,
+        trace=job.config.trace_samples,
         coordinator=coordinator,
         multiply_adds=engine.module.multiply_adds(),
-        peak=peak_tflops(engine.device, config.precision),
+        peak=peak_tflops(engine.device, job.config.precision),
         timed_out=known_failures(checkpoint.extra) if checkpoint else (),
-    )
-
-
-def _validator(job: TrainingJob, device: torch.device, journal: Journal, coordinator: CoordinatorClient) -> Validator:
-    config = job.config
-    return Validator(
-        config.validation,
-        job.prepared,
-        lambda: job.phase.build_step(load_init=False),
-        view=config.views,
-        decode=config.decode,
-        every_steps=job.steps_between_measurements,
-        last_step=job.total_steps,
-        device=device,
-        output=config.output,
-        labelled_only=job.phase.labelled_only,
-        seed=config.seed,
-        on_clip=lambda clip: coordinator.mark(journal.step, clip, Activity.MEASURING),
     )
 
 
@@ -292,7 +269,3 @@ def _failure(stop_reason: StopReason, step: int, consumed: Sequence[MicroBatch])
         reasons = sorted({failure.reason for batch in consumed for failure in batch.failures})
         return f"step {step + 1}: no view of the global batch could be decoded ({', '.join(reasons)}); look at the data"
     return ""
-
-
-def _rank() -> int:
-    return dist.get_rank()

@@ -16,15 +16,15 @@ from hiera_video.models.config import MaskedAutoencoderConfig
 from hiera_video.models.masked_autoencoder import MaskedAutoencoder
 from hiera_video.models.presets import set_activation_checkpointing
 from hiera_video.models.random_draws import random_keep_mask, sample_uniforms
+from hiera_video.rules import Rules
 from hiera_video.weights.checkpoint_files import load_weights
 from jobs.core.init_source import is_registered, local_weights
 from jobs.reports.reconstruction import reconstruction_picture
 from jobs.runs.tracking import unrecorded
-from jobs.training.config import TrainConfig
+from jobs.training.config import ProbedValidationConfig, TrainConfig
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch
 from jobs.training.step import TrainStep
-from jobs.training.validation import ProbedValidationConfig
 from jobs.weights.model_config import architecture
 from pipeline.datasets.train import iter_micro_batches, training_stream
 from pipeline.shards.reader import PreparedSet
@@ -45,18 +45,16 @@ class PretrainConfig(TrainConfig):
     picture_clips: int = 6
     """Clips in the picture of reconstructions; 0 for none."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.model.startswith("mae_"):
-            raise ValueError(f"model={self.model}: must be a masked autoencoder; did you mean mae_{self.model}?")
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield "model", self.model.startswith("mae_"), f"must be a masked autoencoder; did you mean mae_{self.model}?"
         self.check_input_size()
-        if self.init and is_registered(self.init):
-            raise ValueError(
-                f"init={self.init}: the registry holds classifiers, pretraining starts from an autoencoder; give the "
-                "output of a pretraining run"
-            )
-        if self.picture_clips < 0:
-            raise ValueError(f"picture_clips={self.picture_clips}: must not be negative; use 0 for no picture")
+        rule = (
+            "the registry holds classifiers, pretraining starts from an autoencoder; give the output of a "
+            "pretraining run"
+        )
+        yield "init", not (self.init and is_registered(self.init)), rule
+        yield "picture_clips", self.picture_clips >= 0, "must not be negative; use 0 for no picture"
 
     @property
     def architecture(self) -> MaskedAutoencoderConfig:
@@ -66,7 +64,6 @@ class PretrainConfig(TrainConfig):
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """See `TrainConfig`."""
         return self.architecture.input_size
 
     @property
@@ -113,7 +110,6 @@ class MaskedAutoencoding(TrainStep[MaskedAutoencoder]):
         return torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16")
 
     def multiply_adds(self) -> int | None:
-        """See `TrainStep`."""
         return BACKWARD_AND_FORWARD * complexity_of(self.model.config).multiply_adds
 
     def embed(self, batch: MicroBatch) -> Tensor | None:
@@ -141,11 +137,9 @@ class PretrainPhase:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """See `jobs.training.job.Phase`."""
         return {}
 
     def build_step(self, *, load_init: bool) -> MaskedAutoencoding:
-        """See `jobs.training.job.Phase`."""
         step = MaskedAutoencoding(self.config)
         if load_init and self.config.init:
             with local_weights(self.config.init) as path:

@@ -11,9 +11,8 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,94 +20,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hiera_video.metrics.knn_probe import nearest_neighbour_top1
-from jobs.core.cli import echo
-from jobs.core.errors import UserError
+from jobs.training.config import KNN_TOP1, LOSS
+from jobs.training.job import TrainingJob
 from jobs.training.micro_batch import MicroBatch
 from jobs.training.step import TrainStep
 from pipeline.datasets.validation import FixedView, fixed_views
-from pipeline.decode.config import DecodeConfig
-from pipeline.sampling import ViewConfig
-from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError, join, write_bytes
 
 logger = logging.getLogger(__name__)
 
 PICTURE_CLIPS = 6
-LOSS, TOP1, KNN_TOP1 = "loss", "top1", "knn_top1"
-BestBy = Literal["loss", "top1", "knn_top1"]
 CUT_SHORT = "cut_short"  # storage did not deliver all clips
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """What is measured on clips that are not trained on, and when; of a classifier."""
-
-    # The name that `prepare` gives to the clips that it holds out, and that annotations of every convention map to.
-    split: ClassVar[str] = "val"
-
-    clips: int = 64
-    """Validation clips whose loss (and, with a classifier, top-1) is measured; 0 switches validation off."""
-    every_epochs: float = 20.0
-    """Effective epochs between validations; the last step always has one, and each comes with a checkpoint."""
-
-    def __post_init__(self) -> None:
-        if self.clips < 0:
-            raise ValueError(f"clips={self.clips}: must not be negative; use 0 for none")
-        if not self.every_epochs > 0:
-            raise ValueError(f"every_epochs={self.every_epochs}: must be positive; clips=0 switches validation off")
-
-    @property
-    def knn_clips(self) -> int:
-        """None: a classifier's own top-1 says more than a probe of its encoder."""
-        return 0
-
-    @property
-    def best_by(self) -> BestBy:
-        """What a classifier is for."""
-        return "top1"
-
-    def steps_between(self, steps_per_epoch: float) -> int:
-        """Optimizer steps from one validation to the next."""
-        return max(1, round(self.every_epochs * steps_per_epoch))
-
-
-@dataclass(frozen=True)
-class ProbedValidationConfig(ValidationConfig):
-    """Validation of an encoder that has no head yet."""
-
-    knn_clips: int = 512
-    """Labelled training clips that a nearest-neighbour probe of the encoder votes with, and the most validation clips
-    that it classifies; it is informative from about ten clips a class on. 0 switches it off."""
-    best_by: Literal["loss", "knn_top1"] = "loss"
-    """The figure that decides which checkpoint is best: the lowest loss, or the highest top-1 of the probe."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.knn_clips < 0:
-            raise ValueError(f"knn_clips={self.knn_clips}: must not be negative; use 0 for none")
-
-
-def check_validation(config: ValidationConfig, prepared: PreparedSet, labelled_only: bool) -> None:
-    """Warn of what a set cannot be measured on.
-
-    Raises:
-        UserError: what was requested by name does not exist.
-    """
-    if not config.clips:
-        return
-    if prepared.num_clips(config.split, labelled_only) == 0:
-        echo(
-            f"data={prepared.uri} has no validation clips (split {config.split}; it has {prepared.splits()}): "
-            "nothing is measured, and no checkpoint is the best; see val_share of prepare",
-            warning=True,
-        )
-        return
-    voters = min(prepared.num_clips(split, labelled_only=True) for split in ("train", config.split))
-    if config.best_by == KNN_TOP1 and not (config.knn_clips and voters):
-        raise UserError(
-            f"validation.best_by={KNN_TOP1}: needs labelled training and validation clips, and validation.knn_clips="
-            f"{config.knn_clips} above 0; use {LOSS}"
-        )
 
 
 class Probe(NamedTuple):
@@ -121,48 +43,23 @@ class Probe(NamedTuple):
 
 
 class Validator:
-    """Measures copies of the model; all ranks call it alike.
+    """Measures copies of the model, which are built when first needed; all ranks call it alike.
 
     Args:
-        config: what is measured.
-        prepared: the data.
-        build: makes the copy; called when it is first needed.
-        every_steps: optimizer steps between measurements.
-        last_step: the last optimizer step.
-        device: where the copy computes.
-        output: where pictures go.
-        seed: the run's, for masks and draws.
+        device: where the copies compute.
         on_clip: called before every clip, as progress.
     """
 
-    def __init__(
-        self,
-        config: ValidationConfig,
-        prepared: PreparedSet,
-        build: Callable[[], TrainStep[Any]],
-        *,
-        view: ViewConfig,
-        decode: DecodeConfig,
-        every_steps: int,
-        last_step: int,
-        device: torch.device,
-        output: str,
-        labelled_only: bool,
-        seed: int,
-        on_clip: Callable[[int], None],
-    ) -> None:
-        self._config, self._prepared, self._build = config, prepared, build
-        self._view, self._decode, self._device, self._seed = view, decode, device, seed
-        self._every_steps, self._last_step = every_steps, last_step
-        self._output, self._labelled_only = output, labelled_only
-        self._on_clip = on_clip
+    def __init__(self, job: TrainingJob, device: torch.device, on_clip: Callable[[int], None]) -> None:
+        self._job, self._config, self._device, self._on_clip = job, job.config.validation, device, on_clip
         self._copy: Any = None
         self._cut_short = False
-        self._possible = config.clips > 0 and prepared.num_clips(config.split, labelled_only) > 0
+        labelled_only = job.phase.labelled_only
+        self._possible = self._config.clips > 0 and job.prepared.num_clips(self._config.split, labelled_only) > 0
 
     def due(self, step: int) -> bool:
         """Whether a measurement is due after ``step`` optimizer steps."""
-        return self._possible and (step % self._every_steps == 0 or step == self._last_step)
+        return self._possible and (step % self._job.steps_between_measurements == 0 or step == self._job.total_steps)
 
     @torch.no_grad()
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -195,14 +92,14 @@ class Validator:
     def _loaded_copy(self, weights: Mapping[str, Tensor]) -> Any:
         if self._copy is None:
             with torch.random.fork_rng():
-                self._copy = self._build()
+                self._copy = self._job.phase.build_step(load_init=False)
             self._copy.model.to(self._device).eval()
         self._copy.model.load_state_dict(weights)
         return self._copy
 
     def _measured(self, copy: TrainStep[Any], shown: list[Tensor]) -> Iterator[tuple[int, Mapping[str, float]]]:
         """Number and figures of this rank's validation clips; keeps the first few pictures."""
-        for clip in self._clips(self._config.split, self._config.clips, labelled_only=self._labelled_only):
+        for clip in self._clips(self._config.split, self._config.clips, labelled_only=self._job.phase.labelled_only):
             batch = self._batch(clip)
             if len(shown) < PICTURE_CLIPS:
                 shown.append(batch.frames[0].cpu())
@@ -225,12 +122,12 @@ class Validator:
     def _clips(self, split: str, count: int, *, labelled_only: bool) -> Iterator[FixedView]:
         """This rank's share; storage that does not answer ends it early, with a warning."""
         clips = fixed_views(
-            self._prepared,
-            self._view,
+            self._job.prepared,
+            self._job.config.views,
             split=split,
             count=count,
             labelled_only=labelled_only,
-            decode=self._decode,
+            decode=self._job.config.decode,
             part=dist.get_rank(),
             parts=dist.get_world_size(),
         )
@@ -249,13 +146,13 @@ class Validator:
             sample_ids=[f"{clip.clip_id}#held-out"],
             epochs=[0],
             position=0,
-            seed=self._seed,
+            seed=self._job.config.seed,
             step=0,
             index=clip.number,
         )
 
     def _drawn(self, copy: TrainStep[Any], shown: list[Tensor], step: int) -> dict[str, str]:
-        uri = join(self._output, "pictures", f"step-{step:08d}.png")
+        uri = join(self._job.config.output, "pictures", f"step-{step:08d}.png")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture.png"
             if not copy.picture(torch.stack(shown).to(self._device), path):

@@ -62,13 +62,14 @@ def test_cutmix_covers_the_drawn_area_where_the_border_does_not_cut() -> None:
         mix
         for seed in range(1200)
         if (mix := draw_mix(MixConfig(cutmix=1.0), 2, 224, 224, generator(seed))) and mix.box
-        if mix.box.top > 0 and mix.box.left > 0 and mix.box.bottom < 224 and mix.box.right < 224
+        if all(side.start > 0 and side.stop < 224 for side in mix.box)
     ]
     assert len(inside) > 100
     for mix in inside:
         assert mix.box is not None
-        assert mix.box.bottom - mix.box.top == mix.box.right - mix.box.left
-        assert 1 - mix.share == pytest.approx((mix.box.bottom - mix.box.top) ** 2 / 224**2)
+        height, width = (side.stop - side.start for side in mix.box)
+        assert height == width
+        assert 1 - mix.share == pytest.approx(height**2 / 224**2)
 
 
 def test_half_is_cutmix_and_the_stated_part_is_not_mixed() -> None:

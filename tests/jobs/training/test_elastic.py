@@ -9,7 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
+import botocore.exceptions
+import moto
 import pytest
+import tenacity
 from ray.exceptions import ActorDiedError
 from ray.train import TrainingFailedError
 
@@ -21,6 +25,7 @@ from jobs.training import elastic as worker_groups
 from jobs.training.job import TrainingJob
 from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
 from pipeline.shards.reader import PreparedSet
+from pipeline.storage import retry, s3
 from pipeline.storage.files import StorageError
 
 Group = Callable[[], None]
@@ -53,7 +58,7 @@ class FakeWatchdog:
 class Run:
     """A training run whose groups of workers are functions of the test."""
 
-    def __init__(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, output: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.watchdog = FakeWatchdog()
         self.groups: list[Group] = []
         self.output = str(output)
@@ -157,6 +162,34 @@ def test_a_controller_that_dies_is_a_failure_like_a_workers(run: Run) -> None:
 def test_storage_lost_between_groups_is_no_mistake_of_the_user(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingStoppedError, match=r"answered 503.*the checkpoints are kept"):
         run.train(in_turn(partial(run.save, 2), failing(100, monkeypatch), die))
+
+
+class FlakyClient:
+    """A client whose next requests fail, as while a gateway restarts."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.failures, self.failed = client, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if self.failed < self.failures:
+            self.failed += 1
+            raise botocore.exceptions.EndpointConnectionError(endpoint_url="http://store")
+        return getattr(self.client, name)
+
+
+@pytest.mark.ray  # needs moto
+def test_a_storage_failure_between_groups_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "WAIT", tenacity.wait_none())
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    with moto.mock_aws():
+        store = FlakyClient(boto3.client("s3", region_name="us-east-1"))
+        store.create_bucket(Bucket="bucket")
+        monkeypatch.setattr(s3, "s3_client", lambda: store)
+        run = Run("s3://bucket/run", monkeypatch)
+        fail_twice = partial(setattr, store, "failures", 2)
+        assert run.train(in_turn(partial(run.save, 2), fail_twice, die), partial(run.save, 4)).generation == 3
+        assert store.failed == 2
 
 
 @pytest.mark.parametrize(("keys", "workers", "gib"), [([], 1, 2.0), (BIG, 8, 4 * 24 * 64 * 16 * 224**2 * 3 / 2**30)])

@@ -16,7 +16,8 @@ from jobs.checkpoints.store import measured_steps, read_checkpoint
 from jobs.core.errors import UserError
 from jobs.export import ExportConfig
 from jobs.export import run as export
-from jobs.training.validation import ProbedValidationConfig, ValidationConfig, check_validation
+from jobs.training.config import ProbedValidationConfig, ValidationConfig
+from jobs.training.job import check_validation
 from pipeline.shards.reader import PreparedSet
 from tests.support.golden_losses import GLOBAL_BATCH, TRAINING_CLIPS, pretrain_config, write_tiny_set
 from tests.support.small_set import small_prepared_set
