@@ -116,10 +116,21 @@ def retried(request: Callable[[], Result]) -> Result:
 
 def in_threads(threads: int, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """``call`` of every item, in order, side by side under one budget; the first error cancels what has not begun."""
+    failures: list[Exception] = []
+
+    def run(context: contextvars.Context, item: Item) -> Result:
+        if failures:  # on a busy machine the starter notices late
+            raise failures[0]
+        try:
+            return context.run(call, item)
+        except Exception as error:
+            failures.append(error)
+            raise
+
     with RetryBudget().shared(), ThreadPoolExecutor(threads) as pool:
         # A thread begins without its starter's context variables, and a context runs in one thread at a time.
         contexts = [contextvars.copy_context() for _ in items]
-        return list(pool.map(lambda context, item: context.run(call, item), contexts, items))
+        return list(pool.map(run, contexts, items))
 
 
 def is_transient(error: BaseException) -> bool:
