@@ -58,10 +58,7 @@ def contents_with_status(videos: pa.Table, statuses: Sequence[str]) -> list[tupl
 def rejections(output: str, version: int, split: str) -> tuple[dict[str, int], dict[str, int]]:
     """Videos of a split that no clip was stored of, and those rejected before they had a split, both by reason.
 
-    What a person took out by `exclude` is in neither.
-
-    Raises:
-        StorageError: the records of prepare are not beside the set, or cannot be read.
+    What a person took out by `exclude` is in neither. `StorageError` where prepare's records are not beside the set.
     """
     record = read_json(join(output, "versions", f"{version:04d}.json"))
     videos = current_videos(output, version)
