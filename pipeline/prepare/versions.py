@@ -115,10 +115,15 @@ def rejected_files(output: str, version: int) -> list[str]:
     return [f"rejected/{name}" for name in names if re.fullmatch(rf"v{version:04d}-\d+\.parquet", name)]
 
 
-def kept_rejected(output: str, version: int, earlier: Sequence[str], gone: pa.Array) -> list[str]:
-    """The rejected rows of the parent version; files with rows of videos in ``gone`` are rewritten."""
-    kept = []
-    for number, file in enumerate(earlier):
+def kept_rejected(output: str, plan: Mapping[str, Any], earlier: Sequence[str]) -> list[str]:
+    """What the parent version rejected, except by its own plan and for videos that this version looked at.
+
+    Files with some of these rows are rewritten without them.
+    """
+    version, kept = plan["version"], []
+    looked_at = [chunk for record in version_videos(output, version) for chunk in record["uri"].chunks]
+    gone = pa.concat_arrays([pa.array(plan["excluded"], pa.string()), *looked_at])
+    for number, file in enumerate(file for file in earlier if not file.endswith("-plan.parquet")):
         rows = read_table(join(output, file))
         stays = pc.invert(pc.is_in(rows["uri"], gone))
         if pc.all(stays).as_py():
