@@ -12,11 +12,7 @@ from pipeline.shards.reader import PreparedSet
 
 
 def refuse_nothing_to_score(prepared: PreparedSet, split: str) -> None:
-    """Scores need labelled clips.
-
-    Raises:
-        UserError: the split has none.
-    """
+    """`UserError` unless the split has labelled clips."""
     if prepared.num_clips(split) == 0:
         raise UserError(f"split={split}: {prepared.uri} has no such clips; it has {prepared.splits()}")
     if prepared.num_clips(split, labelled_only=True) == 0:
@@ -27,11 +23,7 @@ def refuse_nothing_to_score(prepared: PreparedSet, split: str) -> None:
 
 
 def with_class_names(weights: ClassifierWeights, prepared: PreparedSet) -> ClassifierWeights:
-    """Public weights without a class list take the set's, in its order, when it has as many names as they have logits.
-
-    Raises:
-        UserError: the numbers differ.
-    """
+    """Public weights without a class list take the set's, in its order; `UserError` unless it has a name per logit."""
     if weights.has_class_names:
         return weights
     if len(prepared.classes) != len(weights.classes):
@@ -50,8 +42,7 @@ def with_class_names(weights: ClassifierWeights, prepared: PreparedSet) -> Class
 def match_classes(weights: ClassifierWeights, prepared: PreparedSet, separator: str = "") -> dict[int, tuple[int, ...]]:
     """Class number in the set → numbers of the logits with the same names; several for a label of several parts.
 
-    Raises:
-        UserError: the set has classes that the classifier does not know.
+    `UserError` where the set has classes that the classifier does not know.
     """
     logits = {name: number for number, name in enumerate(weights.classes)}
     parts = [name.split(separator) if separator else [name] for name in prepared.classes]

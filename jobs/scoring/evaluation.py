@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +14,7 @@ from jobs.core.errors import UserError
 from jobs.reports.confusion import confused_pairs_picture, confusion_picture
 from jobs.scoring.classifier import ClassifierWeights
 from jobs.scoring.config import EvaluateConfig
-from jobs.scoring.metrics import (
-    PREDICTION_SCHEMA,
-    confusion,
-    predictions,
-)
+from jobs.scoring.metrics import PREDICTION_SCHEMA, confusion, predictions
 from jobs.scoring.stage import Answers, plan_actors, score_views
 from pipeline.datasets.evaluation import evaluation_views
 from pipeline.prepare.versions import rejections
@@ -51,20 +47,12 @@ def clip_predictions(
     logits_of_labels: Mapping[int, tuple[int, ...]],
 ) -> list[dict[str, Any]]:
     """A row for every clip of the split (`jobs.scoring.metrics.predictions`), by clip id."""
-    views = _scored_views(config, weights, prepared)
+    batches = evaluation_graph(config, weights, prepared).iter_batches(batch_size=None, batch_format="pyarrow")
+    number = prepared.num_clips(config.split) * config.views.views
+    views = track((row for batch in batches for row in batch.to_pylist()), "scoring views", number, console=console)
     with_truth = (row | {"truth": logits_of_labels[row["label"]]} for row in views)
     rows = predictions(with_truth, weights.classes, config.views.views)
     return sorted(rows, key=lambda row: int(row["clip_id"]))
-
-
-def _scored_views(
-    config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet
-) -> Iterator[dict[str, Any]]:
-    """Every view of the split with its scores, in no particular order."""
-    batches = evaluation_graph(config, weights, prepared).iter_batches(batch_size=None, batch_format="pyarrow")
-    views = prepared.num_clips(config.split) * config.views.views
-    rows = (row for batch in batches for row in batch.to_pylist())
-    yield from track(rows, "scoring views", total=views, console=console)
 
 
 def count_rejected(prepared: PreparedSet, split: str) -> dict[str, Any]:

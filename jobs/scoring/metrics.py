@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -164,7 +163,10 @@ def _prediction(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], num_v
     }
     if status != OK:
         return row
-    mean = _view_mean(rows, len(classes))
+    total = np.zeros(len(classes))
+    for view in sorted(rows, key=lambda row: int(row["view"])):  # the sum must not depend on which actor was faster
+        total[view["classes"]] += view["scores"]
+    mean = total / num_views
     best = np.argsort(-mean, kind="stable")[:TOP]
     names = [classes[index] for index in best]
     return row | {"predicted": names[0], "labels": names, "scores": mean[best].tolist(), "class_scores": mean}
@@ -177,14 +179,6 @@ def _status(rows: Sequence[Mapping[str, Any]], num_views: int) -> str:
     if len(rows) != num_views:
         return MISSING_VIEWS
     return UNLABELLED_STATUS if not rows[0]["truth"] else OK
-
-
-def _view_mean(rows: Sequence[Mapping[str, Any]], num_classes: int) -> npt.NDArray[np.float64]:
-    """Mean scores ``[C]``, summed by view number: the sum must not depend on which actor was faster."""
-    total = np.zeros(num_classes)
-    for row in sorted(rows, key=lambda row: int(row["view"])):
-        total[row["classes"]] += row["scores"]
-    return total / len(rows)
 
 
 def _share(hits: Iterable[bool]) -> float:

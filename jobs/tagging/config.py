@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -110,36 +110,25 @@ class ScoringPlan:
 
 
 def plan_scoring(config: TagConfig, weights: ClassifierWeights) -> ScoringPlan:
-    """Check the labels against the classifier's, and derive the plan.
-
-    Raises:
-        UserError: a label that the classifier does not know.
-    """
+    """Derive the plan; `UserError` for a label that the classifier does not know."""
     numbers = {name: number for number, name in enumerate(weights.classes)}
-    for key, names in (("labels", config.labels), ("thresholds", tuple(config.thresholds))):
-        _refuse_unknown(key, names, weights)
+    for key, names in (("labels", config.labels), ("thresholds", config.thresholds)):
+        if unknown := sorted(set(names) - numbers.keys()):
+            raise UserError(
+                f"{key}={unknown}: no labels of init={weights.uri}; choose among its {len(weights.classes)}: "
+                f"{', '.join(weights.classes[:8])}{', ...' if len(weights.classes) > 8 else ''}"
+            )
     kept = config.labels or weights.classes
+    views = WindowViews(config.grid, weights.input_size, config.whole_video)
     wanted = Answers(
         top_k=config.top_k,
         allowed=tuple(sorted(numbers[name] for name in set(config.labels))),
         multi_label=config.multi_label,
-        views=max(1, config.whole_video.clips * config.whole_video.crops),
+        views=views.per_window,
         embeddings=config.embeddings,
     )
-    views = WindowViews(config.grid, weights.input_size, config.whole_video)
     thresholds = {name: config.thresholds.get(name, config.threshold) for name in kept}
-    return ScoringPlan(config, weights, views, wanted, thresholds, _embedding_size(weights) if config.embeddings else 0)
-
-
-def _embedding_size(weights: ClassifierWeights) -> int:
-    """From the loaded model: not every kind of file has a model config."""
-    return Classifier(weights.file, "fp32", use_gpu=False, architecture=weights.architecture).model.config.widths[-1]
-
-
-def _refuse_unknown(key: str, names: Sequence[str], weights: ClassifierWeights) -> None:
-    unknown = sorted(set(names) - set(weights.classes))
-    if unknown:
-        raise UserError(
-            f"{key}={unknown}: no labels of init={weights.uri}; choose among its {len(weights.classes)}: "
-            f"{', '.join(weights.classes[:8])}{', ...' if len(weights.classes) > 8 else ''}"
-        )
+    size = 0
+    if config.embeddings:  # from the loaded model: not every kind of file has a model config
+        size = Classifier(weights.file, "fp32", False, weights.architecture).model.config.widths[-1]
+    return ScoringPlan(config, weights, views, wanted, thresholds, size)

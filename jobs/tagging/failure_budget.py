@@ -22,11 +22,7 @@ class FailureBudget:
         self._good: set[int] = set()
 
     def count(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Count rows with ``video_id, uri, status, message``.
-
-        Raises:
-            WorkStoppedError: more than the permitted share of the videos has failed.
-        """
+        """Count rows with ``video_id, uri, status, message``; `WorkStoppedError` over the permitted share of videos."""
         for row in rows:
             if row["status"] == OK:
                 self._good.add(row["video_id"])

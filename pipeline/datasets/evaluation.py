@@ -65,7 +65,6 @@ def evaluation_views(
 
     Raises:
         ValueError: the split holds no such clip.
-        StorageError: the set's shards cannot be read.
     """
     selection = prepared.selection(split, labelled_only)
     groups = np.flatnonzero(selection.clips_per_group)

@@ -61,9 +61,6 @@ class StreamOrder:
         Args:
             clips_per_group: int64 [groups], the clips to train on in each row group.
             window_groups: row groups over which clips are shuffled; what a reader holds in memory at a time.
-
-        Raises:
-            ValueError: there is no clip at all.
         """
         if clips_per_group.sum() == 0:
             raise ValueError("clips=0: a stream needs at least one clip; check split and labels of the data")
@@ -125,11 +122,7 @@ class StreamOrder:
 
 
 def segments(start: int, stop: int, micro_batch: int, most: int = 1000, least_micro_batches: int = 256) -> Ints:
-    """Cut the positions of a stream into pieces for its reader: int64 [pieces, 2], each of whole micro-batches.
-
-    Raises:
-        ValueError: the positions are none, or no whole number of micro-batches.
-    """
+    """Cut the positions of a stream into pieces for its reader: int64 [pieces, 2], each of whole micro-batches."""
     micro_batches, rest = divmod(stop - start, micro_batch)
     if stop <= start:
         raise ValueError(f"stop_position={stop}: must lie after start_position={start}; there is nothing left to read")

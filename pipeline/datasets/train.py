@@ -74,7 +74,6 @@ def training_stream(
 
     Raises:
         ValueError: the split holds no clip to train on, or the positions are none or no whole micro-batches.
-        StorageError: the set's shards cannot be read.
     """
     selection = prepared.selection(split, labelled_only, view.balance_classes)
     order = StreamOrder(

@@ -41,9 +41,6 @@ def fixed_views(
 
     The test protocol with one view. Shards hold the clips in a seeded shuffle, so the first are a sample of all. Clips
     that cannot be decoded are left out.
-
-    Raises:
-        StorageError: the set's shards cannot be read.
     """
     selection = prepared.selection(split, labelled_only)
     numbers = range(part, min(count, int(selection.clips_per_group.sum())), parts)

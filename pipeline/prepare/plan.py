@@ -95,11 +95,7 @@ def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Seque
 
 
 def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
-    """What `prepare` would do, in figures; nothing is written and no video is opened.
-
-    Raises:
-        ManifestError, StorageError: as `plan_set`.
-    """
+    """What `prepare` would do, in figures; nothing is written and no video is opened. Errors as `plan_set`."""
     output = absolute(output)
     draft = _draft(source, output, settings, next(reversed(read_versions(output)), None), exclude)
     splits = pc.value_counts(draft.rows["split"].combine_chunks()) if len(draft.rows) else []

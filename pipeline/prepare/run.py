@@ -31,7 +31,6 @@ from pipeline.prepare.versions import (
     shards_of,
     version_counts,
     version_digest,
-    version_videos,
 )
 from pipeline.schema import CLIP_SCHEMA
 from pipeline.shards.reader import read_shard
@@ -129,7 +128,8 @@ def _version(
     shards = [*kept, *shards_of(output, plan["version"])]
     videos = current_videos(output, plan["version"])
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
-    rejected = [*_earlier_rejected(output, plan, newest), *plan["rejected"], *rejected_files(output, plan["version"])]
+    earlier = kept_rejected(output, plan, newest["rejected"]) if newest else []
+    rejected = [*earlier, *plan["rejected"], *rejected_files(output, plan["version"])]
     counts = version_counts(videos, read_rejected(output, rejected), shards, plan["classes"])
     return {
         "version": plan["version"],
@@ -143,18 +143,6 @@ def _version(
         "shards": shards,
         "rejected": rejected,
     }
-
-
-def _earlier_rejected(output: str, plan: Mapping[str, Any], newest: Mapping[str, Any] | None) -> list[str]:
-    """What the parent version rejected, except by its own plan and for videos that this version looked at."""
-    if newest is None:
-        return []
-    looked_at = [record["uri"] for record in version_videos(output, plan["version"])]
-    gone = pa.concat_arrays(
-        [pa.array(plan["excluded"], pa.string()), *(chunk for uri in looked_at for chunk in uri.chunks)]
-    )
-    files = [file for file in newest["rejected"] if not file.endswith("-plan.parquet")]
-    return kept_rejected(output, plan["version"], files, gone)
 
 
 def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -58,10 +58,7 @@ def contents_with_status(videos: pa.Table, statuses: Sequence[str]) -> list[tupl
 def rejections(output: str, version: int, split: str) -> tuple[dict[str, int], dict[str, int]]:
     """Videos of a split that no clip was stored of, and those rejected before they had a split, both by reason.
 
-    What a person took out by `exclude` is in neither.
-
-    Raises:
-        StorageError: the records of prepare are not beside the set, or cannot be read.
+    What a person took out by `exclude` is in neither. `StorageError` where prepare's records are not beside the set.
     """
     record = read_json(join(output, "versions", f"{version:04d}.json"))
     videos = current_videos(output, version)
@@ -118,10 +115,15 @@ def rejected_files(output: str, version: int) -> list[str]:
     return [f"rejected/{name}" for name in names if re.fullmatch(rf"v{version:04d}-\d+\.parquet", name)]
 
 
-def kept_rejected(output: str, version: int, earlier: Sequence[str], gone: pa.Array) -> list[str]:
-    """The rejected rows of the parent version; files with rows of videos in ``gone`` are rewritten."""
-    kept = []
-    for number, file in enumerate(earlier):
+def kept_rejected(output: str, plan: Mapping[str, Any], earlier: Sequence[str]) -> list[str]:
+    """What the parent version rejected, except by its own plan and for videos that this version looked at.
+
+    Files with some of these rows are rewritten without them.
+    """
+    version, kept = plan["version"], []
+    looked_at = [chunk for record in version_videos(output, version) for chunk in record["uri"].chunks]
+    gone = pa.concat_arrays([pa.array(plan["excluded"], pa.string()), *looked_at])
+    for number, file in enumerate(file for file in earlier if not file.endswith("-plan.parquet")):
         rows = read_table(join(output, file))
         stays = pc.invert(pc.is_in(rows["uri"], gone))
         if pc.all(stays).as_py():

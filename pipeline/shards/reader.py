@@ -98,11 +98,7 @@ class Selection:
 
 
 def open_prepared(uri: str, version: int | None = None) -> PreparedSet:
-    """The newest version of a prepared set, or a given one.
-
-    Raises:
-        StorageError: there is no committed set at ``uri``, or it cannot be read.
-    """
+    """The newest version of a prepared set, or a given one; `StorageError` where none is committed."""
     uri = absolute(uri)
     place = join(uri, "dataset.json") if version is None else join(uri, "versions", f"{version:04d}.json")
     try:

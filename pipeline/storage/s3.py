@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import boto3
@@ -168,9 +168,7 @@ def is_there(uri: str) -> bool:
         if code_of(error) not in _MISSING:
             raise
         bucket, key = bucket_and_key(uri)
-        prefix = key.rstrip("/") + "/"
-        found = retried(lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
-        return bool(found["KeyCount"])
+        return bool(_list(Bucket=bucket, Prefix=key.rstrip("/") + "/", MaxKeys=1)["KeyCount"])
     return True
 
 
@@ -191,17 +189,17 @@ def list_objects(uri: str, recursive: bool) -> Iterator[tuple[str, int, int, str
     options = {} if recursive else {"Delimiter": "/"}
     page: dict[str, Any] = {"NextContinuationToken": None}
     while "NextContinuationToken" in page:
-        page = _page(bucket, prefix, page["NextContinuationToken"], options)
+        token = page["NextContinuationToken"]
+        position = {"ContinuationToken": token} if token else {}
+        # Not boto3's paginator, which cannot repeat a page that failed.
+        page = _list(Bucket=bucket, Prefix=prefix, **position, **options)
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
                 modified_ns = int(item["LastModified"].timestamp() * 1_000_000_000)
                 yield f"s3://{bucket}/{item['Key']}", item["Size"], modified_ns, item["ETag"].strip('"')
 
 
-def _page(bucket: str, prefix: str, token: str | None, options: Mapping[str, str]) -> dict[str, Any]:
-    """One page of a listing; not boto3's paginator, which cannot repeat a page that failed."""
-    position = {"ContinuationToken": token} if token else {}
-    page: dict[str, Any] = retried(
-        lambda: s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, **position, **options)
-    )
+def _list(**options: Any) -> dict[str, Any]:
+    """One page of a listing."""
+    page: dict[str, Any] = retried(lambda: s3_client().list_objects_v2(**options))
     return page

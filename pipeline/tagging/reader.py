@@ -30,10 +30,9 @@ Ids = npt.NDArray[np.int64]
 
 
 def read_tags(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current snapshot, one row per window (`tag_schema`), or per video that failed; some columns, or all.
+    """The current snapshot, some columns or all: one row per window (`tag_schema`), or per video that failed.
 
-    Raises:
-        StorageError: the output has no commit.
+    `StorageError` where the output has no commit, as in `read_videos`.
     """
     commit = _commit_to_read(output)
     schema = tag_schema(commit["settings"].get("embedding_size", 0))
@@ -44,11 +43,7 @@ def read_tags(output: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_videos(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current snapshot, one row per video (`VIDEO_SCHEMA`); some columns, or all.
-
-    Raises:
-        StorageError: the output has no commit.
-    """
+    """The current snapshot, some columns or all: one row per video (`VIDEO_SCHEMA`)."""
     files = _commit_to_read(output)["videos"]
     table = read_files(output, files, VIDEO_SCHEMA, _with(columns, "uri", "version", "status"))
     uris = table["uri"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)

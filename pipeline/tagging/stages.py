@@ -198,11 +198,7 @@ class DecodeWindows:
 
 
 def _refuse_replaced(unit: Mapping[str, Any]) -> None:
-    """The scores of one content must not stand under the version of another.
-
-    Raises:
-        DecodeError: the object is not the one that was listed.
-    """
+    """`DecodeError` for another object than was listed: its scores must not stand under the version of that one."""
     if content_version(unit["uri"]) != unit["content_version"]:
         raise DecodeError("replaced", "the object was replaced after it was listed; run tag again")
 

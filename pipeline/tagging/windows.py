@@ -109,7 +109,10 @@ def plan_units(probed: pa.Table, grid: WindowGrid, windows_per_chunk: int) -> pa
         "num_windows": np.concatenate([num_windows, zeros]),
     }
     videos = probed.take(pa.array(np.concatenate([good, bad])))
-    columns["unit_id"] = _unit_ids(videos, columns["first_window"], columns["num_windows"])
+    names = videos["uri"].to_pylist(), videos["content_version"].to_pylist()
+    starts = columns["first_window"].astype(np.float64)
+    spans = starts.tolist(), (starts + columns["num_windows"]).tolist()
+    columns["unit_id"] = np.fromiter(map(clip_id, *names, *spans), np.int64, len(videos))
     table = pa.table({**columns, **{name: videos[name] for name in PROBED_SCHEMA.names}})
     return table.select(UNIT_SCHEMA.names).cast(UNIT_SCHEMA)
 
@@ -126,14 +129,3 @@ def _cut_at_chunks(counts: npt.NDArray[np.int64], windows_per_chunk: int) -> tup
     begin = np.maximum(starts[row], chunk * windows_per_chunk)
     end = np.minimum(ends[row], (chunk + 1) * windows_per_chunk)
     return row, begin - starts[row], end - begin, chunk
-
-
-def _unit_ids(
-    videos: pa.Table, first_window: npt.NDArray[np.int64], num_windows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    names = zip(videos["uri"].to_pylist(), videos["content_version"].to_pylist(), strict=True)
-    ids = [
-        clip_id(uri, version, float(first), float(first + number))
-        for (uri, version), first, number in zip(names, first_window, num_windows, strict=True)
-    ]
-    return np.asarray(ids, np.int64)

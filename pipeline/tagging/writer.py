@@ -180,11 +180,7 @@ def unfinished_version(output: str, generation: int = 0) -> PlannedVersion | Non
 
 
 def publish(output: str, commit: Commit) -> None:
-    """Make a commit visible to readers; a published one never changes.
-
-    Raises:
-        StorageError: its version has another commit.
-    """
+    """Make a commit visible to readers; a published one never changes, so another one raises `StorageError`."""
     uri = join(output, "_commits", f"{commit['version']}.json")
     content = json.dumps(dict(commit), indent=2).encode()
     if not write_if_absent(uri, content) and read_bytes(uri) != content:
