@@ -9,8 +9,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jobs.core.cli import Command, echo, replace
@@ -88,13 +86,10 @@ def score(
     report = {**asdict(figures(rows, weights.classes)), **rejected, "views_per_second": speed}
     pictures = write_results(output, rows, weights)
     tracking.log_metrics({key: value for key, value in report.items() if type(value) in (int, float)}, step=0)
-    with TemporaryDirectory() as folder:
-        for name, picture in pictures.items():
-            path = Path(folder) / name
-            path.write_bytes(picture)
-            tracking.log_artifact(path)
-        tracking.finish()
     uris = {name.removesuffix(".png"): join(output, name) for name in pictures}
+    for uri in uris.values():
+        tracking.log_stored_artifact(uri)
+    tracking.finish()
     whole = {**report, **uris, "mlflow_run_id": tracking.run_id}
     # Written last: this file makes the output finished.
     write_bytes(join(output, FIGURES), json.dumps(whole, indent=2).encode())

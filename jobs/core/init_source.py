@@ -17,7 +17,7 @@ WEIGHTS = "model.safetensors"
 BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best in validation
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
-RUN_LINK = "_run_id"  # end of the tags of `link_to_initial_run`
+RUN_LINK = "_run_id"  # end of the tags of `links_of`
 REGISTRY = "models:/"
 SAMPLING = "sampling_of_frames"  # key of a weights file: how frames were chosen in training, as JSON
 ENCODER = "encoder"  # `part` of an export that left the head out
@@ -66,17 +66,8 @@ def initial_metadata(init: str | None) -> dict[str, str]:
             raise UserError(f"init={init}: {error}; give another file, or the output of a run") from error
 
 
-def link_to_initial_run(init: str | None) -> dict[str, str]:
-    """Tags that link a run to the run that its weights come from, and to the pretraining of that run.
-
-    Raises:
-        UserError: see `initial_metadata`.
-    """
-    return links_of(initial_metadata(init))
-
-
 def links_of(metadata: Mapping[str, str]) -> dict[str, str]:
-    """`link_to_initial_run`, from the metadata of the weights."""
+    """Tags that link a run to the run that its weights come from, and to the pretraining of that run."""
     links = {"pretrain_run_id": metadata.get("pretrain_run_id")}
     if "command" not in metadata:  # a registered copy, which carries the link of the original
         links["finetune_run_id"] = metadata.get("finetune_run_id")

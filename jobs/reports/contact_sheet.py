@@ -16,7 +16,7 @@ from pipeline.storage.files import StorageError, join, local_copy
 from pipeline.storage.parquet import read_columns
 
 CELL_PIXELS = 128
-CLIP_COLUMNS = ("label", "uri", "num_frames", "width", "height", "video")
+CLIP_COLUMNS = ["label", "uri", "num_frames", "width", "height", "video"]
 
 Clip = Mapping[str, Any]
 Shard = Mapping[str, Any]

@@ -61,13 +61,11 @@ def class_table(stored: pa.Table) -> Table:
 
 def rejected_table(rejected: pa.Table) -> Table:
     """Rejected videos by reason, with an example of each."""
-    by_reason: dict[str, list[dict[str, str]]] = {}
-    for row in rejected.to_pylist():
-        by_reason.setdefault(row["reason"], []).append(row)
     table = Table("reason", "videos", "for example", "message", title="rejected", title_justify="left")
-    for reason, rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        example = rows[0]["uri"].rpartition("/")[2]
-        table.add_row(reason, str(len(rows)), escape(example), escape(rows[0]["message"]))
+    reasons = Counter(rejected["reason"].to_pylist())
+    for reason, videos in reasons.most_common():
+        example = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, 1).to_pylist()[0]
+        table.add_row(reason, str(videos), escape(example["uri"].rpartition("/")[2]), escape(example["message"]))
     return table
 
 

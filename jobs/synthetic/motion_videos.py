@@ -284,8 +284,10 @@ def _soften(image: Floats) -> Floats:
 
 def _colour_map(difficulty: float, rng: np.random.Generator) -> Floats:
     """The shape's own colours ``[M, M, 3]`` in 0 to 255: a bright tint, with difficulty any colour and a texture."""
-    bright = _tint(rng, 0.35) * 255
-    colour = (1 - difficulty) * bright + difficulty * rng.uniform(20, 235, 3)
+    tint = 1 - 0.35 * rng.random(3)
+    colour: npt.NDArray[np.float64] = (1 - difficulty) * (tint / tint.max() * 255) + difficulty * rng.uniform(
+        20, 235, 3
+    )
     texture = _texture(_MAP_CELLS, rng)[..., None] * rng.uniform(-110, 110, 3)
     return np.clip(colour + difficulty * texture, 0, 255).astype(np.float32)
 
@@ -296,28 +298,15 @@ def _background(size: int, difficulty: float, rng: np.random.Generator) -> Frame
     The ramp is what a masked autoencoder learns first: its direction shows in every patch of a video.
     """
     v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    calm = _ramp(u, v, rng)[..., None]
+    direction = rng.uniform(0, 2 * np.pi)
+    slope = np.cos(direction) * u + np.sin(direction) * v
+    calm = (RAMP_RANGE[0] + (slope / np.abs(slope).max() + 1) / 2 * (RAMP_RANGE[1] - RAMP_RANGE[0]))[..., None]
     tones = rng.uniform(20, 235, (2, 3))
     angle, split = rng.uniform(0, 2 * np.pi), rng.uniform(-0.4, 0.4)
     second = (np.cos(angle) * u + np.sin(angle) * v > split)[..., None]
     busy = np.where(second, tones[0], tones[1]) + _texture(size, rng)[..., None] * rng.uniform(-60, 60, 3)
     background: Frames = np.clip((1 - difficulty) * calm + difficulty * busy, 0, 255).astype(np.uint8)
     return background
-
-
-def _ramp(u: npt.NDArray[np.float64], v: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Brightness that rises evenly from one side of the frame to the other, in a random direction ``[S, S]``."""
-    angle = rng.uniform(0, 2 * np.pi)
-    slope = np.cos(angle) * u + np.sin(angle) * v
-    rise: npt.NDArray[np.float64] = (slope / np.abs(slope).max() + 1) / 2
-    return RAMP_RANGE[0] + rise * (RAMP_RANGE[1] - RAMP_RANGE[0])
-
-
-def _tint(rng: np.random.Generator, depth: float) -> npt.NDArray[np.float64]:
-    """A bright colour, each channel in [1 - depth, 1] and the strongest at 1."""
-    colour = 1 - depth * rng.random(3)
-    bright: npt.NDArray[np.float64] = colour / colour.max()
-    return bright
 
 
 def _texture(size: int, rng: np.random.Generator) -> Floats:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.errors import UserError
-from jobs.core.init_source import link_to_initial_run
+from jobs.core.init_source import initial_metadata, links_of
 from jobs.register import RegisterConfig, run
 from jobs.runs.tracking import TrackingConfig
 from jobs.scoring.classifier import Classifier, find_classifier
@@ -99,7 +99,7 @@ def test_it_serves_as_init(registered: tuple[Path, dict[str, Any]]) -> None:
     folder, report = registered
     tracking = TrackingConfig(f"sqlite:///{folder / 'mlflow.db'}")
     with initial_file(report["uri"], tracking, None) as file:
-        assert link_to_initial_run(file) == {"finetune_run_id": "f1"}
+        assert links_of(initial_metadata(file)) == {"finetune_run_id": "f1"}
         assert find_classifier(report["uri"], fetched=file).classes == MOTION_CLASSES
         weights, own = (load_file(path) for path in (file, folder / "tuned" / "model.safetensors"))
     assert all(torch.equal(weights[name], own[name]) for name in own)

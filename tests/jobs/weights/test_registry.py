@@ -15,7 +15,7 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs import export
 from jobs.core.cli import existing_paths
 from jobs.core.errors import UserError
-from jobs.core.init_source import initial_metadata, link_to_initial_run
+from jobs.core.init_source import initial_metadata, links_of
 from jobs.runs.tracking import TrackingConfig, TrackingPlace
 from jobs.scoring.classifier import find_classifier, shared
 from jobs.training.pretrain_step import PretrainConfig
@@ -39,7 +39,7 @@ def test_the_file_is_the_one_that_was_registered(tracking: TrackingConfig, init:
     with initial_file(init, tracking, None) as file:
         assert Path(file).read_bytes() == stored(tracking.uri, version)
         assert json.loads(initial_metadata(file)["classes"]) == list(CLASSES)
-        assert link_to_initial_run(file) == {"pretrain_run_id": "p1", "finetune_run_id": "f1"}
+        assert links_of(initial_metadata(file)) == {"pretrain_run_id": "p1", "finetune_run_id": "f1"}
     assert not Path(file).exists()
 
 
@@ -106,7 +106,7 @@ def test_weights_of_an_untracked_run_name_no_run_that_they_are_not_of(tmp_path: 
     file = tmp_path / "model.safetensors"
     facts = {"command": "finetune", "run_id": "", "finetune_run_id": "f0", "pretrain_run_id": "p0"}
     save_model(file, create_model("hiera_test_8x64", num_classes=2), facts)
-    assert link_to_initial_run(str(file)) == {"pretrain_run_id": "p0"}
+    assert links_of(initial_metadata(str(file))) == {"pretrain_run_id": "p0"}
 
 
 def test_pretraining_refuses_a_registered_classifier(tmp_path: Path) -> None:
