@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from av.sidedata.sidedata import Type
-
-Array = TypeVar("Array", bound=npt.NDArray[Any])
-
 
 class Orientation(NamedTuple):
     """From the coded to the shown picture: first swap rows and columns, then reverse them."""
@@ -42,9 +39,8 @@ class Orientation(NamedTuple):
             return 90 if self.reversed_columns else 270
         return 180 if self.reversed_rows else 0
 
-    def upright(self, picture: Array) -> Array:
+    def upright(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """[H, W, ...] as it is shown."""
-        if self.transposed:
-            picture = picture.swapaxes(0, 1)  # type: ignore[assignment]  # NumPy types it as a plain array
-        step = {True: -1, False: 1}
-        return np.ascontiguousarray(picture[:: step[self.reversed_rows], :: step[self.reversed_columns]])
+        turned = picture.swapaxes(0, 1) if self.transposed else picture
+        rows, columns = (slice(None, None, -1 if backward else 1) for backward in self[1:])
+        return np.ascontiguousarray(turned[rows, columns])

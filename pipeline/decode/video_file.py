@@ -45,6 +45,7 @@ class Video:
         self.path = path
         self.config = config
         self._progress = progress
+        self._at_start = True  # nothing of the container was read yet
         self._open()
         self.coded_height, self.coded_width = self.codec.height, self.codec.width
         self.pixel_aspect = float(self.stream.sample_aspect_ratio or 1)
@@ -59,7 +60,7 @@ class Video:
         self._by_frames = False  # whether the times are those of decoded frames
         self._reformatter = VideoReformatter()
         self._after_leading: Callable[[], object] = lambda: None
-        self.discarded = 0  # packets that an edit list hides
+        self.discarded = 0  # packets that an edit list hides, or that repeat the last frame
         self.trimmed = 0  # leading pictures that cannot be decoded: what they refer to was cut off
 
     def __enter__(self) -> Self:
@@ -140,15 +141,14 @@ class Video:
 
     @property
     def stated_seconds(self) -> float:
-        """The duration that the container states, from its start; 0 where it states none. Matroska states the end."""
-        start = self.container.start_time if self.container_name.startswith("matroska") else 0
+        """The duration that the container states, from its start; 0 where it states none."""
+        # Matroska and ASF state the end.
+        start = self.container.start_time if self.container_name.startswith(("matroska", "asf")) else 0
         return max(0, (self.container.duration or 0) - max(0, start or 0)) / av.time_base
 
     def times_seconds(self) -> npt.NDArray[np.float64]:
         """Presentation time of every frame, in seconds after the first. [frames]"""
         times = self.times()
-        if self.counts_only:
-            return np.arange(len(times)) / (self.fps or 1.0)
         seconds: npt.NDArray[np.float64] = (times - times[0]) * float(self.stream.time_base)
         return seconds
 
@@ -436,7 +436,7 @@ class Video:
                 if number % PROGRESS_PACKETS == 0:
                     self._progress()
                 time = packet.pts if packet.pts is not None else packet.dts
-                self.discarded += packet.is_discard
+                self.discarded += packet.is_discard or (packet.size == 0 and packet.dts is not None)
                 if time is not None and packet.size > 0 and not packet.is_discard and not self._hidden(packet):
                     found.append((time, packet.is_keyframe))
                 if packet.dts is not None:
@@ -464,8 +464,6 @@ class Video:
 
     def _duration_seconds(self, times: npt.NDArray[np.int64]) -> float:
         """From the first frame's start to the last frame's end, by the time stamps."""
-        if self.counts_only:
-            return len(times) / (self.fps or 1.0)
         last_frame_seconds = 1 / self.fps if self.fps else 0.0
         return float(times[-1] - times[0]) * float(self.stream.time_base) + last_frame_seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -66,12 +67,9 @@ def _copied_packets(video: Video, start: int, end: int) -> tuple[bytes, int, int
     until = int(times[end]) if end < len(times) else None
     packets, is_open = _piece(video.packets_from(int(times[start])), int(times[start]), until)
     for container_format in ("mp4", "matroska"):
-        try:
+        with contextlib.suppress(av.error.FFmpegError, ValueError):
             return _muxed(packets, video.stream, container_format), end + is_open, len(packets)
-        except (av.error.FFmpegError, ValueError):
-            if container_format == "matroska":
-                raise
-    raise AssertionError
+    raise DecodeError("unsupported", f"{video.codec.name} cannot be cut without transcoding; set mode=transcode")
 
 
 def _piece(packets: Iterator[Any], start: int, end: int | None) -> tuple[list[Any], bool]:
@@ -95,11 +93,13 @@ def _piece(packets: Iterator[Any], start: int, end: int | None) -> tuple[list[An
 def _muxed(packets: Sequence[Any], stream: Any, container_format: str) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=container_format) as container:
-        target: Any = container.add_stream_from_template(stream)
-        first = packets[0].dts
-        for packet in packets:
+        target: Any = container.add_stream_from_template(stream, opaque=True)
+        first, order = packets[0].pts, sorted(packet.pts for packet in packets)
+        delay = max(time - packet.pts for time, packet in zip(order, packets, strict=True))
+        for time, packet in zip(order, packets, strict=True):
             copy = av.Packet(bytes(packet))
-            copy.pts, copy.dts, copy.time_base = packet.pts - first, packet.dts - first, packet.time_base
+            # Decoding times are made anew: Matroska and damaged files may have none.
+            copy.pts, copy.dts, copy.time_base = packet.pts - first + delay, time - first, packet.time_base
             copy.duration, copy.is_keyframe, copy.stream = packet.duration, packet.is_keyframe, target
             container.mux(copy)
     return file.getvalue()

@@ -71,13 +71,13 @@ def _checked_frames(video: Video, times: npt.NDArray[np.float64]) -> Iterator[Ch
         by_stamp = frame.pts is not None and not video.counts_only
         time = (frame.pts - first_time) * base if by_stamp else times[min(number, len(times) - 1)]
         yield float(time), frame, bool(damage)
-    end, promised_end = float(times[-1]), _promised_seconds(video)
+    end, promised_end = float(video.times()[-1] * base), _promised_end(video)
     if end < promised_end - max(MISSING_SECONDS_TOLERATED, (MISSING_FRAMES_TOLERATED + 2) / (video.fps or 10)):
         raise DecodeError("damaged", f"the file ends after {end:.2f} of {promised_end:.2f} s")
 
 
-def _promised_seconds(video: Video) -> float:
-    """The duration that a Matroska or WebM file states for its video: nothing else in it shows that it was cut off.
+def _promised_end(video: Video) -> float:
+    """The end time that a Matroska or WebM file states for its video: nothing else in it shows that it was cut off.
 
     The duration of a file with sound may be the sound's; then only the video's own tag counts.
     """
@@ -86,10 +86,9 @@ def _promised_seconds(video: Video) -> float:
     tag = video.stream.metadata.get("DURATION", "")
     if re.fullmatch(r"\d+:\d\d:\d\d(\.\d+)?", tag):
         hours, minutes, seconds = tag.split(":")
-        start = max(0, video.container.start_time or 0) / av.time_base
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds) - start
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     has_sound = any(stream.type == "audio" for stream in video.container.streams)
-    return 0.0 if has_sound else video.stated_seconds
+    return 0.0 if has_sound else (video.container.duration or 0) / av.time_base
 
 
 def at_constant_rate(frames: Iterator[Checked], rate: Fraction, times: npt.NDArray[np.float64]) -> Iterator[Checked]:
