@@ -209,7 +209,7 @@ class Video:
             first = todo[0]
             shown: Any = None
             time = start + int((first + rounded) / base)
-            for frame in self._approach(time, time, self._decoded):
+            for frame in self._counted() if self._reordered else self._approach(time, time, self._decoded):
                 now = (frame.pts - start) * base
                 while todo and shown is not None and todo[0] < now - rounded:
                     yield todo.pop(0), self._picture(shown, scale)
@@ -220,6 +220,17 @@ class Video:
             else:
                 yield from self._rest(todo, shown, start, scale)
                 return
+
+    @property
+    def _reordered(self) -> bool:
+        """H.264 with B-frames in AVI: the times of its frames are in decoding order too."""
+        return self.counts_only and self.codec.name == "h264"
+
+    def _counted(self) -> Iterator[Any]:
+        """All frames, with the times of the packets in the order in which they are shown."""
+        for time, frame in zip(self.times().tolist(), self.frames(), strict=False):
+            frame.pts = time
+            yield frame
 
     def frames(self) -> Iterator[Any]:
         """All frames in order as PyAV frames."""
@@ -236,6 +247,7 @@ class Video:
             DecodeError: "damaged", the decoder gave up, or more than a tolerable few frames never came.
         """
         count, by_packets = 0, len(self.times())
+        self._from_start()  # what the decoder says while a cut stream is opened is no damage
         with Complaints(self) as complaints:
             self._after_leading = complaints.new
             for frame in self.frames():
@@ -319,14 +331,20 @@ class Video:
         for index in todo:
             yield index, self._picture(_neighbour(index, before, None), scale)
 
-    def _decoded(self, anywhere: bool = False) -> Iterator[Any]:
-        """Frames from the current position on, each with a time; none before the first key frame."""
+    def _decoded(self, time: int | None = None, anywhere: bool = False) -> Iterator[Any]:
+        """Frames from the current position on, each with a time; none before the first key frame.
+
+        Args:
+            time: where given, packets before the last key frame until then are not decoded.
+            anywhere: whether to begin before a key frame.
+        """
         from_start, self._at_start = self._at_start, False
         key_time: int | None = None
         last: int | None = None
         step = max(1, round(1 / (self.fps * float(self.stream.time_base)))) if self.fps else 1
         try:
-            for packet in self.container.demux(self.stream):
+            packets = self.container.demux(self.stream)
+            for packet in packets if time is None else _from_key_frame(packets, time):
                 if packet.size == 0 and packet.dts is not None:  # "show the last frame again"
                     continue
                 if key_time is None and packet.size:
@@ -358,7 +376,7 @@ class Video:
         picture: Any = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
         return self._orientation.upright(picture) if self._orientation else picture
 
-    def _approach(self, time: int, key_time: int, read: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    def _approach(self, time: int, key_time: int, read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
         """Frames or packets from one at or before ``time`` on.
 
         A seek may lead behind the frame: MPEG-TS and MPEG-PS have no index and know no key frames, and after the key
@@ -369,6 +387,9 @@ class Video:
             key_time: where the key frame before is, if that is known.
         """
         back = round(1 / float(self.stream.time_base))
+        if self.container_name == "mpeg":  # in the middle FFmpeg guesses times: one stands for several pictures
+            self._from_start()
+            return read(time)
         while self._seek(key_time):
             found = read()
             first = next(found, None)
@@ -419,8 +440,8 @@ class Video:
         self.discarded = len(entries) - len(shown)
         return shown
 
-    def _timed_packets(self) -> Iterator[Any]:
-        """Packets from the first key frame's on."""
+    def _timed_packets(self, time: int | None = None) -> Iterator[Any]:
+        """Packets from the first key frame's on; ``time`` is for ``_decoded`` alone."""
         self._at_start = False
         timed = (packet for packet in self.container.demux(self.stream) if packet.size and packet.pts is not None)
         return itertools.dropwhile(lambda packet: not packet.is_keyframe, timed)
@@ -436,7 +457,7 @@ class Video:
                 if number % PROGRESS_PACKETS == 0:
                     self._progress()
                 time = packet.pts if packet.pts is not None else packet.dts
-                self.discarded += packet.is_discard or (packet.size == 0 and packet.dts is not None)
+                self.discarded += packet.is_discard
                 if time is not None and packet.size > 0 and not packet.is_discard and not self._hidden(packet):
                     found.append((time, packet.is_keyframe))
                 if packet.dts is not None:
@@ -448,6 +469,8 @@ class Video:
         except av.error.FFmpegError:
             if not found:
                 raise
+        if self.container_name == "avi" and found:  # a tick is a frame; where packets are missing the last one stays
+            self.discarded = max(0, max(found)[0] - min(found)[0] + 1 - len(found))
         return found
 
     def _hidden(self, packet: Any) -> bool:
@@ -534,3 +557,16 @@ def _neighbour(index: int, before: tuple[int, Any] | None, after: tuple[int, Any
         if candidate is not None and abs(candidate[0] - index) <= MISSING_FRAMES_TOLERATED:
             return candidate[1]
     raise DecodeError("missing_frames", f"frame {index} was not returned by the decoder")
+
+
+def _from_key_frame(packets: Iterator[Any], time: int) -> Iterator[Any]:
+    """The packets from the last key frame at or before ``time`` on."""
+    held: list[Any] = []
+    for packet in packets:
+        if packet.is_keyframe and packet.pts is not None:
+            if packet.pts > time:
+                held.append(packet)
+                break
+            held = []
+        held.append(packet)
+    return itertools.chain(held, packets)

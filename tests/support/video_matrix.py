@@ -71,7 +71,7 @@ CONTAINERS = {
 FORMATS = {"mkv": "matroska", "m4v": "ipod", "ts": "mpegts", "m2ts": "mpegts", "mpg": "mpeg", "wmv": "asf"}
 TURNING = ("mp4", "mov", "m4v")  # containers that hold any display matrix
 JOINABLE = ("ts", "m2ts", "mpg", "vob")  # of which two files, one after the other, are a file
-VARIABLE = ("mp4", "mov", "m4v", "3gp", "mkv", "webm", "ts", "m2ts", "flv", "asf", "wmv")
+VARIABLE = ("avi", "mp4", "mov", "m4v", "3gp", "mkv", "webm", "ts", "m2ts", "flv", "asf", "wmv")
 CUTTABLE = ("ts", "m2ts", "mpg", "vob", "mkv", "flv")
 
 MATRICES = tuple(
@@ -112,7 +112,7 @@ def cells(per_pair: int) -> Iterator[Cell]:
             "gop": GOPS.get(codec, ("intra",)),
             "pixels": PIXELS.get(codec, ("yuv420p",)),
             "orientation": tuple(range(len(MATRICES))) if container in TURNING else (Cell.orientation,),
-            "start": (0, 7) if container in ("gif", "avi") else (0, 7, 95_000),
+            "start": (0,) if container == "avi" else (0, 7) if container == "gif" else (0, 7, 95_000),
             "stamps": (
                 "regular",
                 *(("variable", "gap") if container in VARIABLE else ()),
