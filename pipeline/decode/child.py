@@ -40,6 +40,9 @@ def decord_is_right(video: Video) -> bool:
         and not video.counts_only
         and video.codec.name in DECORD_CODECS
         and len(video.container.streams.video) == 1
+        and video.pixel_aspect == 1
+        and not video.orientation.mirrored
+        and not video.has_fields
     )
 
 

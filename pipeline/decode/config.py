@@ -60,9 +60,9 @@ class VideoInfo:
     """The facts of a video, from its packets and one decoded frame."""
 
     width: int
-    """Pixels as shown, after rotation."""
+    """Square pixels as shown, after rotation."""
     height: int
-    """Pixels as shown, after rotation."""
+    """Square pixels as shown, after rotation."""
     fps: float
     """Average frames per second; 0 when the file does not state it."""
     num_frames: int
@@ -73,6 +73,12 @@ class VideoInfo:
     container: str
     rotation: int
     """Clockwise degrees from the coded to the shown picture: 0, 90, 180, 270."""
+    mirrored: bool = False
+    """Whether the coded picture is mirrored left to right before it is turned."""
+    pixel_aspect: float = 1.0
+    """Width of a coded pixel by its height; ``width`` and ``height`` are in square pixels."""
+    trimmed_frames: int = 0
+    """Leading pictures that cannot be decoded because what they refer to was cut off; ``num_frames`` omits them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ Frames are counted in presentation order from 0; they are found by their time st
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import stat
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
 from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
+from pipeline.decode.orientation import Orientation
 
 Picture = npt.NDArray[np.uint8]
 
@@ -26,6 +28,7 @@ Picture = npt.NDArray[np.uint8]
 MISSING_FRAMES_TOLERATED = 2
 SEEK_AHEAD_SECONDS = 5.0
 PROGRESS_PACKETS = 32
+BACKWARD_SECONDS_TOLERATED = 1.0
 FLOAT_SECONDS = 1e-6  # times that were computed may be off by this much
 OPTIONS = {"protocol_whitelist": "file"}  # a playlist inside a "video" must not reach the network
 
@@ -42,26 +45,23 @@ class Video:
         self.path = path
         self.config = config
         self._progress = progress
-        try:
-            self.container = av.open(path, options=OPTIONS, metadata_errors="replace")
-        except av.error.FFmpegError as error:
-            raise DecodeError.quoting("not_a_video", f"cannot be opened: {error.strerror}") from error
-        self.stream = cast(Any, self.container.streams.best("video"))
-        if self.stream is None:
-            raise DecodeError("no_video_stream", "the file holds no video stream")
-        self.codec = self.stream.codec_context
-        if self.codec is None or not self.codec.width or not self.stream.time_base:
-            raise DecodeError("unsupported", "codec, picture size or time base is unknown")
-        self.codec.thread_count = 1
-        self.codec.options = {"max_pixels": str(config.max_pixels)}  # also for a size that changes on the way
+        self._at_start = True  # nothing of the container was read yet
+        self._open()
         self.coded_height, self.coded_width = self.codec.height, self.codec.width
+        self.pixel_aspect = float(self.stream.sample_aspect_ratio or 1)
+        self.square_pixels = True
         self.container_name: str = self.container.format.name
         self._check_limits()
         self._times: npt.NDArray[np.int64] | None = None
         self._key_frames: npt.NDArray[np.int64] | None = None
-        self._quarter_turns: int | None = None
+        self._origin: int | None = None
+        self._orientation: Orientation | None = None
+        self._fields = False  # whether packets may be fields; known once a frame is decoded
+        self._by_frames = False  # whether the times are those of decoded frames
         self._reformatter = VideoReformatter()
-        self.discarded = 0  # packets that an edit list hides
+        self._after_leading: Callable[[], object] = lambda: None
+        self.discarded = 0  # packets that an edit list hides, or that repeat the last frame
+        self.trimmed = 0  # leading pictures that cannot be decoded: what they refer to was cut off
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +71,8 @@ class Video:
 
     @property
     def fps(self) -> float:
+        if self._by_frames and self._times is not None and len(self._times) > 1:
+            return (len(self._times) - 1) / float((self._times[-1] - self._times[0]) * self.stream.time_base)
         rate = self.stream.average_rate or self.stream.guessed_rate
         return float(rate) if rate else 0.0
 
@@ -80,25 +82,49 @@ class Video:
         return self.container_name == "avi" and bool(self.codec.has_b_frames)
 
     @property
-    def quarter_turns(self) -> int:
-        """Anticlockwise quarter turns from the coded to the shown picture; known once a frame is decoded."""
-        if self._quarter_turns is None:
+    def has_fields(self) -> bool:
+        """Whether packets may be fields instead of frames; known once a frame is decoded."""
+        return self._fields
+
+    @property
+    def orientation(self) -> Orientation:
+        """From the coded to the shown picture; known once a frame is decoded."""
+        if self._orientation is None:
             next(self.frames(), None)
-        if self._quarter_turns is None:
+        if self._orientation is None:
             raise DecodeError("damaged", "no frame can be decoded")
-        return self._quarter_turns
+        return self._orientation
+
+    @property
+    def origin(self) -> int:
+        """Time of the first frame that can be decoded, in the stream's time base."""
+        if self._origin is None:
+            entries = self._index_entries()
+            if entries and entries[0][1]:
+                return entries[0][0]
+            next(self.frames(), None)
+        if self._origin is None:
+            raise DecodeError("damaged", "no frame can be decoded")
+        return self._origin
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """Height and width after rotation."""
-        size = self.coded_height, self.coded_width
-        return size[::-1] if self.quarter_turns % 2 else size
+        """Height and width as shown: after rotation, in square pixels."""
+        size = self._square_size
+        return size[::-1] if self.orientation.transposed else size
+
+    @property
+    def _square_size(self) -> tuple[int, int]:
+        """Height and width before rotation. A size that changes on the way is scaled to this, as FFmpeg does."""
+        width = round(self.coded_width * self.pixel_aspect) if self.square_pixels else self.coded_width
+        return self.coded_height, max(1, width)
 
     def info(self) -> VideoInfo:
         """The facts, by headers, packets and the first frame."""
         height, width = self.shown_size
         times = self.times()
         duration = self._duration_seconds(times)
+        orientation = self.orientation
         return VideoInfo(
             width=width,
             height=height,
@@ -107,33 +133,55 @@ class Video:
             duration_seconds=duration,
             codec=self.codec.name,
             container=self.container_name,
-            rotation=-90 * self.quarter_turns % 360,
+            rotation=orientation.rotation,
+            mirrored=orientation.mirrored,
+            pixel_aspect=self.pixel_aspect,
+            trimmed_frames=self.trimmed,
         )
+
+    @property
+    def stated_seconds(self) -> float:
+        """The duration that the container states, from its start; 0 where it states none."""
+        # Matroska and ASF state the end.
+        start = self.container.start_time if self.container_name.startswith(("matroska", "asf")) else 0
+        return max(0, (self.container.duration or 0) - max(0, start or 0)) / av.time_base
 
     def times_seconds(self) -> npt.NDArray[np.float64]:
         """Presentation time of every frame, in seconds after the first. [frames]"""
         times = self.times()
-        if self.counts_only:
-            return np.arange(len(times)) / (self.fps or 1.0)
         seconds: npt.NDArray[np.float64] = (times - times[0]) * float(self.stream.time_base)
         return seconds
 
     def times(self) -> npt.NDArray[np.int64]:
         """Presentation time of every frame, ascending, in the stream's time base. [frames]"""
         if self._times is None:
-            packets = self._index_entries() or self._packets()
+            self._by_frames = self._fields
+            packets = self._decoded_times() if self._fields else self._index_entries() or self._packets()
             if not packets:
                 raise DecodeError("damaged", "the video stream holds no frames")
-            times, keys = np.array(packets, np.int64).T
-            self._times = np.unique(times)
-            self._key_frames = np.searchsorted(self._times, np.unique(times[keys > 0]))
+            self._index(*np.array(packets, np.int64).T)
+        assert self._times is not None
         return self._times
+
+    def _index(self, times: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]) -> None:
+        """Keep the times [frames, in decoding order] of what can be shown, and where can be sought to."""
+        key_times = times[keys > 0]
+        shown = np.sort(times)
+        if not self.counts_only and len(key_times) and key_times[0] != shown[0] and self.origin <= key_times[0]:
+            self.trimmed = int(np.searchsorted(shown, self.origin))
+        self._times = shown[self.trimmed :]
+        self._key_frames = np.searchsorted(self._times, np.unique(key_times[key_times >= self._times[0]]))
 
     def key_frames(self) -> npt.NDArray[np.int64]:
         """Numbers of the frames that can be sought to. [key frames]"""
         self.times()
         assert self._key_frames is not None
         return self._key_frames
+
+    def packets_from(self, time: int) -> Iterator[Any]:
+        """The packet of the key frame at ``time``, and all after it in decoding order."""
+        found = self._approach(time, time, self._timed_packets)
+        return itertools.dropwhile(lambda packet: not packet.is_keyframe or packet.pts < time, found)
 
     def read(self, indices: Sequence[int], scale: float) -> Iterator[tuple[int, Picture]]:
         """Yield ``(index, picture)`` for every index (ascending, unique), the sides shrunk to ``scale`` <= 1.
@@ -154,15 +202,15 @@ class Video:
     def read_times(self, seconds: Sequence[float], scale: float) -> Iterator[tuple[float, Picture]]:
         """The picture shown at each time (ascending, unique), without an index of the whole file."""
         base = float(self.stream.time_base)
-        start = self.stream.start_time or 0
+        start = self.origin
         rounded = self._rounded_seconds()
         todo = list(seconds)
         while todo:
-            self._seek(start + int(todo[0] / base))
             first = todo[0]
             shown: Any = None
-            for frame in self._decoded():
-                now = (frame.pts - start) * base if frame.pts is not None else 0.0
+            time = start + int((first + rounded) / base)
+            for frame in self._counted() if self._reordered else self._approach(time, time, self._decoded):
+                now = (frame.pts - start) * base
                 while todo and shown is not None and todo[0] < now - rounded:
                     yield todo.pop(0), self._picture(shown, scale)
                 shown = frame
@@ -173,10 +221,24 @@ class Video:
                 yield from self._rest(todo, shown, start, scale)
                 return
 
+    @property
+    def _reordered(self) -> bool:
+        """H.264 with B-frames in AVI: the times of its frames are in decoding order too."""
+        return self.counts_only and self.codec.name == "h264"
+
+    def _counted(self) -> Iterator[Any]:
+        """All frames, with the times of the packets in the order in which they are shown."""
+        for time, frame in zip(self.times().tolist(), self.frames(), strict=False):
+            frame.pts = time
+            yield frame
+
     def frames(self) -> Iterator[Any]:
         """All frames in order as PyAV frames."""
-        self._seek_start()
-        return self._decoded()
+        self._from_start()
+        for frame in self._decoded():
+            if self._origin is None:
+                self._origin = frame.pts
+            yield frame
 
     def checked_frames(self) -> Iterator[tuple[Any, str]]:
         """Like ``frames``, each with what the decoder finds wrong with it ('' for nothing); reports progress.
@@ -185,14 +247,18 @@ class Video:
             DecodeError: "damaged", the decoder gave up, or more than a tolerable few frames never came.
         """
         count, by_packets = 0, len(self.times())
+        self._from_start()  # what the decoder says while a cut stream is opened is no damage
         with Complaints(self) as complaints:
+            self._after_leading = complaints.new
             for frame in self.frames():
                 yield frame, "corrupt" if frame.is_corrupt else complaints.new()
                 count += 1
                 self._progress()
             if complaint := complaints.new():
                 raise DecodeError.quoting("damaged", f"after frame {count}: {complaint}")
-        promised = max(by_packets, self.stream.frames - self.discarded)
+        promised = (
+            by_packets if self._by_frames else max(by_packets, self.stream.frames - self.discarded - self.trimmed)
+        )
         if count == 0 or count < promised - MISSING_FRAMES_TOLERATED:
             raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")
 
@@ -207,8 +273,8 @@ class Video:
         if shown is None:
             raise DecodeError("missing_frames", f"no frame at {todo[0]:.3f} s")
         frame_seconds = 1 / self.fps if self.fps else 0.1
-        shown_at = ((shown.pts or 0) - start) * float(self.stream.time_base)
-        end = max(shown_at, (self.container.duration or 0) / av.time_base)
+        shown_at = (shown.pts - start) * float(self.stream.time_base)
+        end = max(shown_at, self.stated_seconds)
         if todo[-1] > end + (1 + MISSING_FRAMES_TOLERATED) * frame_seconds:
             raise DecodeError("missing_frames", f"{todo[-1]:.3f} s was requested, the video ends at {end:.3f} s")
         picture = self._picture(shown, scale)
@@ -228,21 +294,24 @@ class Video:
         yield run
 
     def _read_run(self, run: list[int], times: npt.NDArray[np.int64], scale: float) -> Iterator[tuple[int, Picture]]:
-        self._seek(int(times[min(run[0], len(times) - 1)]))
-        numbered = self._by_time(times)
-        first = next(numbered, None)
-        if first is None or first[0] > run[0]:  # the file's index pointed behind the frame
-            self._seek_start()
-            numbered = self._by_time(times)
-            first = next(numbered, None)
-        if first is None:
-            raise DecodeError("damaged", "no frame can be decoded")
-        yield from self._numbered(run, _with_first(first, numbered), scale)
+        assert self._key_frames is not None
+        wanted = min(run[0], len(times) - 1)
+        key = int(np.searchsorted(self._key_frames, wanted, "right")) - 1
+        key_time = int(times[self._key_frames[key]] if key >= 0 else times[0])
+        frames = self._approach(int(times[wanted]), key_time, self._decoded)
+        if self._fields and not self._by_frames:
+            self._times = None
+            yield from self._read_run(run, self.times(), scale)
+        else:
+            yield from self._numbered(run, self._by_time(frames, times), scale)
 
-    def _by_time(self, times: npt.NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
-        for frame in self._decoded():
-            if frame.pts is not None:
-                yield int(np.searchsorted(times, frame.pts, "right")) - 1, frame
+    def _by_time(self, frames: Iterator[Any], times: npt.NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
+        previous = -1
+        for frame in frames:
+            last = int(np.searchsorted(times, frame.pts, "right")) - 1
+            first = int(np.searchsorted(times, times[max(last, 0)]))
+            previous = min(max(first, previous + 1), last)  # several frames may have one time
+            yield previous, frame
 
     def _numbered(
         self, wanted: Sequence[int], numbered: Iterator[tuple[int, Any]], scale: float
@@ -262,43 +331,104 @@ class Video:
         for index in todo:
             yield index, self._picture(_neighbour(index, before, None), scale)
 
-    def _decoded(self) -> Iterator[Any]:
-        """Frames from the current position on."""
+    def _decoded(self, time: int | None = None, anywhere: bool = False) -> Iterator[Any]:
+        """Frames from the current position on, each with a time; none before the first key frame.
+
+        Args:
+            time: where given, packets before the last key frame until then are not decoded.
+            anywhere: whether to begin before a key frame.
+        """
+        from_start, self._at_start = self._at_start, False
+        key_time: int | None = None
+        last: int | None = None
+        step = max(1, round(1 / (self.fps * float(self.stream.time_base)))) if self.fps else 1
         try:
-            for packet in self.container.demux(self.stream):
+            packets = self.container.demux(self.stream)
+            for packet in packets if time is None else _from_key_frame(packets, time):
                 if packet.size == 0 and packet.dts is not None:  # "show the last frame again"
                     continue
-                for frame in packet.decode():
-                    if self._quarter_turns is None:
-                        self._quarter_turns = _quarter_turns(frame.rotation)
+                if key_time is None and packet.size:
+                    if not packet.is_keyframe and not anywhere:  # MPEG-4 would return it as a grey picture
+                        continue
+                    key_time = packet.pts if packet.pts is not None else packet.dts or 0
+                frames = packet.decode()
+                if packet.pts is not None and self._origin is not None and packet.pts < self._origin:
+                    self._after_leading()
+                for frame in frames:
+                    if frame.is_corrupt and last is None and frame.pts is not None and frame.pts < key_time:
+                        continue
+                    if frame.pts is None:
+                        frame.pts = 0 if last is None else last + step
+                    last = frame.pts
+                    if self._orientation is None:
+                        self._orientation = Orientation.of(frame)
+                        self._fields |= frame.interlaced_frame and self.codec.name == "h264"
                     yield frame
         except av.error.FFmpegError as error:
             raise DecodeError("damaged", f"cannot be decoded: {error.strerror}") from error
+        if key_time is None and from_start and not anywhere:  # no packet is called a key frame
+            self._from_start()
+            yield from self._decoded(anywhere=True)
 
     def _picture(self, frame: Any, scale: float) -> Picture:
-        height, width = scaled(frame.height, scale), scaled(frame.width, scale)
+        height, width = (scaled(side, scale) for side in self._square_size)
         # One reformatter for all frames, and one thread: a new one per frame costs ten times as much (measured).
         picture: Any = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
-        turns = self._quarter_turns or 0
-        return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+        return self._orientation.upright(picture) if self._orientation else picture
 
-    def _seek(self, time: int) -> None:
+    def _approach(self, time: int, key_time: int, read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
+        """Frames or packets from one at or before ``time`` on.
+
+        A seek may lead behind the frame: MPEG-TS and MPEG-PS have no index and know no key frames, and after the key
+        frame of an open GOP come pictures that are shown before it. So the first frame decides, and what came too late
+        is sought again, further and further back, at last from the start.
+
+        Args:
+            key_time: where the key frame before is, if that is known.
+        """
+        back = round(1 / float(self.stream.time_base))
+        if self.container_name == "mpeg":  # in the middle FFmpeg guesses times: one stands for several pictures
+            self._from_start()
+            return read(time)
+        while self._seek(key_time):
+            found = read()
+            first = next(found, None)
+            if first is not None and first.pts <= time:
+                return itertools.chain([first], found)
+            if key_time <= (self._origin or 0):
+                break
+            key_time, back = max(key_time - back, self._origin or 0), 2 * back
+        self._from_start()
+        return read()
+
+    def _from_start(self) -> None:
+        if not self._at_start:
+            self.container.close()
+            self._open()
+
+    def _seek(self, time: int) -> bool:
+        """False where the container cannot seek; all can be read from the start."""
+        self._at_start = False
         try:
             self.container.seek(time, stream=self.stream, backward=True)
         except av.error.FFmpegError:
-            self._reopen()
+            return False
+        return True
 
-    def _seek_start(self) -> None:
-        self._seek(self.stream.start_time or 0)
-
-    def _reopen(self) -> None:
-        """Some containers cannot seek; all can be read from the start."""
-        self.container.close()
-        self.container = av.open(self.path, options=OPTIONS, metadata_errors="replace")
+    def _open(self) -> None:
+        try:
+            self.container = av.open(self.path, options=OPTIONS, metadata_errors="replace")
+        except av.error.FFmpegError as error:
+            raise DecodeError.quoting("not_a_video", f"cannot be opened: {error.strerror}") from error
         self.stream = cast(Any, self.container.streams.best("video"))
+        if self.stream is None:
+            raise DecodeError("no_video_stream", "the file holds no video stream")
         self.codec = self.stream.codec_context
+        if self.codec is None or not self.codec.width or not self.stream.time_base:
+            raise DecodeError("unsupported", "codec, picture size or time base is unknown")
         self.codec.thread_count = 1
-        self.codec.options = {"max_pixels": str(self.config.max_pixels)}
+        self.codec.options = {"max_pixels": str(self.config.max_pixels)}  # also for a size that changes on the way
+        self._at_start = True
 
     def _index_entries(self) -> list[tuple[int, bool]]:
         """Time and key flag of every frame from an MP4's index, read at opening; empty where it is incomplete."""
@@ -310,9 +440,17 @@ class Video:
         self.discarded = len(entries) - len(shown)
         return shown
 
+    def _timed_packets(self, time: int | None = None) -> Iterator[Any]:
+        """Packets from the first key frame's on; ``time`` is for ``_decoded`` alone."""
+        self._at_start = False
+        timed = (packet for packet in self.container.demux(self.stream) if packet.size and packet.pts is not None)
+        return itertools.dropwhile(lambda packet: not packet.is_keyframe, timed)
+
     def _packets(self) -> list[tuple[int, bool]]:
         """Time and key flag of every frame from a pass over the packets, which decodes nothing."""
-        self._seek_start()
+        self._from_start()
+        self._at_start = False
+        newest = -math.inf
         found: list[tuple[int, bool]] = []
         try:
             for number, packet in enumerate(self.container.demux(self.stream), 1):
@@ -320,24 +458,40 @@ class Video:
                     self._progress()
                 time = packet.pts if packet.pts is not None else packet.dts
                 self.discarded += packet.is_discard
-                if time is not None and packet.size > 0 and not packet.is_discard:
+                if time is not None and packet.size > 0 and not packet.is_discard and not self._hidden(packet):
                     found.append((time, packet.is_keyframe))
+                if packet.dts is not None:
+                    if (newest - packet.dts) * float(self.stream.time_base) > BACKWARD_SECONDS_TOLERATED:
+                        raise DecodeError("unsupported", f"the time stamps start again after {len(found) - 1} frames")
+                    newest = max(newest, packet.dts)
                 if len(found) > self.config.max_frames:
                     raise DecodeError.over("max_frames", len(found), self.config.max_frames)
         except av.error.FFmpegError:
             if not found:
                 raise
+        if self.container_name == "avi" and found:  # a tick is a frame; where packets are missing the last one stays
+            self.discarded = max(0, max(found)[0] - min(found)[0] + 1 - len(found))
+        return found
+
+    def _hidden(self, packet: Any) -> bool:
+        """A VP8 packet may hold a picture that others refer to and that is never shown (RFC 6386, 9.1)."""
+        return self.codec.name == "vp8" and not bytes(packet)[0] & 0x10
+
+    def _decoded_times(self) -> list[tuple[int, bool]]:
+        """Time and key flag of every frame from a pass over the frames: packets may be fields."""
+        found = []
+        for frame in self.frames():
+            found.append((frame.pts, frame.key_frame))
+            self._progress()
         return found
 
     def _duration_seconds(self, times: npt.NDArray[np.int64]) -> float:
         """From the first frame's start to the last frame's end, by the time stamps."""
-        if self.counts_only:
-            return len(times) / (self.fps or 1.0)
         last_frame_seconds = 1 / self.fps if self.fps else 0.0
         return float(times[-1] - times[0]) * float(self.stream.time_base) + last_frame_seconds
 
     def _check_limits(self) -> None:
-        pixels = self.coded_height * self.coded_width
+        pixels = math.prod(self._square_size)
         if pixels > self.config.max_pixels:
             raise DecodeError.over("max_pixels", pixels, self.config.max_pixels)
         if self.stream.frames > self.config.max_frames:
@@ -345,8 +499,7 @@ class Video:
         durations = [0.0]
         if self.stream.duration is not None:
             durations.append(float(self.stream.duration * self.stream.time_base))
-        if self.container.duration is not None:
-            durations.append(self.container.duration / av.time_base)
+        durations.append(self.stated_seconds)
         if max(durations) > self.config.max_seconds:
             raise DecodeError.over("max_seconds", max(durations), self.config.max_seconds)
 
@@ -406,11 +559,14 @@ def _neighbour(index: int, before: tuple[int, Any] | None, after: tuple[int, Any
     raise DecodeError("missing_frames", f"frame {index} was not returned by the decoder")
 
 
-def _with_first(first: tuple[int, Any], rest: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    yield first
-    yield from rest
-
-
-def _quarter_turns(degrees: int) -> int:
-    """Display matrix angle (anticlockwise) → quarter turns; a nonsensical one counts as none."""
-    return degrees // 90 % 4 if degrees % 90 == 0 and abs(degrees) <= 360 else 0
+def _from_key_frame(packets: Iterator[Any], time: int) -> Iterator[Any]:
+    """The packets from the last key frame at or before ``time`` on."""
+    held: list[Any] = []
+    for packet in packets:
+        if packet.is_keyframe and packet.pts is not None:
+            if packet.pts > time:
+                held.append(packet)
+                break
+            held = []
+        held.append(packet)
+    return itertools.chain(held, packets)

@@ -33,6 +33,12 @@ class TranscodeConfig:
     shorter than half of this."""
     hop_seconds: float | None = None
     """From one clip's start to the next one's; default: clip_seconds. Passthrough cuts at key frames."""
+    square_pixels: bool = True
+    """Store pictures in the shape in which they are shown; false keeps non-square pixels as they are."""
+    damage: Literal["refuse", "trim", "keep"] = "trim"
+    """`refuse`: nothing with damage is stored; `trim`: leading pictures that cannot be decoded because the stream was
+    cut there are left out and counted, other damage is refused; `keep`: frames that the decoder calls corrupt are
+    stored too."""
 
     def __post_init__(self) -> None:
         if self.short_side < MIN_SIDE or self.short_side % 2:
@@ -47,6 +53,10 @@ class TranscodeConfig:
                 raise ValueError(f"{name}={value}: must be positive; leave it out for none")
         if self.hop_seconds is not None and self.clip_seconds is None:
             raise ValueError(f"hop_seconds={self.hop_seconds}: needs clip_seconds; set both or neither")
+        if not self.square_pixels and self.mode != "transcode":
+            raise ValueError(
+                f"square_pixels=false: originals are always read in square pixels; leave out mode={self.mode}"
+            )
         if self.clip_seconds is not None and self.mode == "reference":
             # Readers of a reference decode the whole object: they would not know where a clip starts in it.
             raise ValueError("mode=reference: must store whole videos; leave clip_seconds out or use another mode")

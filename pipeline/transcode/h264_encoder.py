@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
+from pipeline.decode.orientation import Orientation
 from pipeline.transcode.config import TranscodeConfig
 
 
@@ -56,23 +57,23 @@ def _x264_options(config: TranscodeConfig) -> dict[str, str]:
     return {"preset": config.preset, "crf": str(config.crf), **fixed}
 
 
-def scaled_frame(frame: Any, size: tuple[int, int], quarter_turns: int) -> Any:
+def scaled_frame(frame: Any, size: tuple[int, int], orientation: Orientation) -> Any:
     """As yuv420p of the stored size, turned upright."""
-    width, height = size[::-1] if quarter_turns % 2 else size
+    width, height = size[::-1] if orientation.transposed else size
     scaled = frame.reformat(width, height, "yuv420p", interpolation=Interpolation.AREA)
-    if quarter_turns % 4 == 0:
+    if not any(orientation):
         return scaled
-    turned = av.VideoFrame.from_ndarray(_turned_planes(scaled, quarter_turns), format="yuv420p")
+    turned = av.VideoFrame.from_ndarray(_turned_planes(scaled, orientation), format="yuv420p")
     turned.colorspace, turned.color_range = scaled.colorspace, scaled.color_range
     return turned
 
 
-def _turned_planes(frame: Any, quarter_turns: int) -> npt.NDArray[np.uint8]:
+def _turned_planes(frame: Any, orientation: Orientation) -> npt.NDArray[np.uint8]:
     """Planes [H, W] and two of [H/2, W/2], each turned, in PyAV's packed layout ``[3 H / 2, W]``."""
     packed = frame.to_ndarray()
     height, width = frame.height, frame.width
     planes = np.split(packed.reshape(-1), [height * width, height * width * 5 // 4])
     shapes = ((height, width), (height // 2, width // 2), (height // 2, width // 2))
-    turned = [np.rot90(plane.reshape(shape), quarter_turns) for plane, shape in zip(planes, shapes, strict=True)]
-    new_width = height if quarter_turns % 2 else width
+    turned = [orientation.upright(plane.reshape(shape)) for plane, shape in zip(planes, shapes, strict=True)]
+    new_width = height if orientation.transposed else width
     return np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, new_width)

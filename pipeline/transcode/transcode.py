@@ -36,16 +36,20 @@ def process(video: Video, config: TranscodeConfig, emit: Emit) -> VideoInfo:
     Raises:
         DecodeError: the video cannot be used; clips that were emitted before stay valid.
     """
+    video.square_pixels = config.square_pixels
     info = video.info()
+    if info.trimmed_frames and config.damage == "refuse":
+        raise DecodeError("damaged", f"the first {info.trimmed_frames} frames refer to what was cut off")
     times = video.times_seconds()
     frames = _checked_frames(video, times)
+    if config.damage == "keep":
+        frames = ((time, frame, False) for time, frame, _ in frames)
     if config.mode != "transcode":
         return _kept_as_it_is(video, info, times, frames, config, emit)
     rate = output_rate(times, info.fps, config.target_fps)
     spans = clip_spans(info.duration_seconds, config.clip_seconds, config.hop_seconds)
     size = stored_size(info.width, info.height, config.short_side)
-    shown = video.quarter_turns
-    prepared = ((time, scaled_frame(frame, size, shown), corrupt) for time, frame, corrupt in frames)
+    prepared = ((time, scaled_frame(frame, size, video.orientation), corrupt) for time, frame, corrupt in frames)
     ticks = at_constant_rate(prepared, rate, times)
     clips = [_OpenClip(span, info.duration_seconds, rate, size, config) for span in spans]
     count = _cut(ticks, clips, config.clip_seconds is not None, emit)
@@ -67,13 +71,13 @@ def _checked_frames(video: Video, times: npt.NDArray[np.float64]) -> Iterator[Ch
         by_stamp = frame.pts is not None and not video.counts_only
         time = (frame.pts - first_time) * base if by_stamp else times[min(number, len(times) - 1)]
         yield float(time), frame, bool(damage)
-    end, promised_end = float(times[-1]), _promised_seconds(video)
+    end, promised_end = float(video.times()[-1] * base), _promised_end(video)
     if end < promised_end - max(MISSING_SECONDS_TOLERATED, (MISSING_FRAMES_TOLERATED + 2) / (video.fps or 10)):
         raise DecodeError("damaged", f"the file ends after {end:.2f} of {promised_end:.2f} s")
 
 
-def _promised_seconds(video: Video) -> float:
-    """The duration that a Matroska or WebM file states for its video: nothing else in it shows that it was cut off.
+def _promised_end(video: Video) -> float:
+    """The end time that a Matroska or WebM file states for its video: nothing else in it shows that it was cut off.
 
     The duration of a file with sound may be the sound's; then only the video's own tag counts.
     """
@@ -84,7 +88,7 @@ def _promised_seconds(video: Video) -> float:
         hours, minutes, seconds = tag.split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     has_sound = any(stream.type == "audio" for stream in video.container.streams)
-    return 0.0 if has_sound or video.container.duration is None else video.container.duration / av.time_base
+    return 0.0 if has_sound else (video.container.duration or 0) / av.time_base
 
 
 def at_constant_rate(frames: Iterator[Checked], rate: Fraction, times: npt.NDArray[np.float64]) -> Iterator[Checked]:
