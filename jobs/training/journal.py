@@ -26,7 +26,6 @@ class Journal:
     """Counts and times the steps of one rank; the first rank writes and posts them.
 
     Args:
-        coordinator: where lines, figures and progress go.
         multiply_adds: of all that a step does with one view; None when unknown.
         peak: TFLOP/s of one rank's device; None when unknown.
         timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not repeat.
@@ -56,11 +55,7 @@ class Journal:
         self.timed_out: list[tuple[int, str]] = list(timed_out)
 
     def next_batch(self, batches: Iterator[MicroBatch]) -> MicroBatch:
-        """The next micro-batch; the time that it takes counts as waiting for data.
-
-        Raises:
-            RuntimeError: the stream ended before the last step.
-        """
+        """The next micro-batch; the time that it takes counts as waiting for data."""
         started = time.perf_counter()
         batch = next(batches, None)
         self._waited_seconds += time.perf_counter() - started

@@ -63,12 +63,7 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Figures for the journal: `loss` and others of the step; `knn_top1`; `seconds`; `picture`.
-
-        Args:
-            step: optimizer steps done.
-            weights: the model's, whole, by name.
-        """
+        """Figures for the journal from the whole weights: `loss` and others; `knn_top1`; `seconds`; `picture`."""
         started, self._cut_short = time.monotonic(), False
         copy = self._loaded_copy(weights)
         shown: list[Tensor] = []
