@@ -148,9 +148,6 @@ class Watchdog:
             self._check_size()
 
     def _poll(self) -> None:
-        lines: list[str]
-        figures: list[dict[str, Any]]
-        heartbeats: dict[int, Heartbeat]
         lines, figures, steps, heartbeats = ray.get(self.coordinator.take.remote())
         for line in lines:
             self.log(line)

@@ -118,11 +118,12 @@ class Journal:
         self._coordinator.post(line, self.step, figures)
 
     def _line(self, figures: dict[str, Any], seconds: float) -> str:
+        used = figures.get("model_flop_utilisation")
         return (
             f"step {self.step}/{self._total_steps}  loss {figures['loss']:.4f}  "
             f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
             f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  "
-            f"MFU {_percent(figures.get('model_flop_utilisation'))}  memory {_memory_gib():.2f} GiB"
+            f"MFU {'unknown' if used is None else f'{used:.0%}'}  memory {_memory_gib():.2f} GiB"
             f"{self._remaining()}{_validation_text(figures.get('validation', {}))}"
         )
 
@@ -146,10 +147,6 @@ def _validation_text(validation: Mapping[str, Any]) -> str:
     figures = {key: value for key, value in validation.items() if key != "seconds" and isinstance(value, float)}
     text = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
     return f"  validation: {text}" if text else ""
-
-
-def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{share:.0%}"
 
 
 def _memory_gib() -> float:

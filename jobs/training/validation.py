@@ -116,16 +116,9 @@ class Validator:
 
     def _clips(self, split: str, count: int, *, labelled_only: bool) -> Iterator[FixedView]:
         """This rank's share; storage that does not answer ends it early, with a warning."""
-        clips = fixed_views(
-            self._job.prepared,
-            self._job.config.views,
-            split=split,
-            count=count,
-            labelled_only=labelled_only,
-            decode=self._job.config.decode,
-            part=dist.get_rank(),
-            parts=dist.get_world_size(),
-        )
+        share = {"part": dist.get_rank(), "parts": dist.get_world_size(), "count": count}
+        views, decode = self._job.config.views, self._job.config.decode
+        clips = fixed_views(self._job.prepared, views, split=split, labelled_only=labelled_only, decode=decode, **share)
         try:
             for clip in clips:
                 self._on_clip(clip.number)
