@@ -25,6 +25,7 @@ from jobs.core.errors import StopRequestedError, UserError
 from jobs.runs.claim import read_claim
 from jobs.runs.fencing import acquire_token
 from jobs.training import driver
+from jobs.training.dry_run import PlanConfig
 from jobs.training.finetune_step import FinetuneConfig, FinetunePhase
 from jobs.training.pretrain_step import PretrainConfig
 from jobs.training.start import Start, begin, classes_of, preview
@@ -127,7 +128,7 @@ def test_a_dry_run_reads_them_once_and_claims_nothing(
 ) -> None:
     asked = config(prepared, weights(tmp_path / "w.safetensors", CLASSES))
     reads = Reads(monkeypatch)
-    assert finetune.dry_run(asked)["classes"] == len(CLASSES)
+    assert finetune.dry_run(asked, PlanConfig())["classes"] == len(CLASSES)
     assert (reads["out/run.json"], reads.of_the_set()) == (1, 1)
     assert not (tmp_path / "out").exists()
 

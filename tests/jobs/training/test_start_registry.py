@@ -13,6 +13,7 @@ from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.finetune import dry_run
 from jobs.runs.tracking import TrackingConfig
+from jobs.training.dry_run import PlanConfig
 from jobs.training.finetune_step import FinetuneConfig
 from jobs.training.start import Start, begin
 from pipeline.shards.reader import PreparedSet
@@ -92,5 +93,5 @@ def test_a_first_start_that_loses_the_race_takes_the_winners_weights(
 
 
 def test_a_dry_run_reads_it_and_writes_nothing(asked: FinetuneConfig, tmp_path: Path) -> None:
-    assert dry_run(asked)["steps"] == 3
+    assert dry_run(asked, PlanConfig())["steps"] == 3
     assert not (tmp_path / "run").exists()
