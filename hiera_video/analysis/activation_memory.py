@@ -40,7 +40,9 @@ def activation_bytes(config: ModelConfig, *, recompute: bool = False) -> int:
             torch.func.functional_call(model, own, (torch.empty(1, config.in_chans, *config.input_size),))
     if not recompute:
         return ledger.bytes
-    return ledger.bytes - sum(ledger.of_blocks) + ledger.bytes_of_inputs + max(ledger.of_blocks)
+    # What blocks read; a storage that several read (the memory of a `cross` decoder) counts once.
+    inputs = sum(tensor.untyped_storage().nbytes() for tensor in ledger.inputs.values())
+    return ledger.bytes - sum(ledger.of_blocks) + inputs + max(ledger.of_blocks)
 
 
 class _Ledger:
@@ -49,14 +51,9 @@ class _Ledger:
     def __init__(self, own: Any) -> None:
         self.bytes = 0
         self.of_blocks: list[int] = []
-        self._inputs: dict[int, Tensor] = {}
+        self.inputs: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {tensor.untyped_storage()._cdata: tensor for tensor in own}
         self._before = 0
-
-    @property
-    def bytes_of_inputs(self) -> int:
-        """What blocks read; a storage that several read (the memory of a `cross` decoder) counts once."""
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._inputs.values())
 
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -67,7 +64,7 @@ class _Ledger:
 
     def enter(self, _block: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._before = self.bytes
-        self._inputs |= {value.untyped_storage()._cdata: value for value in inputs if isinstance(value, Tensor)}
+        self.inputs |= {value.untyped_storage()._cdata: value for value in inputs if isinstance(value, Tensor)}
 
     def leave(self, _block: nn.Module, _inputs: Any, _output: Any) -> None:
         self.of_blocks.append(self.bytes - self._before)

@@ -47,8 +47,8 @@ def complexity_of(config: ModelConfig) -> Complexity:
             model(pixels)
     counts = counter.get_flop_counts()
     total = counter.get_total_flops() // 2
-    parts = ("decoder",) if isinstance(model, MaskedAutoencoder) else ("head",)
-    rest = sum(sum(counts.get(f"{type(model).__name__}.{part}", {}).values()) for part in parts) // 2
+    part = "decoder" if isinstance(model, MaskedAutoencoder) else "head"
+    rest = sum(counts.get(f"{type(model).__name__}.{part}", {}).values()) // 2
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Complexity(parameters, total, total - rest)
 

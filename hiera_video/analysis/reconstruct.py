@@ -62,16 +62,12 @@ def reconstruct(mae: MaskedAutoencoder, pixels: Tensor, output: MaeOutput) -> Re
     hidden_index = hidden_index[:, : output.prediction.shape[0] // pixels.shape[0]]
     patches = output.prediction.float().reshape(*hidden_index.shape, -1)
     if config.target == "normalized_pixels":
-        patches = _borrow_contrast(config, frames, hidden_index, patches)
+        original = gather_patches(frames, config.prediction_pixels, hidden_index, channels_last=config.is_video)
+        mean, deviation = patch_statistics(original)
+        patches = patches * deviation + mean
     masked = _scatter(config, frames, hidden_index, torch.full_like(patches, HIDDEN_GREY))
     restored = _scatter(config, frames, hidden_index, patches)
     return Reconstruction(*(denormalize_video(images) for images in (frames, masked, restored)))
-
-
-def _borrow_contrast(config: MaskedAutoencoderConfig, frames: Tensor, index: Tensor, patches: Tensor) -> Tensor:
-    original = gather_patches(frames, config.prediction_pixels, index, channels_last=config.is_video)
-    mean, deviation = patch_statistics(original)
-    return patches * deviation + mean
 
 
 def _scatter(config: MaskedAutoencoderConfig, frames: Tensor, index: Tensor, patches: Tensor) -> Tensor:

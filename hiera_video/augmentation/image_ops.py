@@ -9,6 +9,8 @@ clip.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -97,24 +99,15 @@ def rotate(frames: Tensor, degrees: Tensor) -> Tensor:
     return move(frames, torch.stack([cosine, -sine, across, sine, cosine, down], 1))
 
 
-def shear_x(frames: Tensor, factor: Tensor) -> Tensor:
-    """Every row is taken from ``factor`` columns further right per row."""
-    return move(frames, _matrix(factor, 1))
+def moved_by(entry: int, axis: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Moves frames by one entry of `move`'s matrix; with an axis of the frames, by a share of its length."""
 
+    def operation(frames: Tensor, values: Tensor) -> Tensor:
+        matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=values.device).repeat(len(values), 1)
+        matrix[:, entry] = values if axis is None else values * frames.shape[axis]
+        return move(frames, matrix)
 
-def shear_y(frames: Tensor, factor: Tensor) -> Tensor:
-    """Every column is taken from ``factor`` rows further down per column."""
-    return move(frames, _matrix(factor, 3))
-
-
-def translate_x(frames: Tensor, share: Tensor) -> Tensor:
-    """Left by this share of the width."""
-    return move(frames, _matrix(share * frames.shape[3], 2))
-
-
-def translate_y(frames: Tensor, share: Tensor) -> Tensor:
-    """Up by this share of the height."""
-    return move(frames, _matrix(share * frames.shape[2], 5))
+    return operation
 
 
 def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic") -> Tensor:
@@ -137,13 +130,6 @@ def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic") -> Tens
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     moved = torch.where(inside[:, None], moved + 1e-3, FILL)  # truncated like Pillow's, which computes in float64
     return _to_uint8(moved).view(clips, steps, channels, height, width).movedim(2, -1).contiguous()
-
-
-def _matrix(values: Tensor, entry: int) -> Tensor:
-    """The identity matrix with one entry replaced: ``[N, 6]``."""
-    matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=values.device).repeat(len(values), 1)
-    matrix[:, entry] = values
-    return matrix
 
 
 def _grey(frames: Tensor) -> Tensor:

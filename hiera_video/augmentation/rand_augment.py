@@ -98,10 +98,10 @@ OPERATIONS: dict[str, Operation] = {
     "ContrastIncreasing": Operation(image_ops.contrast, _enhancement),
     "BrightnessIncreasing": Operation(image_ops.brightness, _enhancement),
     "SharpnessIncreasing": Operation(image_ops.sharpness, _enhancement),
-    "ShearX": Operation(image_ops.shear_x, _signed(0.3)),
-    "ShearY": Operation(image_ops.shear_y, _signed(0.3)),
-    "TranslateXRel": Operation(image_ops.translate_x, _signed(0.45)),
-    "TranslateYRel": Operation(image_ops.translate_y, _signed(0.45)),
+    "ShearX": Operation(image_ops.moved_by(1), _signed(0.3)),
+    "ShearY": Operation(image_ops.moved_by(3), _signed(0.3)),
+    "TranslateXRel": Operation(image_ops.moved_by(2, axis=3), _signed(0.45)),
+    "TranslateYRel": Operation(image_ops.moved_by(5, axis=2), _signed(0.45)),
 }
 """timm's names, in timm's order."""
 

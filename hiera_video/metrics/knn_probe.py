@@ -19,12 +19,7 @@ def nearest_neighbour_top1(
 ) -> float:
     """Share of the queries whose label wins among their nearest neighbours, which vote by cosine similarity.
 
-    Args:
-        bank: features ``[N, C]``.
-        bank_labels: int64 ``[N]``.
-        queries: features ``[Q, C]``.
-        labels: int64 ``[Q]``, the true classes.
-        neighbours: how many vote; cut to N.
+    Features are ``[N, C]`` and ``[Q, C]``, labels int64 ``[N]`` and ``[Q]``.
 
     Raises:
         ValueError: no sample in the bank, or no query.

@@ -8,6 +8,8 @@ Source: Hiera (arXiv 2306.00989) §3, with pooling of queries and skip as in MVi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +33,7 @@ class MaskUnitAttention(nn.Module):
 
     Both kinds are 4-dimensional calls of `scaled_dot_product_attention`, windows folded into the batch: with five
     dimensions it falls back to the unfused kernel, which made up most of the public code's pretraining step on a CPU.
-
-    Args:
-        dim, dim_out: channels in and out.
-        num_heads: heads over ``dim_out``.
-        pool: tokens merged into one query; 1 keeps the resolution.
-        within_units: attend within mask units instead of globally.
+    ``pool`` tokens are merged into one query; 1 keeps the resolution.
     """
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, pool: int = 1, within_units: bool = False) -> None:
@@ -117,12 +114,9 @@ def init_weights(model: nn.Module, init_matrix: Callable[[Tensor], object], bias
             nn.init.constant_(module.bias, bias)
 
 
-def run_block(block: nn.Module, *inputs: Tensor | int | None, recompute: bool) -> Tensor:
+def run_block(block: Callable[..., Any], *inputs: Tensor | int | None, recompute: bool) -> Tensor:
     """Run a block; with ``recompute`` its activations are freed and computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        output: Tensor = torch.utils.checkpoint.checkpoint(
-            block, *inputs, use_reentrant=False, preserve_rng_state=False
-        )
-        return output
-    result: Tensor = block(*inputs)
-    return result
+        block = partial(torch.utils.checkpoint.checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+    output: Tensor = block(*inputs)
+    return output

@@ -62,15 +62,11 @@ class HieraEncoder(nn.Module):
         self.register_buffer("drop_path_rates", rates, persistent=False)
 
     def forward(self, pixels: Tensor, keep_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The stages' maps in spatial order.
+        """The stages' maps in spatial order, of normalised floats ``[B, 3, T, H, W]`` or ``[B, 3, H, W]``.
 
-        Args:
-            pixels: normalised floats ``[B, 3, T, H, W]`` or ``[B, 3, H, W]``.
-            keep_mask: bool ``[B, U]``, True = visible; reading its count waits for the device.
-
-        Returns:
-            Without a mask ``[B, T, H, W, C]`` or ``[B, H, W, C]`` each; with one, by visible unit in ascending
-            order: ``[B, K, t, h, w, C]`` or ``[B, K, h, w, C]``.
+        Without a mask ``[B, T, H, W, C]`` or ``[B, H, W, C]`` each; with one (bool ``[B, U]``, True = visible; reading
+        its count waits for the device), by visible unit in ascending order: ``[B, K, t, h, w, C]`` or
+        ``[B, K, h, w, C]``.
 
         Raises:
             ValueError: an input or a mask of the wrong shape or type.
@@ -191,11 +187,7 @@ class Hiera(EncoderModel):
     def forward(self, pixels: Tensor, draws: Draws | None = None) -> Tensor:
         """Normalised floats ``[B, 3, T, H, W]`` or ``[B, 3, H, W]`` → logits ``[B, classes]``.
 
-        Args:
-            draws: the random numbers of a training pass (`draw`); ignored in evaluation.
-
-        Raises:
-            ValueError: an input of the wrong rank, channels, size or type.
+        ``draws`` are the random numbers of a training pass (`draw`); ignored in evaluation.
         """
         features = self.embed(pixels, draws)
         if self.training and self.config.head_dropout > 0.0:

@@ -40,9 +40,7 @@ class PatchEmbed(nn.Module):
     def forward(self, pixels: Tensor, keep_mask: Tensor | None = None, unit_index: Tensor | None = None) -> Tensor:
         """``[B, 3, (T), H, W]`` → unrolled tokens of all units ``[B, U, M, C]``, or of the visible ones.
 
-        Args:
-            keep_mask: bool ``[B, U]``, True = visible.
-            unit_index: numbers of the visible units, int64 ``[B, K]``.
+        ``keep_mask`` is bool ``[B, U]``, True = visible; ``unit_index`` the visible units' numbers, int64 ``[B, K]``.
         """
         if keep_mask is None or unit_index is None:
             convolve = functional.conv3d if len(self.kernel) == 3 else functional.conv2d

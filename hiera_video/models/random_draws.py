@@ -42,11 +42,8 @@ def sample_uniforms(
     seeds: Sequence[int] | Sequence[torch.Generator], size: int, device: torch.device | None = None
 ) -> Tensor:
     """One row of uniform numbers per sample, from its own seed or generator: float32 ``[B, size]``."""
-    return torch.stack([uniforms((size,), _generator(seed)) for seed in seeds]).to(device or torch.device("cpu"))
-
-
-def _generator(seed: int | torch.Generator) -> torch.Generator:
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    generators = [torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed for seed in seeds]
+    return torch.stack([uniforms((size,), generator) for generator in generators]).to(device or torch.device("cpu"))
 
 
 def num_visible_units(num_units: int, mask_ratio: float) -> int:
@@ -91,14 +88,11 @@ def random_keep_mask(
     seeds: Sequence[int] | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Random masks with the same number of visible units in every sample.
+    """Random masks with the same number of visible units in every sample: bool ``[B, U]``, True = visible.
 
     Args:
         generator: one for the batch, or one per sample; none: torch's default generator of the device.
         seeds: one per sample, instead of generators.
-
-    Returns:
-        bool ``[B, U]``, True = visible.
 
     Raises:
         ValueError: a ratio that keeps too few units, or another number of seeds than samples.
@@ -125,13 +119,7 @@ def keep_smallest(noise: Tensor, visible: int) -> Tensor:
 def validate_keep_mask(
     keep_mask: Tensor, num_units: int, batch: int | None = None, *, some_hidden: bool = False
 ) -> int:
-    """Validate a mask of a user and count its visible units; reads the mask, so it waits for the device.
-
-    Args:
-        some_hidden: refuse a mask that hides nothing, as the masked autoencoder does; features may see everything.
-
-    Returns:
-        The number of visible units of every sample.
+    """Validate a mask of a user; the number of visible units of every sample. Reads it, so it waits for the device.
 
     Raises:
         ValueError: not bool, not ``[B, U]``, counts that differ between samples, fewer than three visible, or with

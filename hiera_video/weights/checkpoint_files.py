@@ -256,9 +256,8 @@ def _read_pickle(path: str | Path) -> StateDict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises to execute the pickle
-        raise _unreadable(
-            path, ValueError("damaged, or a pickle of more than tensors, which is never executed")
-        ) from error
+        reason = ValueError("damaged, or a pickle of more than tensors, which is never executed")
+        raise _unreadable(path, reason) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     for key in ("model_state", "state_dict", "model"):
@@ -282,17 +281,15 @@ def _config_of(path: str | Path, metadata: Mapping[str, str]) -> ModelConfig:
             raise ValueError(f"config={values}: must be a JSON object")
         return replace(config_class(), values)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise ValueError(
-            f"{path}: its model config is damaged ({error}); save the model again with save_model"
-        ) from error
+        remedy = "save the model again with save_model"
+        raise ValueError(f"{path}: its model config is damaged ({error}); {remedy}") from error
 
 
 def _load_strictly(
     model: Hiera | MaskedAutoencoder, weights: Weights, source: str, source_input_size: tuple[int, ...] | None = None
 ) -> None:
-    own = model.state_dict()
     fitted = _fit_positions(model, weights, source_input_size)
-    _refuse_mismatch(own, fitted, source)
+    _refuse_mismatch(model.state_dict(), fitted, source)
     model.load_state_dict(fitted)
 
 

@@ -28,7 +28,8 @@ def recognize_classifier(path: str | Path, model: str | None = None, **overrides
     classifiers = [name for name in model_names() if not name.startswith("mae_")]
     names = classifiers if model is None else [model]
     configs = [_classifier_config(name, {"num_classes": len(tensors["head.weight"]), **overrides}) for name in names]
-    fitting = [config for config in configs if config.embed_dim == _width(tensors) and _fits(config, tensors)]
+    width = len(tensors.get("encoder.patch_embed.weight", ()))  # spares building every preset
+    fitting = [config for config in configs if config.embed_dim == width and _fits(config, tensors)]
     if len(fitting) != 1:
         tried = model or "a preset"
         found = f"{len(fitting)} presets have" if fitting else f"{tried} with these options does not have"
@@ -47,16 +48,9 @@ def _classifier_config(name: str, overrides: dict[str, Any]) -> HieraConfig:
     return config
 
 
-def _width(tensors: StateDict) -> int:
-    """Channels of the first stage."""
-    patches = tensors.get("encoder.patch_embed.weight")
-    return -1 if patches is None else len(patches)
-
-
 def _fits(config: HieraConfig, tensors: StateDict) -> bool:
     """Whether a model with this config has parameters of these names and shapes."""
     with torch.device("meta"):
         expected = build_model(config).state_dict()
-    return {name: value.shape for name, value in expected.items()} == {
-        name: value.shape for name, value in tensors.items()
-    }
+    shapes, found = ({name: value.shape for name, value in state.items()} for state in (expected, tensors))
+    return shapes == found

@@ -70,9 +70,7 @@ class CheckpointWriter:
     def save(self, checkpoint: Checkpoint, journal: str) -> None:
         """Write in the background, after the one before; where that takes long, the newest that came meanwhile is next.
 
-        Args:
-            checkpoint: what to write; its tensors must not change afterwards.
-            journal: metric lines since the checkpoint before.
+        The tensors must not change afterwards. ``journal``: metric lines since the checkpoint before.
         """
         self._settle(SECONDS_BEFORE_TRAINING_CONTINUES - (time.monotonic() - self._began_at))
         self._last_due = time.monotonic()

@@ -66,12 +66,7 @@ def write_checkpoint(
 ) -> None:
     """Write one checkpoint: files first, then the marker that makes it complete.
 
-    Args:
-        generation: number of the writer's token.
-        before_marker: called when all but the marker is written; what it raises leaves the checkpoint incomplete.
-
-    Raises:
-        StorageError: a file cannot be written.
+    ``before_marker`` is called when all but the marker is written; what it raises leaves the checkpoint incomplete.
     """
     digests = {}
     for kind, data in _files(checkpoint):
@@ -159,7 +154,6 @@ def _cursor(folder: str, marker: dict[str, Any]) -> Cursor:
 
 
 def _verify(folder: str, marker: dict[str, Any]) -> int:
-    """Number of the files, which are all as they were written."""
     return sum(1 for _ in _verified_files(folder, marker))
 
 
@@ -183,12 +177,8 @@ def collect_checkpoints(output: str, *, generation: int, keep: int, keep_best: i
     """Delete what no run resumes from: superfluous, torn and orphaned checkpoints, and files of earlier generations.
 
     Only the holder of the token may call it, while it writes nothing else there. One that has just lost it leaves
-    checkpoints alone in which a later generation has written.
-
-    Args:
-        generation: number of the caller's token.
-        keep: how many of the newest stay.
-        keep_best: how many of those with the lowest metric stay besides.
+    checkpoints alone in which a later generation has written. ``keep`` of the newest stay, and ``keep_best`` of those
+    with the lowest metric.
     """
     listed = _listed_checkpoints(output)
     markers = _complete(output, listed)

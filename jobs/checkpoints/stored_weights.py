@@ -37,11 +37,7 @@ class StoredWeights:
 
 
 def stored_weights(init: str, which: Which, tracking: TrackingConfig) -> StoredWeights:
-    """Read the weights that ``init`` names.
-
-    Args:
-        which: of a run, the last weights or those that were best in validation.
-        tracking: where the registry is.
+    """Read the weights that ``init`` names: of a run, the last ones or those that were best in validation.
 
     Raises:
         UserError: ``init`` holds no such weights.

@@ -43,7 +43,6 @@ def claim_output(
     """Make ``output`` this run's own, or resume the run that it belongs to.
 
     Args:
-        free_keys: keys that may differ between the runs of one output.
         pins: facts to fix for every later start, as the version of the data; under `tags` those for MLflow.
 
     Raises:
@@ -89,11 +88,7 @@ def new_claim(output: str, config: Any, pins: Mapping[str, Any], *, free_keys: C
 
 
 def release_output(output: str, claim: Claim, generation: int = 0) -> None:
-    """Delete a new claim when a mistake was found before any work began, so that the corrected command can claim.
-
-    Args:
-        generation: the caller's own, where it holds one.
-    """
+    """Delete a new claim when a mistake was found before any work began, so that the corrected command can claim."""
     # A higher generation belongs to another start of the same command, which relies on this claim by now.
     if not claim.resumed and max(generation_numbers(output), default=0) <= generation:
         delete(join(output, CLAIM))
@@ -107,12 +102,7 @@ def refuse_difference(
     holds: str = ANOTHER_RUN,
     remedy: str = RESUME_OR_MOVE,
 ) -> None:
-    """Refuse to continue in an output that was made with other settings.
-
-    Args:
-        existing: settings by key that the output was made with.
-        now: those of this command.
-        holds: what the output holds, for the message.
+    """Refuse to continue in an output that was made with other settings by key.
 
     Raises:
         UserError: they differ; the message lists every key with both values.

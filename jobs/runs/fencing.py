@@ -50,21 +50,12 @@ class FencingToken:
         )
 
     def check(self) -> None:
-        """Check that the token is still held.
-
-        Raises:
-            SupersededError: a later generation took over.
-            StorageError: the output cannot be reached.
-        """
-        lost = self.superseded_by()
-        if lost:
+        """Raise `SupersededError` where a later generation took over, or `StorageError` where that is unknown."""
+        if lost := self.superseded_by():
             raise SupersededError(lost)
 
     def next_generation(self, note: Mapping[str, Any] | None = None) -> FencingToken:
         """The next generation of the same command, which shuts out workers of this one that may still run somewhere.
-
-        Args:
-            note: further entries of the generation's record.
 
         Raises:
             SupersededError: another job was faster.
@@ -84,14 +75,8 @@ def acquire_token(output: str) -> FencingToken:
 
 def claim_generation(output: str, generation: int, note: Mapping[str, Any] | None = None) -> bool:
     """Write the record of a generation unless it exists; of racing commands exactly one gets True."""
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    facts = {
-        "generation": generation,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": started,
-        **(note or {}),
-    }
+    facts = {"generation": generation, "host": socket.gethostname(), "pid": os.getpid(), **(note or {})}
+    facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
     return write_if_absent(_record_uri(output, generation), json.dumps(facts).encode())
 
 

@@ -70,13 +70,11 @@ def _matching(client: MlflowClient, experiment_id: str, query: str) -> list[Run]
 
 
 def _search(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], query, max_results=PAGE, page_token=token)
+    page = client.search_runs([experiment_id], query, max_results=PAGE)
+    yield from page
+    while page.token:
+        page = client.search_runs([experiment_id], query, max_results=PAGE, page_token=page.token)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _choose(runs: Sequence[Run], wanted: str) -> Run:

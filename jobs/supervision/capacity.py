@@ -20,12 +20,7 @@ SECONDS_AFTER_FAILURE = 600.0
 
 
 class WorkerCapacity:
-    """The permitted numbers of workers against what the cluster has free.
-
-    Args:
-        permitted: numbers of workers, consecutive.
-        cpus_beside: CPUs of the stream of data.
-    """
+    """The permitted, consecutive numbers of workers against what the cluster has free beside the stream's CPUs."""
 
     def __init__(self, permitted: range, cpus_beside: float) -> None:
         self._permitted, self._cpus_beside = permitted, cpus_beside
@@ -57,10 +52,7 @@ class WorkerCapacity:
     ) -> int:
         """The largest number of workers that has capacity, when the last group's resources are free again.
 
-        Args:
-            seconds: longest wait.
-            echo: takes a line for the terminal.
-            given_up: whether the caller has stopped waiting; then the answer is 0.
+        ``given_up``: whether the caller has stopped waiting; then the answer is 0.
 
         Raises:
             TrainingStoppedError: there was no capacity for the fewest in all that time.
@@ -84,11 +76,7 @@ class WorkerCapacity:
         return 0
 
     def could_not_start(self, workers: int) -> bool:
-        """A group of so many was not started: resources lie scattered, or a lost host is still counted.
-
-        Returns:
-            whether fewer are permitted, and come next.
-        """
+        """A group was not started: resources lie scattered, or a lost host is still counted. True: fewer come next."""
         self._failed_at, self._failed_on = time.monotonic(), _hosts()
         self._most = max(self._permitted[0], workers - 1)
         return self._most < workers

@@ -100,7 +100,6 @@ class Coordinator:
         self._stop_request = max(self._stop_request, stop_request)
 
     def stop_request(self) -> StopReason:
-        """What the driver requests."""
         return self._stop_request
 
     def post(self, generation: int, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
@@ -114,12 +113,10 @@ class Coordinator:
             self._figures.append(figures)
 
     def beat(self, generation: int, heartbeat: Heartbeat) -> None:
-        """Take the heartbeat of one rank."""
         if generation == self._generation:
             self._heartbeats[heartbeat.rank] = heartbeat
 
     def end(self, generation: int, result: dict[str, Any]) -> None:
-        """How the group ended."""
         if generation == self._generation:
             self._result = result
 
@@ -155,7 +152,6 @@ class CoordinatorClient(logging.Handler):
         self._coordinator.post.remote(self._generation, line, steps, figures)
 
     def end(self, result: Any) -> None:
-        """Report to the driver how the group ended."""
         ray.get(self._coordinator.end.remote(self._generation, asdict(result)))
 
     def close(self) -> None:
@@ -164,7 +160,6 @@ class CoordinatorClient(logging.Handler):
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Post a log record."""
         self.post(f"{record.levelname.lower()}: {record.getMessage()}", self._heartbeat.step)
 
     def stop_request(self) -> StopReason:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import ray
@@ -97,11 +96,7 @@ class Watchdog:
     @contextmanager
     def watching(self) -> Iterator[Watchdog]:
         """Watch while the context lasts, in threads, because a signal handler must not call into Ray."""
-
-        def remember(_signal: int, _frame: FrameType | None) -> None:
-            self._stop_requested.set()
-
-        former = signal.signal(signal.SIGTERM, remember)
+        former = signal.signal(signal.SIGTERM, lambda _signal, _frame: self._stop_requested.set())
         watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         with self._progress:
             watcher.start()
@@ -126,11 +121,7 @@ class Watchdog:
             self._guarded(self._check_token)
 
     def _guarded(self, poll: Callable[[], None]) -> bool:
-        """Poll once; what fails in it, as a cluster that does not answer for a while, must not end the watchdog.
-
-        Returns:
-            whether there is anything left to watch.
-        """
+        """Whether there is anything left to watch. What fails in a poll, as a silent cluster, must not end that."""
         try:
             poll()
         except ActorDiedError as error:
@@ -147,22 +138,16 @@ class Watchdog:
 
     def _poll_and_check(self) -> None:
         if self.stop_requested:
-            self._acknowledge_stop()
+            if not self._acknowledged:
+                self.log("stop requested: the current step is finished and saved first")
+            self._acknowledged = True
             self.coordinator.request.remote(StopReason.REQUESTED)
         self._poll()
         if self._token is not None:
             self._check_for_hang(self._token)
             self._check_size()
 
-    def _acknowledge_stop(self) -> None:
-        if not self._acknowledged:
-            self.log("stop requested: the current step is finished and saved first")
-        self._acknowledged = True
-
     def _poll(self) -> None:
-        lines: list[str]
-        figures: list[dict[str, Any]]
-        heartbeats: dict[int, Heartbeat]
         lines, figures, steps, heartbeats = ray.get(self.coordinator.take.remote())
         for line in lines:
             self.log(line)
@@ -193,9 +178,8 @@ class Watchdog:
     def _most_minutes(self) -> float:
         """How long the progress of all ranks may stay the same."""
         if any(heartbeat.activity is Activity.SAVING for heartbeat in self._heartbeats.values()):
-            return (
-                self._saving_minutes
-            )  # the writer has the same limit; a storage that blocks it keeps it from reporting
+            # The writer has the same limit; a storage that blocks it keeps it from reporting.
+            return self._saving_minutes
         return min(self._hang_minutes, MINUTES_WITHOUT_CAPACITY) if self._too_small else self._hang_minutes
 
     def _check_for_hang(self, token: FencingToken) -> None:
@@ -208,14 +192,11 @@ class Watchdog:
             return
         stacks = take_all_stacks(heartbeats.values())
         slow = [f"rank {rank}: never sent a heartbeat" for rank in range(self._workers) if rank not in heartbeats]
-        slow = slow or [
-            str(heartbeats[rank]) + ("" if stacks[rank] else ", no stacks") for rank in slow_ranks(heartbeats, stacks)
-        ]
+        slow = slow or [f"{heartbeats[r]}{'' if stacks[r] else ', no stacks'}" for r in slow_ranks(heartbeats, stacks)]
         uri = join(token.output, "hangs", f"generation-{token.generation:04d}.txt")
         parts = [f"{heartbeat}\n\n{stacks[rank] or 'no stacks'}\n" for rank, heartbeat in sorted(heartbeats.items())]
-        reason = (
-            f"the cluster has no capacity for {self._workers} workers and their data" if self._too_small else "a hang"
-        )
+        no_capacity = f"the cluster has no capacity for {self._workers} workers and their data"
+        reason = no_capacity if self._too_small else "a hang"
         self.log(f"warning: {reason}: no step for {most_minutes:g} minutes; slow: {'; '.join(slow)}; stacks: {uri}")
         self._moved_at = time.monotonic()
         try:

@@ -51,13 +51,7 @@ class Agreement:
         self._notice_checked_at = time.monotonic()
 
     def __call__(self, loss: Tensor, consumed: Sequence[MicroBatch], step: int) -> Agreed:
-        """What this rank knows, reduced over all; all ranks must call it.
-
-        Args:
-            loss: mean over this rank's micro-batches, a scalar.
-            consumed: this rank's micro-batches.
-            step: optimizer steps done.
-        """
+        """What this rank knows after ``step`` steps, reduced over all; all ranks must call it. The loss is a scalar."""
         self._writer.poll()
         stop_request = StopReason.UNSAVED if self._writer.failure else self._coordinator.stop_request()
         failed_views = sum(len(batch.failures) for batch in consumed)

@@ -30,14 +30,7 @@ CURVES = ("loss", "learning_rate", "clips_per_second")
 
 
 def run_training(start: Start[Any], phase: Phase) -> dict[str, Any]:
-    """Train to the last step, from the cursor of the start; write weights, journal and pictures, end the MLflow run.
-
-    Args:
-        start: of `jobs.training.start.begin`, within its context.
-        phase: made from it.
-
-    Returns:
-        the report.
+    """Train to the last step, from the cursor of the start; write weights, journal, pictures; returns the report.
 
     Raises:
         UserError: a mistake in the configuration, found before any worker starts.

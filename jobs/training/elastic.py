@@ -14,14 +14,7 @@ from typing import Any
 import ray
 import ray.data
 from ray.exceptions import RayError
-from ray.train import (
-    ControllerError,
-    DataConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-)
+from ray.train import ControllerError, DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from jobs.checkpoints.store import Cursor, complete_steps, discard_after, newest_cursor
@@ -47,13 +40,7 @@ def train(job: TrainingJob, token: FencingToken, run: Run, cursor: Cursor = STAR
 
     Groups of workers follow each other: after a death, after a hang, with more or fewer workers. Ray Train could
     replace them itself, but its elastic groups take every CPU, also those that decoding needs, and are resized without
-    a checkpoint.
-
-    Args:
-        cursor: the newest one when the start looked.
-
-    Returns:
-        the token of the last group.
+    a checkpoint. ``cursor`` is the newest one when the start looked; returns the token of the last group.
 
     Raises:
         StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.

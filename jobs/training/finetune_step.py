@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -93,7 +92,7 @@ class Classification(TrainStep[Hiera]):
     """Augment, mix, classify, compare with the labels."""
 
     def __init__(self, config: FinetuneConfig, num_classes: int) -> None:
-        super().__init__(Hiera(config.model_config(num_classes)))
+        super().__init__(Hiera(config.model_config(num_classes)), config.precision)
         self._config = config
         self._policy = parse_rand_augment(config.augment.rand_augment) if config.augment.rand_augment else None
         set_activation_checkpointing(self.model, config.activation_checkpointing)
@@ -116,7 +115,7 @@ class Classification(TrainStep[Hiera]):
         height, width = pixels.shape[-2:]
         mix = draw_mix(self._config.mix, len(pixels), height, width, batch.generator("mix"))
         draws = self.model.draw(len(batch.sample_ids), batch.generator("drop path"), pixels.device)
-        with self._autocast(batch):
+        with self._autocast(batch.frames.device):
             logits = self.model(mix_pixels(pixels, mix), draws=draws)
         return soft_cross_entropy(logits, mix_targets(targets, mix))
 
@@ -130,12 +129,9 @@ class Classification(TrainStep[Hiera]):
         pixels = augment(normalize_video(frames), config, flips)
         return random_erase(pixels, config.random_erasing, batch.sample_seeds("erasing"))
 
-    def _autocast(self, batch: MicroBatch) -> torch.autocast:
-        return torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
-
     def measure(self, batch: MicroBatch) -> Mapping[str, float]:
         """Cross entropy and whether the highest logit is the label's."""
-        with self._autocast(batch):
+        with self._autocast(batch.frames.device):
             logits = self.model(normalize_video(batch.frames)).float()
         loss = functional.cross_entropy(logits, batch.labels)
         return {"loss": float(loss), "top1": float((logits.argmax(1) == batch.labels).float().mean())}
@@ -146,7 +142,7 @@ class Classification(TrainStep[Hiera]):
 
     def embed(self, batch: MicroBatch) -> Tensor | None:
         """The features before the head, ``[B, C]``."""
-        with self._autocast(batch):
+        with self._autocast(batch.frames.device):
             return self.model.embed(normalize_video(batch.frames))
 
 

@@ -22,17 +22,14 @@ class Phase(Protocol):
     @property
     def config(self) -> TrainConfig:
         """What it was made of, with an `init` that workers can read."""
-        ...
 
     @property
     def labelled_only(self) -> bool:
         """Whether the stream leaves unlabelled clips out."""
-        ...
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """Facts to keep inside the weights file, besides run id and command."""
-        ...
 
     def build_step(self, *, load_init: bool) -> TrainStep[Any]:
         """The model, filled from the configured weights if wanted, inside the module that computes its loss.
@@ -40,11 +37,9 @@ class Phase(Protocol):
         Raises:
             ValueError: the configuration or the weights do not fit.
         """
-        ...
 
     def pictures(self, model: Any, prepared: PreparedSet, folder: Path) -> list[Path]:
         """Draw what shall be kept of the trained model (on the CPU) into a folder."""
-        ...
 
 
 @dataclass(frozen=True)

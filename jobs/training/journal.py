@@ -26,7 +26,6 @@ class Journal:
     """Counts and times the steps of one rank; the first rank writes and posts them.
 
     Args:
-        coordinator: where lines, figures and progress go.
         multiply_adds: of all that a step does with one view; None when unknown.
         peak: TFLOP/s of one rank's device; None when unknown.
         timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not repeat.
@@ -56,11 +55,7 @@ class Journal:
         self.timed_out: list[tuple[int, str]] = list(timed_out)
 
     def next_batch(self, batches: Iterator[MicroBatch]) -> MicroBatch:
-        """The next micro-batch; the time that it takes counts as waiting for data.
-
-        Raises:
-            RuntimeError: the stream ended before the last step.
-        """
+        """The next micro-batch; the time that it takes counts as waiting for data."""
         started = time.perf_counter()
         batch = next(batches, None)
         self._waited_seconds += time.perf_counter() - started
@@ -123,11 +118,12 @@ class Journal:
         self._coordinator.post(line, self.step, figures)
 
     def _line(self, figures: dict[str, Any], seconds: float) -> str:
+        used = figures.get("model_flop_utilisation")
         return (
             f"step {self.step}/{self._total_steps}  loss {figures['loss']:.4f}  "
             f"learning rate {figures['learning_rate']:.2e}  {figures['clips_per_second']:.1f} clips/s  "
             f"waited for data {figures['data_wait_seconds'] / seconds:.0%}  "
-            f"MFU {_percent(figures.get('model_flop_utilisation'))}  memory {_memory_gib():.2f} GiB"
+            f"MFU {'unknown' if used is None else f'{used:.0%}'}  memory {_memory_gib():.2f} GiB"
             f"{self._remaining()}{_validation_text(figures.get('validation', {}))}"
         )
 
@@ -151,10 +147,6 @@ def _validation_text(validation: Mapping[str, Any]) -> str:
     figures = {key: value for key, value in validation.items() if key != "seconds" and isinstance(value, float)}
     text = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
     return f"  validation: {text}" if text else ""
-
-
-def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{share:.0%}"
 
 
 def _memory_gib() -> float:

@@ -54,11 +54,7 @@ class StepTaken(NamedTuple):
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """What every rank runs: from a checkpoint to the last step, or until there is a reason to stop.
-
-    Args:
-        settings: the arguments of `Worker`.
-    """
+    """What every rank runs: from a checkpoint to the last step, or until there is a reason to stop."""
     worker = Worker(**settings)
     while worker.continues:
         taken = worker.step()

@@ -75,10 +75,7 @@ def peak_of(name: str, precision: str) -> float | None:
 def utilisation(views_per_second: float, multiply_adds: int | None, workers: int, peak: float | None) -> float | None:
     """Share of all workers' peak that the model's own arithmetic takes; recomputed activations do not count.
 
-    Args:
-        views_per_second: of all workers.
-        multiply_adds: of all that a step does with one view.
-        peak: TFLOP/s of one worker's device.
+    ``multiply_adds`` are of all that a step does with one view, ``peak`` is in TFLOP/s of one worker's device.
     """
     if not multiply_adds or not peak:
         return None

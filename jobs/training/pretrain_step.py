@@ -77,9 +77,9 @@ class MaskedAutoencoding(TrainStep[MaskedAutoencoder]):
     """Augment, mask, reconstruct."""
 
     def __init__(self, config: PretrainConfig) -> None:
-        super().__init__(MaskedAutoencoder(config.architecture))
+        super().__init__(MaskedAutoencoder(config.architecture), config.precision)
         self._picture_clips = config.picture_clips if config.has_picture else 0
-        self._augment, self._mask_ratio, self._precision = config.augment, config.mask_ratio, config.precision
+        self._augment, self._mask_ratio = config.augment, config.mask_ratio
         set_activation_checkpointing(self.model, config.activation_checkpointing)
 
     def forward(self, batch: MicroBatch) -> Tensor:
@@ -105,9 +105,6 @@ class MaskedAutoencoding(TrainStep[MaskedAutoencoder]):
         with self._autocast(device):
             loss: Tensor = self.model(pixels, mask_ratio=self._mask_ratio, keep_mask=keep_mask, draws=draws).loss
         return loss
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16")
 
     def multiply_adds(self) -> int | None:
         return BACKWARD_AND_FORWARD * complexity_of(self.model.config).multiply_adds

@@ -71,8 +71,7 @@ class Start(Generic[ConfigT]):
 def begin(command: str, config: ConfigT, *, labelled: bool = False) -> Iterator[Start[ConfigT]]:
     """Read what there is and claim the output; a mistake that is found before any work began leaves the output free.
 
-    Args:
-        labelled: whether the model learns from labels, so that the set must have classes.
+    Where the model learns from labels (``labelled``) the set must have classes.
 
     Raises:
         UserError: the output holds a run with another configuration, or data or weights are not usable.

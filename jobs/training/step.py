@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from jobs.training.micro_batch import MicroBatch
@@ -16,9 +17,13 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 class TrainStep(nn.Module, Generic[ModelT]):
     """A model with its loss; subclasses say what ``forward`` does with a micro-batch."""
 
-    def __init__(self, model: ModelT) -> None:
+    def __init__(self, model: ModelT, precision: str = "fp32") -> None:
         super().__init__()
         self.model: ModelT = model
+        self._precision = precision
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16")
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """The loss of a micro-batch: a scalar, the mean over its samples."""

@@ -63,12 +63,7 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Figures for the journal: `loss` and others of the step; `knn_top1`; `seconds`; `picture`.
-
-        Args:
-            step: optimizer steps done.
-            weights: the model's, whole, by name.
-        """
+        """Figures for the journal from the whole weights: `loss` and others; `knn_top1`; `seconds`; `picture`."""
         started, self._cut_short = time.monotonic(), False
         copy = self._loaded_copy(weights)
         shown: list[Tensor] = []
@@ -121,16 +116,9 @@ class Validator:
 
     def _clips(self, split: str, count: int, *, labelled_only: bool) -> Iterator[FixedView]:
         """This rank's share; storage that does not answer ends it early, with a warning."""
-        clips = fixed_views(
-            self._job.prepared,
-            self._job.config.views,
-            split=split,
-            count=count,
-            labelled_only=labelled_only,
-            decode=self._job.config.decode,
-            part=dist.get_rank(),
-            parts=dist.get_world_size(),
-        )
+        share = {"part": dist.get_rank(), "parts": dist.get_world_size(), "count": count}
+        views, decode = self._job.config.views, self._job.config.decode
+        clips = fixed_views(self._job.prepared, views, split=split, labelled_only=labelled_only, decode=decode, **share)
         try:
             for clip in clips:
                 self._on_clip(clip.number)

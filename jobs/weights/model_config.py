@@ -17,11 +17,7 @@ OVERRIDES = "model_overrides"
 
 
 def architecture(model: str, overrides: Mapping[str, Any], **fixed: Any) -> HieraConfig | MaskedAutoencoderConfig:
-    """The architecture of a preset, changed.
-
-    Args:
-        overrides: the user's `model_overrides`, by the public argument names.
-        fixed: values that other keys of the configuration decide.
+    """The architecture of a preset, changed by `model_overrides` and by values that other keys decide (``fixed``).
 
     Raises:
         ValueError: no such preset, an unknown override, a value of the wrong type or against its rule; the message
