@@ -75,10 +75,10 @@ def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> 
     """
     chunks = chunk_settings(planned.output, planned.settings, planned.plan["version"], planned.plan["videos"])
     _run_chunks(chunks, planned.plan, workers, progress)
-    outcome = Outcome(_commit(planned), is_new=True)
+    outcome = Outcome(_commit(planned), is_new=True, missing_in_source=planned.plan.get("missing_in_source", 0))
     if not planned.forgets_exclude:
         return outcome
-    following = plan_set(planned.source, planned.output, planned.settings, planned.exclude)
+    following = plan_set(planned.source, planned.output, planned.settings, planned.exclude, planned.max_deleted_share)
     return outcome if isinstance(following, Outcome) else finish_set(following, workers, progress)
 
 
