@@ -24,7 +24,7 @@ from pipeline.manifest.vanished import MAX_DELETED_SHARE, VanishedSourceError, r
 from pipeline.prepare.run import Outcome, PlannedSet, PrepareSettings, finish_set, plan_set, preview_set
 from pipeline.shards.reader import open_prepared
 from pipeline.shards.writer import StoreConfig
-from pipeline.storage.files import StorageError, absolute, exists, join, read_bytes
+from pipeline.storage.files import StorageError, absolute, exists, join, read_text
 from pipeline.transcode.config import TranscodeConfig
 
 
@@ -133,7 +133,7 @@ def _excluded(place: str | None) -> list[str]:
         return []
     if not place.lower().endswith(".txt"):
         return [place]
-    return [line.strip() for line in read_bytes(place).decode().splitlines() if line.strip()]
+    return [line.strip() for line in read_text(place).split("\n") if line.strip()]
 
 
 def _report(outcome: Outcome) -> dict[str, Any]:

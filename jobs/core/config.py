@@ -32,7 +32,7 @@ from omegaconf.errors import (
 
 from jobs.core.errors import UserError
 from jobs.core.redaction import public
-from pipeline.storage.files import StorageError, read_bytes
+from pipeline.storage.files import StorageError, read_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 BASE = "base"  # the key by which a recipe names the one that it changes
@@ -197,7 +197,7 @@ def _read_recipe(command: str, recipe: str) -> list[dict[str, Any]]:
 def _read_yaml(recipe: str, path: str) -> dict[str, Any]:
     try:
         # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
-        content = yaml.load(read_bytes(path).decode(), Loader=yaml.BaseLoader)
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"recipe={recipe}: must be readable YAML: {error}; give a recipe name or a YAML file"

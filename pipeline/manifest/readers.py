@@ -30,7 +30,7 @@ from pipeline.manifest.text_columns import (
     read_lines,
 )
 from pipeline.schema import VIDEO_SUFFIXES
-from pipeline.storage.files import join, list_files, read_bytes
+from pipeline.storage.files import join, list_files, read_text
 
 ANNOTATION_SCHEMA = pa.schema(
     [
@@ -97,7 +97,7 @@ def read_something(uri: str) -> Annotations:
     if "labels" not in files:
         raise ManifestError(f"{uri}: has no labels.json, the full class list; add it")
     with malformed_named(files["labels"]):
-        indices = json.loads(read_bytes(files["labels"]))
+        indices = json.loads(read_text(files["labels"]))
         classes = tuple(sorted(indices, key=lambda name: int(indices[name])))
     parts = [
         _something_rows(files[part], split)
@@ -204,7 +204,7 @@ def _something_rows(uri: str, split: str) -> pa.Table:
     # The files are JSON arrays, which Arrow cannot stream; json parses 170,000 entries in a second.
     with malformed_named(uri):
         schema = pa.schema([("id", pa.string()), ("template", pa.string())])
-        table = pa.Table.from_pylist(json.loads(read_bytes(uri)), schema)
+        table = pa.Table.from_pylist(json.loads(read_text(uri)), schema)
     label = pc.replace_substring_regex(table["template"], r"[\[\]]", "")
     return annotation_table(stem=table["id"], label=label, split=split, source_video=table["id"])
 

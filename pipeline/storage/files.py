@@ -6,6 +6,7 @@ percent-decoded, so that a file name that is no valid UTF-8 still has a text.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -29,6 +30,7 @@ __all__ = [
     "LISTING_SCHEMA",
     "StorageError",
     "absolute",
+    "as_text",
     "content_version",
     "content_versions",
     "delete",
@@ -42,6 +44,7 @@ __all__ = [
     "local_copy",
     "local_path",
     "read_bytes",
+    "read_text",
     "redacted",
     "replace_if_unchanged",
     "s3_client",
@@ -50,6 +53,7 @@ __all__ = [
     "write_unless",
 ]
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LISTED_AT_ONCE = 50_000
 LISTING_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64()), ("etag", pa.string())]
@@ -100,6 +104,22 @@ def read_bytes(uri: str) -> bytes:
     path = local_path(uri)
     with errors_named(uri):
         return object_storage.get(uri) if path is None else path.read_bytes()
+
+
+def read_text(uri: str) -> str:
+    """The whole object as text that people or their editors wrote: `as_text` of its bytes.
+
+    Raises:
+        StorageError: it is missing, unreachable or not permitted.
+        UnicodeDecodeError: it is neither UTF-8 nor UTF-16 with a byte order mark.
+    """
+    return as_text(read_bytes(uri))
+
+
+def as_text(content: bytes) -> str:
+    """Text without byte order mark, and with the line ends of Windows and old Macs as newlines."""
+    encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_bytes(uri: str, data: bytes) -> None:

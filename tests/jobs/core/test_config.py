@@ -134,3 +134,9 @@ def test_help_tells_the_defaults_that_a_program_gives_its_slices() -> None:
     assert defaults["decode.deadline_seconds"] == "30.0"  # of decoding elsewhere: 5.0
     assert defaults["whole_video.crops"] == "3"
     assert defaults["source"] == "(required)"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_of_any_editor(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "r.yaml").write_bytes("name: café\r\nsizes: [7]\r\n".encode(encoding))
+    assert load(str(tmp_path / "r.yaml")) == Outer("café", (7,))
