@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -43,6 +44,11 @@ MANIFEST_SCHEMA = pa.schema(
 was not listed; they are read when the video is opened."""
 
 _VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
+# Spreadsheets write an index as 3.0 where another row of the column is empty. 007 is a name.
+_INDEX = re.compile(r"(0|[1-9]\d*)(?:\.0+)?")
+_NEGATIVE = re.compile(r"-\d+(?:\.0+)?")
+_NUMBER = re.compile(r"-?\d{1,18}")
+_LARGEST_INDEX = 100_000  # beyond, a number is an id, and a class for every smaller one would mean nothing
 _LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
@@ -396,13 +402,43 @@ def _classes(
 ) -> tuple[list[str], Codes, tuple[str, ...]]:
     """The labels as names, their codes, and the class list."""
     listed = read_class_list(class_list) if class_list is not None else annotations.classes
-    if annotations.digits_are_indices and all(re.fullmatch(r"-?\d+", label) for label in labels):
-        indices = [int(label) for label in labels]
-        codes = np.where(np.array([*indices, -1])[codes] < 0, np.int32(-1), codes)
-        listed = listed or tuple(str(index) for index in range(max([*indices, -1]) + 1))
-        labels = [listed[index] if 0 <= index < len(listed) else str(index) for index in indices]
-    in_use = np.unique(codes[codes >= 0])
-    return labels, codes, listed if listed is not None else tuple(sorted(labels[code] for code in in_use))
+    labels, codes = _same_words([unicodedata.normalize("NFC", label).strip() for label in labels], codes)
+    listed = None if listed is None else tuple(unicodedata.normalize("NFC", name) for name in listed)
+    if annotations.digits_are_indices:
+        negative = np.array([*(bool(_NEGATIVE.fullmatch(label)) for label in labels), False])
+        codes = np.where(negative[codes], np.int32(-1), codes)
+        indices = _indices([labels[code] for code in np.unique(codes[codes >= 0])], listed)
+        if indices is not None:
+            listed = listed or tuple(str(index) for index in range(max(indices.values(), default=-1) + 1))
+            named = {label: listed[index] if index < len(listed) else str(index) for label, index in indices.items()}
+            labels, codes = _same_words([named.get(label, label) for label in labels], codes)
+    in_use = [labels[code] for code in np.unique(codes[codes >= 0])]
+    return labels, codes, listed if listed is not None else tuple(sorted(in_use, key=_numbers_by_value(in_use)))
+
+
+def _same_words(labels: list[str], codes: Codes) -> tuple[list[str], Codes]:
+    """Each word once: forms of one label may have become equal."""
+    words = list(dict.fromkeys(labels))
+    place = {word: code for code, word in enumerate(words)}
+    return words, np.array([*(place[label] for label in labels), -1], np.int32)[codes]
+
+
+def _indices(labels: Sequence[str], listed: Sequence[str] | None) -> dict[str, int] | None:
+    """The class index that each label is; None where labels are names.
+
+    They are names if one is no whole number, if all stand in the class list, or if they are too large for indices.
+    """
+    numbers = {label: int(match[1]) for label in labels if (match := _INDEX.fullmatch(label))}
+    if len(numbers) < len(labels) or (listed is not None and set(labels) <= set(listed)):
+        return None
+    return numbers if max(numbers.values(), default=0) <= _LARGEST_INDEX else None
+
+
+def _numbers_by_value(words: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    """The order of class names: 2 before 10 where all are numbers."""
+    if all(_NUMBER.fullmatch(word) for word in words):
+        return lambda word: (int(word), word)
+    return lambda word: (0, word)
 
 
 def _outside(codes: Codes, words: list[str], allowed: Collection[str], *, none: bool = False) -> npt.NDArray[np.bool_]:

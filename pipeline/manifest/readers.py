@@ -72,7 +72,7 @@ class Annotations:
     classes: tuple[str, ...] | None = None
     """The convention's full class list in its own order; None when it has none besides the labels themselves."""
     digits_are_indices: bool = False
-    """Labels that are all whole numbers are class indices, negative ones mean "no label"."""
+    """Labels that are all whole numbers are class indices; negative ones mean "no label", beside names too."""
     unused: frozenset[str] = field(default_factory=frozenset)
     """Values of ``split`` that mean "not used in this split"."""
 
@@ -80,7 +80,7 @@ class Annotations:
 def read_table(uri: str) -> Annotations:
     """A CSV or Parquet manifest with a column for the path, and optionally label, split and source video."""
     batches = parquet_batches(uri) if uri.lower().endswith(".parquet") else csv_batches(uri)
-    return Annotations(_table_rows(uri, batch) for batch in batches)
+    return Annotations((_table_rows(uri, batch) for batch in batches), digits_are_indices=True)
 
 
 def read_kinetics(uri: str) -> Annotations:

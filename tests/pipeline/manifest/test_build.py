@@ -303,3 +303,47 @@ def test_the_real_clips(real_clips: Path) -> None:
     assert len(manifest.rejected) == 0
     assert len(manifest.classes) == 36
     assert manifest.rows["label"].null_count == 134 - 49
+
+
+@pytest.mark.parametrize("form", ["list.csv", "header.csv", "floats.csv", "table.parquet"])
+def test_number_labels_are_indices_in_numeric_order_and_minus_one_is_no_label(tmp_path: Path, form: str) -> None:
+    numbers = [*range(12), -1]
+    head, ending = ("" if form == "list.csv" else "path,label\n"), (".0" if form == "floats.csv" else "")
+    if form.endswith(".csv"):
+        (tmp_path / form).write_text(head + "".join(f"a{index}.mp4,{index}{ending}\n" for index in numbers))
+    else:
+        pq.write_table(pa.table({"path": [f"a{index}.mp4" for index in numbers], "label": numbers}), tmp_path / form)
+    manifest = read_manifest(str(tmp_path / form), ManifestConfig(val_share=0), seed=0)
+    assert manifest.classes == tuple(str(index) for index in range(12))
+    labels = {Path(row["uri"]).stem: row["label"] for row in manifest.rows.to_pylist()}
+    assert labels == {**{f"a{index}": str(index) for index in range(12)}, "a-1": None}
+
+
+@pytest.mark.parametrize("head", ["", "path,label\n"])
+@pytest.mark.parametrize(
+    ("labels", "listed", "classes", "expected"),
+    [
+        (["2", "0", "-1"], ["x", "y", "z"], ["x", "y", "z"], ["z", "x", None]),
+        (["2", "3", "-1"], ["1", "2", "3"], ["1", "2", "3"], ["2", "3", None]),  # names of the list, not indices
+        (["3", "-1", "-1"], None, ["0", "1", "2", "3"], ["3", None, None]),
+        (["run", "-1", "5"], None, ["5", "run"], ["run", None, "5"]),
+        (["007", "010", "9"], None, ["007", "9", "010"], ["007", "010", "9"]),
+        (["20230101", "9", "20230102"], None, ["9", "20230101", "20230102"], ["20230101", "9", "20230102"]),
+    ],
+)
+def test_number_labels_with_lists_and_names(
+    tmp_path: Path, head: str, labels: list[str], listed: list[str] | None, classes: list[str], expected: list[str]
+) -> None:
+    (tmp_path / "list.csv").write_text(head + "".join(f"{n}.mp4,{label}\n" for n, label in enumerate(labels)))
+    (tmp_path / "classes.txt").write_text("\n".join(listed or []))
+    config = ManifestConfig(val_share=0, classes=str(tmp_path / "classes.txt") if listed else None)
+    manifest = read_manifest(str(tmp_path / "list.csv"), config, seed=0)
+    assert manifest.classes == tuple(classes)
+    assert [row["label"] for row in manifest.rows.to_pylist()] == expected
+
+
+def test_class_folders_that_are_numbers_keep_their_order_and_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
+    make(tmp_path / "numbers", *(f"{number}/a.mp4" for number in range(12)))
+    assert read_manifest(str(tmp_path / "numbers"), ManifestConfig(), seed=0).classes == tuple(map(str, range(12)))
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,caf\u00e9\nb.mp4,cafe\u0301\n")
+    assert read_manifest(str(tmp_path / "list.csv"), ManifestConfig(), seed=0).classes == ("caf\u00e9",)
