@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlflow.entities import Run as MlflowRun
 
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.runs.fencing import SupersededError
-from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
+from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, OTHER_PARAMS, SAMPLES_KEPT, Run, database_file
 from jobs.runs.tracking import (
     CHANGED_FILES_TAG,
     COMMIT_TAG,
@@ -24,6 +25,7 @@ from jobs.runs.tracking import (
     recorded,
     source_tags,
     start_run,
+    tracking_uri,
 )
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
@@ -149,11 +151,58 @@ def test_what_cannot_be_uploaded_holds_nothing_up(store: str, tmp_path: Path) ->
     (tmp_path / "picture.png").unlink()  # taken when it was logged
     run.log_artifact(Path(__file__), folder="no/../such")
     run.log_metrics({"final": 1.0, "wild": float("nan")})
-    assert run.finish()
+    assert not run.finish()
+    assert run.refused == (Path(__file__).name,)
     found = recorded_run(store, "artifact")
     assert found.data.metrics == {"final": 1.0}
     names = [file.path for file in MlflowClient(tracking_uri=store).list_artifacts(found.info.run_id)]
     assert names == ["picture.png"]
+
+
+def test_one_odd_label_costs_no_other_parameter(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Keys with other characters, untidy paths and long values go to an artifact; what is refused is named."""
+    odd = {"massaging person's head": 0.3, "a" * 250: 0.4, "../up": 0.5, "x//y": 0.6, "sitting, down": 0.7}
+    params = {"top_k": 5, "thresholds": {"jumping": 0.25, "jümping / up": 0.3, **odd}, "labels": ["x" * 5996]}
+    run = started(store, "odd")
+    run.log_params(params)
+    assert run.finish()
+    found = recorded_run(store, "odd")
+    taken = {
+        "top_k": "5",
+        "thresholds.jumping": "0.25",
+        "thresholds.jümping / up": "0.3",
+        "labels": str(params["labels"]),
+    }
+    assert found.data.params == {**taken, "thresholds.../up": "0.5"}
+    path = MlflowClient(tracking_uri=store).download_artifacts(found.info.run_id, OTHER_PARAMS)
+    assert json.loads(Path(path).read_text()) == {f"thresholds.{key}": odd[key] for key in odd if key != "../up"}
+    again = started(store, "odd")
+    again.log_params({"top_k": 6, "fresh": 1})  # a key that may differ between starts
+    again.log_metrics({"loss'": 1.0, "good": 2.0})
+    again.set_tags({"t" * 300: "x", "note": "y"})
+    assert not again.finish()
+    found = recorded_run(store, "odd")
+    assert (found.data.params["top_k"], found.data.params["fresh"]) == ("5", "1")
+    assert (found.data.metrics, found.data.tags["note"]) == ({"good": 2.0}, "y")
+    assert again.refused == ("loss'", "t" * 300)
+    assert any("does not have 2 entries of this run" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("folder", ["what? #1 100% per%41 ü&a=b"])
+def test_any_output_path_has_its_store_beside_it(tmp_path: Path, folder: str) -> None:
+    config, output = TrackingConfig(), tmp_path / folder / "tags"
+    run = start_run(config, command="tag", run_key="k", output=str(output), params={"a": 1})
+    (tmp_path / "page.html").write_text("x")
+    run.log_artifact(tmp_path / "page.html")
+    assert run.finish()
+    assert {path.name for path in output.parent.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert {path.name for path in tmp_path.iterdir()} == {folder, "page.html"}
+    uri = tracking_uri(config, str(output))
+    assert uri is not None
+    assert TrackingConfig(uri).uri == uri
+    assert database_file(uri) == output.parent / "mlflow.db"
+    assert MlflowClient(tracking_uri=uri).get_run(str(run.run_id)).data.params == {"a": "1"}
+    assert tracking_uri(config, output.as_uri()) == uri
 
 
 def test_sync_sends_a_whole_run_and_nothing_twice(tmp_path: Path) -> None:
