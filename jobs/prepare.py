@@ -153,6 +153,7 @@ def _report(outcome: Outcome) -> dict[str, Any]:
         "exclude_unmatched": version.get("exclude_unmatched", []),
         "missing_in_source": outcome.missing_in_source,
         "skipped_files": counts["skipped_files"],
+        "files_skipped": counts.get("files_skipped", {}),
         "source_bytes": counts["source_bytes"],
         "stored_bytes": counts["stored_bytes"],
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ import pyarrow.compute as pc
 
 from pipeline.hashing import Digests, first_occurrences, name_digests, seeded
 from pipeline.manifest.formats import ManifestConfig, detect, locate, read_annotations, read_class_list
+from pipeline.manifest.leftovers import videos_of
 from pipeline.manifest.readers import Annotations, annotation_table, file_stem, source_video_of
 from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.splits import SPLITS, Codes, assign_splits
 from pipeline.manifest.text_columns import malformed_named
-from pipeline.schema import REJECTED_SCHEMA, VIDEO_SUFFIXES
+from pipeline.schema import REJECTED_SCHEMA
 from pipeline.storage.files import (
     LISTING_SCHEMA,
     absolute,
@@ -43,7 +45,6 @@ MANIFEST_SCHEMA = pa.schema(
 """One video to prepare. ``content_version`` (`storage.files.content_versions`) and ``size`` are null when the source
 was not listed; they are read when the video is opened."""
 
-_VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
 # Spreadsheets write an index as 3.0 where another row of the column is empty. 007 is a name.
 _INDEX = re.compile(r"(0|[1-9]\d*)(?:\.0+)?")
 _NEGATIVE = re.compile(r"-\d+(?:\.0+)?")
@@ -63,8 +64,8 @@ class Manifest:
     """`schema.REJECTED_SCHEMA`: missing files, unknown labels, duplicates."""
     classes: tuple[str, ...]
     convention: str
-    skipped_files: int
-    """Files of a listed source whose names are no videos'."""
+    skipped: Mapping[str, int]
+    """Files of a listed source that are no videos of the collection: kind (`leftovers.videos_of`) → count."""
 
 
 @dataclass
@@ -125,11 +126,6 @@ def read_uris(source: str) -> Iterator[pa.Table]:
         yield pa.table({"uri": pc.coalesce(uris, _combined(expected)), "content_version": versions})
 
 
-def is_video(uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether each name ends as the names of videos do (`VIDEO_SUFFIXES`)."""
-    return pc.match_substring_regex(pc.utf8_lower(uris), _VIDEO_NAME)
-
-
 class _Opened(NamedTuple):
     """A source and its annotations, of which no row was taken yet."""
 
@@ -140,8 +136,8 @@ class _Opened(NamedTuple):
     annotations: Annotations
     listing: pa.Table | None
     """`LISTING_SCHEMA` of the videos below the root, where the convention needs it."""
-    skipped: int
-    """Files of the listing that are no videos by their name."""
+    skipped: Mapping[str, int]
+    """As in `Manifest`."""
 
 
 def _open(source: str, config: ManifestConfig) -> _Opened:
@@ -149,7 +145,7 @@ def _open(source: str, config: ManifestConfig) -> _Opened:
     convention = config.convention if config.convention != "auto" else detect(root, config.annotations)
     needs_listing = convention in _LISTED or bool(config.unlisted)
     inventory = config.annotations if convention == "inventory" else None
-    listing, skipped = _listing(root, inventory) if needs_listing else (None, 0)
+    listing, skipped = _listing(root, inventory) if needs_listing else (None, {})
     if convention in ("folder", "bare", "inventory"):
         assert listing is not None
         annotations = _from_folders(root, listing, convention, asked=config.convention == "folder")
@@ -165,17 +161,17 @@ def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
     return np.argsort(seeded(name_digests(rows["uri"]), seed, "order"), kind="stable")
 
 
-def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
-    """The videos below a root, and the number of other files; read a part at a time, as a prefix may hold millions."""
-    below = root.rstrip("/") + "/" if inventory is not None and not is_local(root) else ""
-    videos, files = [], 0
+def _listing(root: str, inventory: str | None) -> tuple[pa.Table, Mapping[str, int]]:
+    """The videos below a root, and the kinds of other files; read a part at a time, as a prefix may hold millions."""
+    prefix = root.rstrip("/") + "/"
+    wanted = prefix if inventory is not None and not is_local(root) else ""
+    videos: list[pa.Table] = []
+    skipped: Counter[str] = Counter()
     with malformed_named(inventory or root):
         for part in listed_in_parts(root) if inventory is None else inventory_parts(inventory):
-            listed = part.filter(pc.starts_with(part["uri"], below))
-            videos.append(listed.filter(is_video(listed["uri"])))
-            files += len(listed)
-    found = pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table()
-    return found, files - len(found)
+            listed = part.filter(pc.starts_with(part["uri"], wanted))
+            videos.append(videos_of(listed, prefix, skipped))
+    return pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table(), dict(sorted(skipped.items()))
 
 
 def _errors_named(batches: Iterable[pa.Table], uri: str | None) -> Iterator[pa.Table]:

@@ -155,7 +155,8 @@ def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Se
         "missing_in_source_examples": list(draft.vanished.examples),
         "exclude_unmatched": draft.exclude_unmatched,
         "rejected": dict(Counter(draft.manifest.rejected["reason"].to_pylist())),
-        "skipped_files": draft.manifest.skipped_files,
+        "skipped_files": sum(draft.manifest.skipped.values()),
+        "files_skipped": draft.manifest.skipped,
     }
 
 
@@ -249,7 +250,8 @@ def _write_plan(
         "videos": len(rows),
         "chunks": -(-len(rows) // chunks.videos_per_chunk),
         "convention": manifest.convention,
-        "skipped_files": manifest.skipped_files,
+        "skipped_files": sum(manifest.skipped.values()),
+        "files_skipped": manifest.skipped,
         # Indices of earlier versions stay: new classes come behind.
         "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
         "excluded": sorted(draft.excluded),

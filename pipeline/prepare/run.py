@@ -151,7 +151,7 @@ def _version(
         "version": plan["version"],
         "parent": plan["parent"],
         "digest": version_digest(shards, plan["classes"]),
-        "counts": counts | {"skipped_files": plan["skipped_files"]},
+        "counts": counts | {"skipped_files": plan["skipped_files"], "files_skipped": plan.get("files_skipped", {})},
         "classes": plan["classes"],
         "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
         "excluded": plan["excluded"],

@@ -6,7 +6,6 @@ Collections of millions are read in parts and kept on disk, mapped into memory; 
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.build import is_video, read_uris
+from pipeline.manifest.build import plain_uri, read_uris
 from pipeline.manifest.formats import is_list
+from pipeline.manifest.leftovers import videos_of
 from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.text_columns import ManifestError
 from pipeline.manifest.vanished import EXAMPLES, Vanished
@@ -46,7 +46,7 @@ class SourceListing:
     videos: pa.Table
     """`LISTED_SCHEMA`, mapped from a file on disk (`pipeline.storage.files.content_versions`)."""
     skipped: Mapping[str, int]
-    """Files that are no videos by their name: suffix → count."""
+    """Files that are no videos of the collection: kind (`pipeline.manifest.leftovers.videos_of`) → count."""
 
     @functools.cached_property
     def uri_keys(self) -> np.ndarray:
@@ -69,9 +69,9 @@ def list_source(source: str) -> SourceListing:
     if is_list(uri):
         parts = _listed_by_hand(uri)
     elif uri.lower().endswith(INVENTORY_SUFFIX):
-        parts = _videos_only(_inventory(uri), skipped)
+        parts = _videos_only(_inventory(uri), "", skipped)
     else:
-        parts = _videos_only(listed_in_parts(uri), skipped)
+        parts = _videos_only(listed_in_parts(uri), plain_uri(uri).rstrip("/") + "/", skipped)
     videos = _on_disk(parts)
     return SourceListing(videos, dict(sorted(skipped.items())))
 
@@ -155,12 +155,8 @@ def _on_disk(parts: Iterable[pa.Table]) -> pa.Table:
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
 
 
-def _videos_only(parts: Iterable[pa.Table], skipped: Counter[str]) -> Iterator[pa.Table]:
-    for part in parts:
-        videos = is_video(part["uri"])
-        others = part["uri"].filter(pc.invert(videos)).to_pylist()
-        skipped.update(os.path.splitext(uri.lower())[1] or "(none)" for uri in others)
-        yield _versioned(part.filter(videos))
+def _videos_only(parts: Iterable[pa.Table], prefix: str, skipped: Counter[str]) -> Iterator[pa.Table]:
+    yield from (_versioned(videos_of(part, prefix, skipped)) for part in parts)
 
 
 def _versioned(rows: pa.Table) -> pa.Table:

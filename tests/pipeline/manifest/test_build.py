@@ -40,7 +40,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
     manifest = read_manifest(str(tmp_path), ManifestConfig(), seed=0)
     assert manifest.classes == ("run", "walk")
     assert manifest.convention == "folder"
-    assert manifest.skipped_files == 2
+    assert manifest.skipped == {".md": 1, ".txt": 1}
     assert Counter(found(manifest, tmp_path).values()) == {
         ("walk", "train"): 9,
         ("walk", "val"): 1,
