@@ -1,4 +1,4 @@
-"""Files of a listing that are no videos of the collection: other suffixes, and what systems and editors leave behind."""
+"""Files of a listing that are no videos of the collection: other suffixes, leftovers of systems and editors."""
 
 from __future__ import annotations
 

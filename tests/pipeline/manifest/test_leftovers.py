@@ -1,4 +1,4 @@
-"""What systems, editors and downloads leave in a folder of videos is neither class nor video, and is counted by kind."""
+"""What systems, editors and downloads leave in a folder is neither class nor video, and is counted by kind."""
 
 from __future__ import annotations
 
