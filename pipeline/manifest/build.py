@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -82,6 +83,8 @@ class _Rows:
     sizes: list[pa.Array]
     uri_digests: list[Digests]
     source_digests: list[Digests]
+    ambiguous: dict[str, str]
+    """Names in the annotations that fit several files in another form: name → message with these files."""
 
 
 class _Checked(NamedTuple):
@@ -209,7 +212,7 @@ def _null_if_empty(values: Any) -> Any:
 
 def _gathered(opened: _Opened) -> _Rows:
     """Find the URI of every annotated row, a batch at a time, and keep only the columns that are needed."""
-    rows = _Rows([], [], [], [], [], [], [], [])
+    rows = _Rows([], [], [], [], [], [], [], [], {})
     index = None if opened.listing is None else _ListingIndex(opened.listing)
     for batch in opened.annotations.batches:
         _add(rows, batch, _absolute_paths(opened.root, batch["path"]), index)
@@ -245,9 +248,34 @@ class _ListingIndex:
         self.versions = content_versions(listing).combine_chunks()
         self.sizes = listing["size"].combine_chunks()
 
-    def rows_of(self, paths: pa.ChunkedArray) -> pa.Array:
-        """By URI; null where there is none."""
-        return self._by_uri.rows(paths)
+    def rows_of(self, paths: pa.ChunkedArray, ambiguous: dict[str, str]) -> pa.Array:
+        """By URI, else by another form of it (case, Unicode) that one file alone has; null where there is none.
+
+        Args:
+            ambiguous: gets a message for each path of which several files are a form.
+        """
+        found = self._by_uri.rows(paths)
+        if found.null_count == paths.null_count:
+            return found
+        forms = _form(paths)
+        loose = self._by_form.rows(forms).filter(pc.is_null(found))
+        unsure = self._shared_forms & set(forms.filter(pc.is_null(found)).to_pylist())
+        if unsure:
+            several = pc.is_in(forms, pa.array(sorted(unsure), forms.type))
+            for path, form in zip(paths.filter(several).to_pylist(), forms.filter(several).to_pylist(), strict=True):
+                same = self.uris.filter(pc.equal(_form(self.uris), form)).to_pylist()
+                ambiguous[path] = f"several files are forms of this path: {', '.join(same[:4])}; rename all but one"
+            loose = pc.if_else(_combined(several).filter(pc.is_null(found)), pa.scalar(None, loose.type), loose)
+        return pc.replace_with_mask(found, pc.is_null(found), loose)
+
+    @functools.cached_property
+    def _by_form(self) -> _RowIndex:
+        return _RowIndex(_form(self.uris))
+
+    @functools.cached_property
+    def _shared_forms(self) -> set[str]:
+        counts = pc.value_counts(_form(self.uris))
+        return set(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist())
 
     def rows_of_names(self, batch: pa.Table) -> pa.Array:
         """By ``{id}_{start}_{end}``, else by the bare id, in whatever folder the file lies."""
@@ -271,7 +299,11 @@ def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) 
         versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
     else:
         by_name = batch["path"].null_count == len(batch) > 0
-        found = index.rows_of_names(batch) if by_name else index.rows_of(paths)
+        unsure: dict[str, str] = {}
+        found = index.rows_of_names(batch) if by_name else index.rows_of(paths, unsure)
+        if unsure:
+            written = dict(zip(paths.to_pylist(), batch["path"].to_pylist(), strict=True))
+            rows.ambiguous.update({written[path]: message for path, message in unsure.items()})
         uris = pc.take(index.uris, found)
         versions, sizes = pc.take(index.versions, found), pc.take(index.sizes, found)
     source = pc.coalesce(batch["source_video"], source_video_of(uris))
@@ -310,8 +342,24 @@ def _combined(values: Any) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
+def _form(paths: Any) -> Any:
+    """What all forms of one path have in common: upper and lower case, composed and decomposed Unicode."""
+    return pc.utf8_normalize(pc.utf8_lower(pc.utf8_normalize(_combined(paths), form="NFC")), form="NFC")
+
+
+def _tidy(paths: pa.ChunkedArray, local: bool) -> pa.ChunkedArray:
+    """Paths without blanks around them and without `./`; of local ones also without `..` and repeated slashes."""
+    paths = pc.replace_substring_regex(pc.utf8_trim_whitespace(paths), r"^(?:\./+)+", "")
+    untidy = pc.match_substring_regex(paths, r"//|/\.{1,2}/|^\.\./")
+    untidy = pc.fill_null(pc.and_(untidy, pc.invert(pc.match_substring(paths, "://"))), False)
+    if not local or not pc.any(untidy).as_py():
+        return paths
+    tidied = pa.array([os.path.normpath(path) for path in paths.filter(untidy).to_pylist()], paths.type)
+    return pa.chunked_array([pc.replace_with_mask(_combined(paths), _combined(untidy), tidied)])
+
+
 def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    paths = _plain(paths)
+    paths = _tidy(_plain(paths), is_local(root))
     below = pc.binary_join_element_wise(
         pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
     )
@@ -365,6 +413,7 @@ def _finished(
         _Checked("duplicate", ~first_occurrences(uri_digests), "an earlier row names the same video"),
     )
     kept, rejected = _sifted(rows, checks)
+    rejected = _with_ambiguous(rejected, rows.ambiguous)
     given = _recoded(split_codes, splits, SPLITS)[kept]
     given = np.where(given < 0, _known(uri_digests[kept], known_splits), given)
     del uri_digests, checks, split_codes  # of ten million rows each weighs 80 MB
@@ -473,6 +522,19 @@ def _sifted(rows: _Rows, checks: Sequence[_Checked]) -> tuple[npt.NDArray[np.boo
             columns = [names, pa.repeat(check.reason, len(names)), pa.repeat(check.message, len(names))]
             rejected.append(pa.table(columns, names=REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
     return kept, pa.concat_tables([REJECTED_SCHEMA.empty_table(), *rejected])
+
+
+def _with_ambiguous(rejected: pa.Table, ambiguous: Mapping[str, str]) -> pa.Table:
+    """The missing ones that several files may be meant by, with the names of these."""
+    if not ambiguous:
+        return rejected
+    rows = [
+        {**row, "reason": "ambiguous", "message": ambiguous[row["uri"]]}
+        if row["reason"] == "missing" and row["uri"] in ambiguous
+        else row
+        for row in rejected.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
 
 
 def _kept_chunks(chunks: list[pa.Array], kept: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.ChunkedArray:

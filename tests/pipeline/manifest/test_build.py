@@ -347,3 +347,33 @@ def test_class_folders_that_are_numbers_keep_their_order_and_forms_of_a_name_are
     assert read_manifest(str(tmp_path / "numbers"), ManifestConfig(), seed=0).classes == tuple(map(str, range(12)))
     (tmp_path / "list.csv").write_text("path,label\na.mp4,caf\u00e9\nb.mp4,cafe\u0301\n")
     assert read_manifest(str(tmp_path / "list.csv"), ManifestConfig(), seed=0).classes == ("caf\u00e9",)
+
+
+def test_a_path_finds_its_file_in_every_form(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "Sub/B c.mp4", "caf\u00e9.mp4", "x.mp4", "X.mp4", "other.mp4")
+    written = ("./a.mp4", " sub/b C.MP4 ", "cafe\u0301.mp4", "x.mp4", "Sub/../Sub//B c.mp4", "no.mp4")
+    (tmp_path / "annotations.csv").write_text("path,label\n" + "".join(f'"{path}",l\n' for path in written))
+    manifest = read_manifest(str(tmp_path), ManifestConfig(val_share=0), seed=0)
+    labelled = {name for name, (label, _) in found(manifest, tmp_path).items() if label}
+    assert labelled == {"a.mp4", "Sub/B c.mp4", "caf\u00e9.mp4", "x.mp4"}
+    assert set(found(manifest, tmp_path)) == labelled | {"X.mp4", "other.mp4"}
+    assert reasons(manifest) == {"no.mp4": "missing", "B c.mp4": "duplicate"}
+
+
+def test_a_path_that_several_files_are_forms_of_is_rejected_with_their_names(tmp_path: Path) -> None:
+    make(tmp_path, "x.mp4", "X.mp4", "caf\u00e9.mp4", "cafe\u0301.mp4")
+    (tmp_path / "annotations.csv").write_text("path,label\n./x.MP4,l\nCaf\u00e9.mp4,l\ncafe\u0301.mp4,l\n")
+    manifest = read_manifest(str(tmp_path), ManifestConfig(val_share=0), seed=0)
+    rejected = {row["uri"]: (row["reason"], row["message"]) for row in manifest.rejected.to_pylist()}
+    assert {reason for reason, _ in rejected.values()} == {"ambiguous"}
+    assert all(f"{tmp_path}/{name}" in rejected["./x.MP4"][1] for name in ("x.mp4", "X.mp4"))
+    assert all(f"{tmp_path}/{name}" in rejected["Caf\u00e9.mp4"][1] for name in ("caf\u00e9.mp4", "cafe\u0301.mp4"))
+    assert found(manifest, tmp_path)["cafe\u0301.mp4"] == ("l", "train")
+
+
+def test_a_list_elsewhere_is_tidied_only(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\n./a.mp4\na.mp4\n b/../c.mp4 \ns3://bucket/a//./b.mp4\n")
+    manifest = read_manifest(str(tmp_path / "list.csv"), ManifestConfig(), seed=0)
+    uris = [f"{tmp_path}/a.mp4", f"{tmp_path}/c.mp4", "s3://bucket/a//./b.mp4"]
+    assert manifest.rows["uri"].to_pylist() == uris
+    assert reasons(manifest) == {"a.mp4": "duplicate"}

@@ -91,7 +91,7 @@ def test_relative_paths_start_at_the_lists_own_folder(source: Path, monkeypatch:
     monkeypatch.chdir(source.parent)
     (source / "list.csv").write_text("path\na.mp4\n./partly.mp4\n")
     for name in (f"{source.name}/list.csv", str(source / "list.csv"), (source / "list.csv").as_uri()):
-        assert list(_versions(name)) == [f"{source}/a.mp4", f"{source}/./partly.mp4"]
+        assert list(_versions(name)) == [f"{source}/a.mp4", f"{source}/partly.mp4"]
 
 
 def test_a_list_names_missing_files_too(source: Path) -> None:
