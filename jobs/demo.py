@@ -17,6 +17,7 @@ from jobs.core.cli import Command, console, echo, finish, replace
 from jobs.core.config import config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.core.process_memory import watch_memory
+from jobs.runs.mlflow_sender import sqlite_uri
 from jobs.synthetic.motion_videos import render_motion_videos
 from pipeline.shards.reader import open_prepared
 from pipeline.storage.files import absolute, exists, join
@@ -152,7 +153,7 @@ def stage_arguments(stage: Stage, config: DemoConfig, source: str) -> list[str]:
         "source": source,
         "annotations": labels if exists(labels) else "null",
         "seed": config.seed,
-        "tracking": f"sqlite:///{output}/mlflow.db",
+        "tracking": sqlite_uri(f"{output}/mlflow.db"),
         **{folder: join(output, folder) for folder in FOLDERS},
     }
     return [word.format(**values) for word in stage.arguments.split()]  # split first: paths may hold spaces

@@ -20,10 +20,11 @@ from jobs.runs.tracking import TrackingConfig, data_tags, recorded, start_run
 from pipeline.decode.config import DecodeConfig
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.manifest.text_columns import ManifestError
+from pipeline.manifest.vanished import MAX_DELETED_SHARE, VanishedSourceError, refuse_no_share
 from pipeline.prepare.run import Outcome, PlannedSet, PrepareSettings, finish_set, plan_set, preview_set
 from pipeline.shards.reader import open_prepared
 from pipeline.shards.writer import StoreConfig
-from pipeline.storage.files import StorageError, absolute, exists, join, read_bytes
+from pipeline.storage.files import StorageError, absolute, exists, join, read_text
 from pipeline.transcode.config import TranscodeConfig
 
 COUNTS = (
@@ -45,6 +46,9 @@ class PrepareConfig(ManifestConfig):
     """Transcoding processes. Default: the cluster's CPUs but one. 0: this process alone, without Ray."""
     exclude: str | None = None
     """A video's URI or path below the source, or a .txt file with one a line: taken out as a new version."""
+    max_deleted_share: float = MAX_DELETED_SHARE
+    """The command stops when the source no longer holds a larger share of the set's videos (10 or more of them), or no
+    video at all: a lost mount looks like deleted videos. Their clips stay in the set; 1 confirms that they do."""
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0))
     store: StoreConfig = field(default_factory=StoreConfig)
@@ -53,6 +57,7 @@ class PrepareConfig(ManifestConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_no_share(self.max_deleted_share)
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: must not be negative; leave it out for the default")
 
@@ -74,7 +79,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         StopRequestedError: SIGTERM arrived; the same command resumes.
     """
     config = dataclasses.replace(config, source=absolute(config.source), output=absolute(config.output))
-    claim = claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude"))
+    claim = claim_output(config.output, config, free_keys=(*FREE_KEYS, "exclude", "max_deleted_share"))
     planned = _planned(config, claim)
     if isinstance(planned, Outcome):
         return _report(planned)
@@ -107,7 +112,8 @@ def dry_run(config: PrepareConfig) -> dict[str, Any]:
 def _planned(config: PrepareConfig, claim: Claim) -> PlannedSet | Outcome:
     try:
         with _manifest_errors_reported():
-            return plan_set(config.source, config.output, config.settings, _excluded(config.exclude))
+            exclude = _excluded(config.exclude)
+            return plan_set(config.source, config.output, config.settings, exclude, config.max_deleted_share)
     except (UserError, StorageError):
         if not exists(join(config.output, "_prepare")):
             release_output(config.output, claim)  # nothing was planned yet: the corrected command is not refused
@@ -118,7 +124,7 @@ def _planned(config: PrepareConfig, claim: Claim) -> PlannedSet | Outcome:
 def _manifest_errors_reported() -> Iterator[None]:
     try:
         yield
-    except ManifestError as error:
+    except (ManifestError, VanishedSourceError) as error:
         raise UserError(str(error)) from error
 
 
@@ -127,7 +133,7 @@ def _excluded(place: str | None) -> list[str]:
         return []
     if not place.lower().endswith(".txt"):
         return [place]
-    return [line.strip() for line in read_bytes(place).decode().splitlines() if line.strip()]
+    return [line.strip() for line in read_text(place).split("\n") if line.strip()]
 
 
 def _report(outcome: Outcome) -> dict[str, Any]:
@@ -141,6 +147,8 @@ def _report(outcome: Outcome) -> dict[str, Any]:
         "classes": len(version["classes"]),
         "classes_without_training_clips": counts.get("classes_without_training_clips", []),
         "exclude_unmatched": version.get("exclude_unmatched", []),
+        "missing_in_source": outcome.missing_in_source,
+        "files_skipped": counts.get("files_skipped", {}),
     }
 
 

@@ -61,7 +61,8 @@ def run(config: SyncConfig) -> Mapping[str, Any]:
         )
     _send(tracked, config.output, claim, report, lines)
     ended = bool(report) or exists(join(config.output, "metrics.jsonl"))
-    if not (tracked.finish(wait_seconds=SEND_SECONDS) if ended else tracked.drain(SEND_SECONDS)):
+    sent = tracked.finish(wait_seconds=SEND_SECONDS) if ended else tracked.drain(SEND_SECONDS)
+    if not sent and not tracked.refused:  # what is refused stays refused, and is logged by name
         raise WorkStoppedError(
             f"output={config.output}: MLflow stopped responding; run the same command to send the rest"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.core.cli import Command, replace
+from jobs.core.cli import Command, existing_paths, replace
 from jobs.core.config import config_dict
 from jobs.core.errors import UserError
 from jobs.core.signals import keeping_finished_work
@@ -18,12 +18,12 @@ from jobs.runs.exclusive_lock import exclusive_lock
 from jobs.runs.tracking import recorded, start_run
 from jobs.scoring.classifier import find_classifier, shared
 from jobs.tagging.config import FREE_TAG_KEYS, ScoringPlan, TagConfig, plan_scoring
-from jobs.tagging.job import KEPT, TagJob, publish_sealed_commit, tag_version, versions_to_tag
+from jobs.tagging.job import KEPT, TagJob, publish_sealed_commit, refuse_vanished, tag_version, versions_to_tag
 from jobs.tagging.report import summary, write_page
 from jobs.weights.registry import initial_file
 from pipeline.storage.files import absolute
-from pipeline.tagging.reader import last_commit
-from pipeline.tagging.source import SourceListing, list_source
+from pipeline.tagging.reader import KnownVideos, last_commit
+from pipeline.tagging.source import SourceListing, list_source, new_or_changed, vanished
 from pipeline.tagging.writer import unfinished_version
 
 __all__ = ["TagConfig", "main", "run"]
@@ -49,6 +49,7 @@ def tag(plan: ScoringPlan) -> dict[str, Any]:
     with exclusive_lock(output) as lock:
         publish_sealed_commit(output)
         listing = list_videos(config.source, output, claim, lock.generation)
+        refuse_vanished(listing, KnownVideos(output), config)
         tracking = start_run(
             config.tracking, command="tag", run_key=claim.run_key, output=output, params=config_dict(config), tags=links
         )
@@ -80,7 +81,7 @@ def refuse_other_settings(output: str, settings: Mapping[str, Any]) -> None:
 
 
 def list_videos(source: str, output: str, claim: Claim, generation: int) -> SourceListing:
-    """The videos of the source; none only if all that the output holds were deleted.
+    """The videos of the source.
 
     Raises:
         UserError: the source holds no video, and neither does the output.
@@ -96,7 +97,27 @@ def list_videos(source: str, output: str, claim: Claim, generation: int) -> Sour
     return listing
 
 
-main = Command("tag", TagConfig, run, description="Tag videos: labels and scores for every window of time.")
+def dry_run(config: TagConfig) -> dict[str, Any]:
+    """What a run would do, by listing the source; nothing is written and no video is opened."""
+    listing, known = list_source(config.source), KnownVideos(absolute(config.output))
+    missing = vanished(listing, known)
+    return {
+        **existing_paths(config),
+        "videos": len(listing.videos),
+        "new_or_changed": sum(map(len, new_or_changed(listing, known))),
+        "missing_in_source": missing.count,
+        "missing_in_source_examples": list(missing.examples),
+        "files_skipped": dict(listing.skipped),
+    }
+
+
+main = Command(
+    "tag",
+    TagConfig,
+    run,
+    description="Tag videos: labels and scores for every window of time.",
+    dry_run=dry_run,
+)
 
 
 if __name__ == "__main__":

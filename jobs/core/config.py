@@ -32,7 +32,7 @@ from omegaconf.errors import (
 
 from jobs.core.errors import UserError, first_line
 from jobs.core.redaction import public
-from pipeline.storage.files import StorageError, read_bytes
+from pipeline.storage.files import StorageError, read_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 BASE = "base"  # the key by which a recipe names the one that it changes
@@ -51,7 +51,7 @@ def load_config(config_class: type[ConfigT], command: str, arguments: Sequence[s
     recipe, overrides = _split_arguments(command, arguments)
     tree = OmegaConf.structured(config_class)
     _thaw(tree)
-    for key, raw in [*_recipe_leaves(command, recipe), *overrides]:
+    for key, raw in [*_recipe_leaves(config_class, command, recipe), *overrides]:
         _set(tree, config_class, key, raw)
     return typing.cast(ConfigT, _instantiate(tree, ""))
 
@@ -68,7 +68,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one dictionary of dotted keys."""
-    return dict(_leaves(tree, prefix))
+    return dict(_leaves(None, tree, prefix))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,9 @@ def _shipped_recipes(command: str) -> dict[str, list[dict[str, Any]]]:
     return recipes
 
 
-def _recipe_leaves(command: str, recipe: str | None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def _recipe_leaves(
+    config_class: type, command: str, recipe: str | None, above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any]]:
     """The leaves of a recipe, those of the recipe that it names as its ``base`` first."""
     if recipe is None:
         return
@@ -170,9 +172,9 @@ def _recipe_leaves(command: str, recipe: str | None, above: tuple[str, ...] = ()
     base = parts[0].get(BASE)
     if not isinstance(base, str | types.NoneType):
         raise UserError(f"recipe={recipe}: {BASE}={base}: must be one recipe; give its name, path or URI")
-    yield from _recipe_leaves(command, base, (*above, recipe))
+    yield from _recipe_leaves(config_class, command, base, (*above, recipe))
     for part in parts:
-        yield from ((key, raw) for key, raw in _leaves(part, "") if key != BASE)
+        yield from ((key, raw) for key, raw in _leaves(config_class, part, "") if key != BASE)
 
 
 def _read_recipe(command: str, recipe: str) -> list[dict[str, Any]]:
@@ -191,7 +193,7 @@ def _read_recipe(command: str, recipe: str) -> list[dict[str, Any]]:
 def _read_yaml(recipe: str, path: str) -> dict[str, Any]:
     try:
         # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
-        content = yaml.load(read_bytes(path).decode(), Loader=yaml.BaseLoader)
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"recipe={recipe}: must be readable YAML: {error}; give a recipe name or a YAML file"
@@ -201,18 +203,22 @@ def _read_yaml(recipe: str, path: str) -> dict[str, Any]:
     return content or {}
 
 
-def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(config_class: type | None, node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and raw values; a table by label is one value, because a label may hold dots."""
     for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+        is_table = _is_table(field_type(config_class, prefix + key))
+        if isinstance(value, dict) and value and not is_table:
+            yield from _leaves(config_class, value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
 def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
     hint = field_type(config_class, key)
+    place, label = _label_in_table(config_class, key)
     try:
-        OmegaConf.update(tree, key, _parse(hint, raw), merge=False)
+        value = _parse(hint, raw)
+        OmegaConf.update(tree, place, value if label is None else {label: value}, merge=_is_part(label, raw))
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise UserError(
             f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
@@ -234,9 +240,30 @@ def _did_you_mean(config_class: type, key: str) -> str:
     return f", perhaps {' or '.join(near[:3])} is meant" if near else ""
 
 
+def _is_part(label: str | None, raw: Any) -> bool:
+    """Whether a value is added to a table by label (a recipe's table or one label's value) instead of replacing it."""
+    return label is not None or isinstance(raw, dict)
+
+
+def _is_table(hint: Any) -> bool:
+    """Whether a field holds one value by label, as `dict[str, float]`; its keys are text, whatever they look like."""
+    return typing.get_origin(hint) is dict and typing.get_args(hint)[1] is not Any
+
+
+def _label_in_table(config_class: type, key: str) -> tuple[str, str | None]:
+    """A dotted key that ends in a label of a table: the table's key and the label, which may hold dots itself."""
+    names = key.split(".")
+    for end in range(1, len(names)):
+        if _is_table(field_type(config_class, ".".join(names[:end]))):
+            return ".".join(names[:end]), ".".join(names[end:])
+    return key, None
+
+
 def field_type(config_class: Any, key: str) -> Any:
     """The annotated type at a dotted key; None when the key does not exist or lies in a free dictionary."""
     for name in key.split("."):
+        if _is_table(config_class):
+            return typing.get_args(config_class)[1]
         if not dataclasses.is_dataclass(config_class):
             return None
         config_class = typing.get_type_hints(config_class).get(name)
@@ -244,10 +271,15 @@ def field_type(config_class: Any, key: str) -> Any:
 
 
 def _parse(hint: Any, raw: Any) -> Any:
-    """Raw text → value. Text fields keep their raw string: YAML would read `no` as False and 0123 as 83."""
+    """Raw text → value. Text, also in lists and as labels, stays as written: YAML reads `no` as False, 0123 as 83."""
+    if isinstance(raw, str) and typing.get_origin(hint) in (tuple, list, dict):
+        node = yaml.load(raw, Loader=yaml.BaseLoader)
+        raw = node if isinstance(node, list | dict) else raw
     if isinstance(raw, list):
         element = next(iter(typing.get_args(hint)), None)
         return [_parse(element, item) for item in raw]
+    if isinstance(raw, dict):
+        return {key: _parse(typing.get_args(hint)[1] if _is_table(hint) else None, item) for key, item in raw.items()}
     if hint is str:
         return raw
     if hint == (str | None):

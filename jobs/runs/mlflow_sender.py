@@ -7,9 +7,12 @@ from the journal (`jobs.sync`).
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import posixpath
+import re
 import threading
 import time
 from collections import deque
@@ -24,6 +27,7 @@ import botocore.exceptions
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.core.config import flatten
@@ -35,6 +39,11 @@ logger = logging.getLogger(__name__)
 METRICS_PER_REQUEST = 1000  # limits of MLflow's log_batch
 PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
+KEY_LENGTH = 250
+PARAM_KEY = re.compile(r"[\w. :/-]+")
+OTHER_PARAMS = "params.json"
+REFUSED_SHOWN = 8
+OTHER_VALUE = "Changing param values is not allowed"
 SERIES = ("loss", "learning_rate", "clips_per_second", "data_wait_seconds", "model_flop_utilisation")
 STEPS_KEPT = 50_000  # in memory while a server is dead; the journal has them all
 SAMPLES_KEPT = 500  # two hours of the nodes' figures; nothing else keeps them
@@ -83,9 +92,15 @@ class Run:
         self._closing_at = math.inf
         self._warned = False
         self._sent_all = uri is None
+        self._refused: list[str] = []
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         if uri is not None:
             self._thread.start()
+
+    @property
+    def refused(self) -> Sequence[str]:
+        """Names of what MLflow refused so far."""
+        return tuple(self._refused)
 
     def wait_for_id(self, seconds: float) -> str | None:
         """The MLflow run id, waiting at most ``seconds`` for the server; None when it does not answer."""
@@ -94,15 +109,23 @@ class Run:
         return self.run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record a (nested) configuration as dotted parameters."""
-        entries = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in flatten(public(dict(params))).items()]
+        """Record a (nested) configuration as dotted parameters.
+
+        What MLflow does not take, keys with other characters and long values, becomes the artifact `OTHER_PARAMS`.
+        """
+        flat = flatten(public(dict(params)))
+        other = {key: value for key, value in flat.items() if not _is_param(key, str(value))}
+        entries = [Param(key, str(value)) for key, value in flat.items() if key not in other]
         for batch in _batches(entries, PARAMS_PER_REQUEST):
-            self._post(lambda client, run_id, batch=batch: client.log_batch(run_id, params=batch))  # type: ignore[misc]
+            self._post(self._each_or_all(batch, "params"))
+        if other:
+            content = json.dumps(other, indent=1, ensure_ascii=False, default=str).encode()
+            self._post_artifact(lambda: content, OTHER_PARAMS, None)
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags; those with value None are left out."""
         entries = [RunTag(key, without_secrets(str(value))) for key, value in tags.items() if value is not None]
-        self._post(lambda client, run_id: client.log_batch(run_id, tags=entries))
+        self._post(self._each_or_all(entries, "tags"))
 
     def log_dataset(self, dataset: Any, context: str) -> None:
         """Record an `mlflow.data` dataset as an input of the run; ``context`` says what for."""
@@ -113,7 +136,7 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record finite numbers, with the time of the call."""
         for batch in _batches(metric_entries(metrics, step, time.time()), METRICS_PER_REQUEST):
-            self._post(lambda client, run_id, batch=batch: client.log_batch(run_id, metrics=batch))  # type: ignore[misc]
+            self._post(self._each_or_all(batch, "metrics"))
 
     def log_sample(self, metrics: Mapping[str, float], step: int) -> None:
         """Record finite numbers of which there will be ever more; while a server is dead only the newest are kept."""
@@ -158,6 +181,37 @@ class Run:
         """Upload one file from where it is stored, read when the sender reaches it."""
         self._post_artifact(lambda: read_bytes(uri), uri.rpartition("/")[2], folder)
 
+    def _each_or_all(self, entries: Sequence[Any], kind: str) -> Message:
+        """Send entries in one request; if MLflow refuses it, each alone, so that one of them costs no other."""
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            try:
+                client.log_batch(run_id, **{kind: entries})
+            except MlflowException as error:
+                if error.error_code not in REFUSALS:
+                    raise
+                for entry in entries:
+                    self._send_alone(client, run_id, entry, kind)
+
+        return send
+
+    def _send_alone(self, client: MlflowClient, run_id: str, entry: Any, kind: str) -> None:
+        try:
+            client.log_batch(run_id, **{kind: [entry]})
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            if OTHER_VALUE in str(error):  # of a key that may differ between starts: the first start's value stays
+                self._warn(f"keeps the earlier value of {entry.key}: {error}")
+            else:
+                self._refuse(entry.key, error)
+
+    def _refuse(self, name: str, error: object) -> None:
+        """Remember by its name what MLflow does not have; `drain` reports it."""
+        if name not in self._refused:
+            self._refused.append(name)
+            self._warn(f"refused {name}, which is left out: {error}")
+
     def _post_artifact(self, read: Callable[[], bytes], name: str, folder: str | None) -> None:
         retries = iter(range(1, ARTIFACT_TRIES))
 
@@ -167,7 +221,7 @@ class Run:
             except FAILURES as error:
                 if next(retries, None) is not None:
                     raise
-                self._warn(f"did not take {name}, which stays under the run's output: {error}")
+                self._refuse(name, f"{error}; it stays under the run's output")
 
         self._post(send)
 
@@ -177,7 +231,10 @@ class Run:
         return self.drain(wait_seconds)
 
     def drain(self, wait_seconds: float = FINISH_SECONDS) -> bool:
-        """Wait a bounded time until everything is sent, and send nothing more; the run stays open."""
+        """Wait a bounded time until everything is sent, and send nothing more; the run stays open.
+
+        What MLflow refused counts as not sent, and is logged by name.
+        """
         if self._uri is not None:
             self._closing_at = time.monotonic() + wait_seconds
             self._closing.set()
@@ -185,7 +242,10 @@ class Run:
             self._thread.join(wait_seconds + 1)
             if not self._sent_all:
                 self._warn("missed a part of this run; `python -m jobs.sync output=...` sends it")
-        return self._sent_all
+            if self._refused:
+                names = ", ".join(self._refused[:REFUSED_SHOWN])
+                self._warn(f"does not have {len(self._refused)} entries of this run, which it refused: {names}")
+        return self._sent_all and not self._refused
 
     def leave(self) -> None:
         """Send nothing more, not even what is queued: the run belongs to another job now."""
@@ -273,7 +333,7 @@ class Run:
                 return call()
             except FAILURES as error:
                 if getattr(error, "error_code", None) in REFUSALS:
-                    self._warn(f"refused an entry, which is left out: {error}")
+                    self._refuse("a request", error)
                     return error
                 if not self._warned:
                     self._warn(f"does not answer yet; no step waits for it, retries continue: {error}")
@@ -320,6 +380,12 @@ def tracking_client_for(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def _is_param(key: str, value: str) -> bool:
+    """Whether MLflow takes a parameter as it is: it would cut a long value, and refuse a key that is no tidy path."""
+    is_path = posixpath.normpath(key) == key and not key.startswith((".", "/"))
+    return len(key) <= KEY_LENGTH and len(value) <= PARAM_LENGTH and is_path and PARAM_KEY.fullmatch(key) is not None
+
+
 def _upload(client: MlflowClient, run_id: str, content: bytes, name: str, folder: str | None) -> None:
     with TemporaryDirectory() as parent:
         path = Path(parent) / name
@@ -339,9 +405,21 @@ def _create_experiment(client: MlflowClient, experiment: str) -> str:
 
 def _artifacts_beside(uri: str) -> str | None:
     """Artifacts of a SQLite store lie beside it (MLflow's default is the working directory); servers decide."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    path = database_file(uri)
+    return None if path is None else (path.parent / "mlartifacts").as_uri()
+
+
+def sqlite_uri(path: str | Path) -> str:
+    """The tracking URI of a SQLite file; `?` would begin a query, and `%` an encoded character."""
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    # With the driver's name MLflow leaves the folder alone: otherwise it makes one of the quoted name.
+    return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite tracking URI; None for any other."""
+    database = make_url(uri).database if uri.startswith(("sqlite:///", "sqlite+pysqlite:///")) else None
+    return Path(database) if database else None
 
 
 def _steps_of(client: MlflowClient, run_id: str) -> set[int]:

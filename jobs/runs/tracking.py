@@ -23,10 +23,10 @@ from jobs.core.cli import ConfigT, replace
 from jobs.core.errors import StopRequestedError, UserError, first_line
 from jobs.core.redaction import without_secrets
 from jobs.runs.fencing import SupersededError
-from jobs.runs.mlflow_sender import FAILURES, tracking_client_for
+from jobs.runs.mlflow_sender import FAILURES, sqlite_uri, tracking_client_for
 from jobs.runs.mlflow_sender import Run as Run
 from pipeline.shards.reader import PreparedSet
-from pipeline.storage.files import absolute, is_local
+from pipeline.storage.files import absolute, is_local, local_path
 
 OUTPUT_TAG = "output"
 COMMAND_TAG = "command"
@@ -94,9 +94,9 @@ def tracking_uri(config: TrackingConfig, output: str | None) -> str | None:
     if uri:
         return uri
     if output and is_local(output):
-        folder = Path(absolute(output)).parent
+        folder = (local_path(output) or Path()).absolute().parent
         folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{folder / 'mlflow.db'}"
+        return sqlite_uri(folder / "mlflow.db")
     return None
 
 

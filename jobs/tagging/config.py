@@ -13,12 +13,13 @@ from jobs.scoring.classifier import Classifier, ClassifierWeights
 from jobs.scoring.config import ScoringConfig
 from jobs.scoring.stage import Answers
 from pipeline.decode.config import DecodeConfig
+from pipeline.manifest.vanished import MAX_DELETED_SHARE, refuse_no_share
 from pipeline.tagging.window_views import WholeVideo, WindowViews, grid_of
 from pipeline.tagging.windows import WindowGrid
 
 # Sizes and limits that no row depends on.
 FREE_TAG_KEYS = (*FREE_KEYS, "decode_workers", "batch_size", "chunk_batches", "videos_per_commit", "max_failed_share",
-                 "gallery_videos")  # fmt: skip
+                 "max_deleted_share", "gallery_videos")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class TagConfig(ScoringConfig):
     """Videos that are planned, tagged and committed together; bounds the memory of the driver."""
     max_failed_share: float = 0.5
     """The job stops when a larger share of a commit's videos has failed; of fewer than 20 any number may fail."""
+    max_deleted_share: float = MAX_DELETED_SHARE
+    """The job stops before it changes anything when the source no longer holds a larger share of the tagged videos (10
+    or more), or no video at all: a lost mount looks like deleted videos. 1 confirms that they are deleted."""
     gallery_videos: int = 24
     """Videos shown in `report.html`; 0: no report."""
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(deadline_seconds=30.0, memory_bytes=3 * 2**29))
@@ -66,6 +70,7 @@ class TagConfig(ScoringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_no_share(self.max_deleted_share)
         for key in ("window_seconds", "hop_seconds", "top_k", "chunk_batches", "videos_per_commit"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)}: must be positive; give a larger value")

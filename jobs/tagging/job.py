@@ -14,15 +14,16 @@ import pyarrow as pa
 from rich.progress import MofNCompleteColumn, Progress
 
 from jobs.core.cli import console, echo
-from jobs.core.errors import StopRequestedError
+from jobs.core.errors import StopRequestedError, UserError
 from jobs.core.signals import stopping_on_sigterm
 from jobs.runs.exclusive_lock import ExclusiveLock, last_sealed
 from jobs.tagging.config import ScoringPlan, TagConfig
 from jobs.tagging.failure_budget import FailureBudget
 from jobs.tagging.pipeline import probe_videos, scored_chunks
+from pipeline.manifest.vanished import VanishedSourceError
 from pipeline.tagging.reader import KnownVideos, last_commit
 from pipeline.tagging.rows import tag_rows
-from pipeline.tagging.source import SourceListing, new_or_changed, tombstones
+from pipeline.tagging.source import SourceListing, new_or_changed, tombstones, vanished
 from pipeline.tagging.windows import plan_units
 from pipeline.tagging.writer import PlannedVersion, publish, unfinished_version, write_plan
 
@@ -78,6 +79,8 @@ def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVers
         echo(f"resuming version {unfinished.version} of {job.output}")
         yield unfinished
     known = KnownVideos(job.output)
+    if unfinished is not None:  # its videos count as well now
+        refuse_vanished(listing, known, job.config)
     deleted = tombstones(listing, known)
     nothing_new = True
     for fresh in new_or_changed(listing, known, job.config.videos_per_commit):
@@ -88,6 +91,18 @@ def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVers
         yield plan_version(job, deleted)
     elif nothing_new:
         echo(f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}")
+
+
+def refuse_vanished(listing: SourceListing, known: KnownVideos, config: TagConfig) -> None:
+    """Stop before rows are replaced by tombstones because a source has lost its mount.
+
+    Raises:
+        UserError: more videos than `max_deleted_share` are missing, or the source is empty.
+    """
+    try:
+        vanished(listing, known).refuse_above(config.max_deleted_share, config.source)
+    except VanishedSourceError as error:
+        raise UserError(str(error)) from error
 
 
 def plan_version(job: TagJob, probed: pa.Table) -> PlannedVersion:

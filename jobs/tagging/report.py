@@ -30,7 +30,7 @@ def summary(output: str, listing: SourceListing, figures: Sequence[VersionFigure
         "failed_videos": statuses.total() - statuses[OK] - statuses[PARTIAL],
         "videos_by_status": dict(statuses.most_common()),
         "failures_by_reason": dict(reasons.most_common()),
-        "files_skipped_by_suffix": dict(listing.skipped),
+        "files_skipped": dict(listing.skipped),
         "windows": windows,
         "chunks_done": sum(figure.chunks for figure in figures),
         "chunks_skipped": sum(figure.chunks_skipped for figure in figures),

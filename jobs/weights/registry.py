@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from jobs.core.cli import echo
 from jobs.core.errors import UserError, first_line
 from jobs.core.init_source import DIGEST_CHARACTERS, WEIGHTS, is_registered
-from jobs.runs.mlflow_sender import FAILURES
+from jobs.runs.mlflow_sender import FAILURES, database_file
 from jobs.runs.tracking import TrackingConfig, tracking_client, tracking_uri
 from pipeline.storage.files import exists, join, write_bytes
 
@@ -68,7 +68,8 @@ def keep_under(output: str, file: str) -> str:
 
 def _refuse_new_database(uri: str | None) -> None:
     """MLflow would make an empty one of a mistyped path."""
-    if uri and uri.startswith("sqlite:///") and not exists(uri.removeprefix("sqlite:///").partition("?")[0]):
+    database = database_file(uri) if uri else None
+    if database is not None and not database.exists():
         raise UserError(
             f"tracking.uri={uri}: no such database, so no registry; give the one that `python -m jobs.register` used"
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,11 +18,12 @@ import pyarrow.compute as pc
 
 from pipeline.hashing import Digests, first_occurrences, name_digests, seeded
 from pipeline.manifest.formats import ManifestConfig, detect, locate, read_annotations, read_class_list
+from pipeline.manifest.leftovers import videos_of
 from pipeline.manifest.readers import Annotations, annotation_table, file_stem, source_video_of
 from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.splits import SPLITS, Codes, assign_splits
 from pipeline.manifest.text_columns import malformed_named
-from pipeline.schema import REJECTED_SCHEMA, VIDEO_SUFFIXES
+from pipeline.schema import REJECTED_SCHEMA
 from pipeline.storage.files import (
     LISTING_SCHEMA,
     absolute,
@@ -42,7 +46,11 @@ MANIFEST_SCHEMA = pa.schema(
 """One video to prepare. ``content_version`` (`storage.files.content_versions`) and ``size`` are null when the source
 was not listed; they are read when the video is opened."""
 
-_VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
+# Spreadsheets write an index as 3.0 where another row of the column is empty. 007 is a name.
+_INDEX = re.compile(r"(0|[1-9]\d*)(?:\.0+)?")
+_NEGATIVE = re.compile(r"-\d+(?:\.0+)?")
+_NUMBER = re.compile(r"-?\d{1,18}")
+_LARGEST_INDEX = 100_000  # beyond, a number is an id, and a class for every smaller one would mean nothing
 _LISTED = ("folder", "bare", "inventory", "kinetics", "ssv2")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
@@ -57,8 +65,8 @@ class Manifest:
     """`schema.REJECTED_SCHEMA`: missing files, unknown labels, duplicates."""
     classes: tuple[str, ...]
     convention: str
-    skipped_files: int
-    """Files of a listed source whose names are no videos'."""
+    skipped: Mapping[str, int]
+    """Files of a listed source that are no videos of the collection: kind (`leftovers.videos_of`) → count."""
 
 
 @dataclass
@@ -75,6 +83,8 @@ class _Rows:
     sizes: list[pa.Array]
     uri_digests: list[Digests]
     source_digests: list[Digests]
+    ambiguous: dict[str, str]
+    """Names in the annotations that fit several files in another form: name → message with these files."""
 
 
 class _Checked(NamedTuple):
@@ -119,11 +129,6 @@ def read_uris(source: str) -> Iterator[pa.Table]:
         yield pa.table({"uri": pc.coalesce(uris, _combined(expected)), "content_version": versions})
 
 
-def is_video(uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether each name ends as the names of videos do (`VIDEO_SUFFIXES`)."""
-    return pc.match_substring_regex(pc.utf8_lower(uris), _VIDEO_NAME)
-
-
 class _Opened(NamedTuple):
     """A source and its annotations, of which no row was taken yet."""
 
@@ -134,8 +139,8 @@ class _Opened(NamedTuple):
     annotations: Annotations
     listing: pa.Table | None
     """`LISTING_SCHEMA` of the videos below the root, where the convention needs it."""
-    skipped: int
-    """Files of the listing that are no videos by their name."""
+    skipped: Mapping[str, int]
+    """As in `Manifest`."""
 
 
 def _open(source: str, config: ManifestConfig) -> _Opened:
@@ -143,7 +148,7 @@ def _open(source: str, config: ManifestConfig) -> _Opened:
     convention = config.convention if config.convention != "auto" else detect(root, config.annotations)
     needs_listing = convention in _LISTED or bool(config.unlisted)
     inventory = config.annotations if convention == "inventory" else None
-    listing, skipped = _listing(root, inventory) if needs_listing else (None, 0)
+    listing, skipped = _listing(root, inventory) if needs_listing else (None, {})
     if convention in ("folder", "bare", "inventory"):
         assert listing is not None
         annotations = _from_folders(root, listing, convention, asked=config.convention == "folder")
@@ -159,17 +164,17 @@ def shuffled_order(rows: pa.Table, seed: int) -> npt.NDArray[np.int64]:
     return np.argsort(seeded(name_digests(rows["uri"]), seed, "order"), kind="stable")
 
 
-def _listing(root: str, inventory: str | None) -> tuple[pa.Table, int]:
-    """The videos below a root, and the number of other files; read a part at a time, as a prefix may hold millions."""
-    below = root.rstrip("/") + "/" if inventory is not None and not is_local(root) else ""
-    videos, files = [], 0
+def _listing(root: str, inventory: str | None) -> tuple[pa.Table, Mapping[str, int]]:
+    """The videos below a root, and the kinds of other files; read a part at a time, as a prefix may hold millions."""
+    prefix = root.rstrip("/") + "/"
+    wanted = prefix if inventory is not None and not is_local(root) else ""
+    videos: list[pa.Table] = []
+    skipped: Counter[str] = Counter()
     with malformed_named(inventory or root):
         for part in listed_in_parts(root) if inventory is None else inventory_parts(inventory):
-            listed = part.filter(pc.starts_with(part["uri"], below))
-            videos.append(listed.filter(is_video(listed["uri"])))
-            files += len(listed)
-    found = pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table()
-    return found, files - len(found)
+            listed = part.filter(pc.starts_with(part["uri"], wanted))
+            videos.append(videos_of(listed, prefix, skipped))
+    return pa.concat_tables(videos) if videos else LISTING_SCHEMA.empty_table(), dict(sorted(skipped.items()))
 
 
 def _errors_named(batches: Iterable[pa.Table], uri: str | None) -> Iterator[pa.Table]:
@@ -207,7 +212,7 @@ def _null_if_empty(values: Any) -> Any:
 
 def _gathered(opened: _Opened) -> _Rows:
     """Find the URI of every annotated row, a batch at a time, and keep only the columns that are needed."""
-    rows = _Rows([], [], [], [], [], [], [], [])
+    rows = _Rows([], [], [], [], [], [], [], [], {})
     index = None if opened.listing is None else _ListingIndex(opened.listing)
     for batch in opened.annotations.batches:
         _add(rows, batch, _absolute_paths(opened.root, batch["path"]), index)
@@ -243,9 +248,34 @@ class _ListingIndex:
         self.versions = content_versions(listing).combine_chunks()
         self.sizes = listing["size"].combine_chunks()
 
-    def rows_of(self, paths: pa.ChunkedArray) -> pa.Array:
-        """By URI; null where there is none."""
-        return self._by_uri.rows(paths)
+    def rows_of(self, paths: pa.ChunkedArray, ambiguous: dict[str, str]) -> pa.Array:
+        """By URI, else by another form of it (case, Unicode) that one file alone has; null where there is none.
+
+        Args:
+            ambiguous: gets a message for each path of which several files are a form.
+        """
+        found = self._by_uri.rows(paths)
+        if found.null_count == paths.null_count:
+            return found
+        forms = _form(paths)
+        loose = self._by_form.rows(forms).filter(pc.is_null(found))
+        unsure = self._shared_forms & set(forms.filter(pc.is_null(found)).to_pylist())
+        if unsure:
+            several = pc.is_in(forms, pa.array(sorted(unsure), forms.type))
+            for path, form in zip(paths.filter(several).to_pylist(), forms.filter(several).to_pylist(), strict=True):
+                same = self.uris.filter(pc.equal(_form(self.uris), form)).to_pylist()
+                ambiguous[path] = f"several files are forms of this path: {', '.join(same[:4])}; rename all but one"
+            loose = pc.if_else(_combined(several).filter(pc.is_null(found)), pa.scalar(None, loose.type), loose)
+        return pc.replace_with_mask(found, pc.is_null(found), loose)
+
+    @functools.cached_property
+    def _by_form(self) -> _RowIndex:
+        return _RowIndex(_form(self.uris))
+
+    @functools.cached_property
+    def _shared_forms(self) -> set[str]:
+        counts = pc.value_counts(_form(self.uris))
+        return set(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist())
 
     def rows_of_names(self, batch: pa.Table) -> pa.Array:
         """By ``{id}_{start}_{end}``, else by the bare id, in whatever folder the file lies."""
@@ -269,7 +299,11 @@ def _add(rows: _Rows, batch: pa.Table, paths: Any, index: _ListingIndex | None) 
         versions, sizes = _nulls(len(batch), pa.string()), _nulls(len(batch), pa.int64())
     else:
         by_name = batch["path"].null_count == len(batch) > 0
-        found = index.rows_of_names(batch) if by_name else index.rows_of(paths)
+        unsure: dict[str, str] = {}
+        found = index.rows_of_names(batch) if by_name else index.rows_of(paths, unsure)
+        if unsure:
+            written = dict(zip(paths.to_pylist(), batch["path"].to_pylist(), strict=True))
+            rows.ambiguous.update({written[path]: message for path, message in unsure.items()})
         uris = pc.take(index.uris, found)
         versions, sizes = pc.take(index.versions, found), pc.take(index.sizes, found)
     source = pc.coalesce(batch["source_video"], source_video_of(uris))
@@ -308,8 +342,24 @@ def _combined(values: Any) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
+def _form(paths: Any) -> Any:
+    """What all forms of one path have in common: upper and lower case, composed and decomposed Unicode."""
+    return pc.utf8_normalize(pc.utf8_lower(pc.utf8_normalize(_combined(paths), form="NFC")), form="NFC")
+
+
+def _tidy(paths: pa.ChunkedArray, local: bool) -> pa.ChunkedArray:
+    """Paths without blanks around them and without `./`; of local ones also without `..` and repeated slashes."""
+    paths = pc.replace_substring_regex(pc.utf8_trim_whitespace(paths), r"^(?:\./+)+", "")
+    untidy = pc.match_substring_regex(paths, r"//|/\.{1,2}/|^\.\./")
+    untidy = pc.fill_null(pc.and_(untidy, pc.invert(pc.match_substring(paths, "://"))), False)
+    if not local or not pc.any(untidy).as_py():
+        return paths
+    tidied = pa.array([os.path.normpath(path) for path in paths.filter(untidy).to_pylist()], paths.type)
+    return pa.chunked_array([pc.replace_with_mask(_combined(paths), _combined(untidy), tidied)])
+
+
 def _absolute_paths(root: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    paths = _plain(paths)
+    paths = _tidy(_plain(paths), is_local(root))
     below = pc.binary_join_element_wise(
         pa.scalar(root.rstrip("/"), pa.large_string()), paths, pa.scalar("/", pa.large_string())
     )
@@ -363,6 +413,7 @@ def _finished(
         _Checked("duplicate", ~first_occurrences(uri_digests), "an earlier row names the same video"),
     )
     kept, rejected = _sifted(rows, checks)
+    rejected = _with_ambiguous(rejected, rows.ambiguous)
     given = _recoded(split_codes, splits, SPLITS)[kept]
     given = np.where(given < 0, _known(uri_digests[kept], known_splits), given)
     del uri_digests, checks, split_codes  # of ten million rows each weighs 80 MB
@@ -396,13 +447,43 @@ def _classes(
 ) -> tuple[list[str], Codes, tuple[str, ...]]:
     """The labels as names, their codes, and the class list."""
     listed = read_class_list(class_list) if class_list is not None else annotations.classes
-    if annotations.digits_are_indices and all(re.fullmatch(r"-?\d+", label) for label in labels):
-        indices = [int(label) for label in labels]
-        codes = np.where(np.array([*indices, -1])[codes] < 0, np.int32(-1), codes)
-        listed = listed or tuple(str(index) for index in range(max([*indices, -1]) + 1))
-        labels = [listed[index] if 0 <= index < len(listed) else str(index) for index in indices]
-    in_use = np.unique(codes[codes >= 0])
-    return labels, codes, listed if listed is not None else tuple(sorted(labels[code] for code in in_use))
+    labels, codes = _same_words([unicodedata.normalize("NFC", label).strip() for label in labels], codes)
+    listed = None if listed is None else tuple(unicodedata.normalize("NFC", name) for name in listed)
+    if annotations.digits_are_indices:
+        negative = np.array([*(bool(_NEGATIVE.fullmatch(label)) for label in labels), False])
+        codes = np.where(negative[codes], np.int32(-1), codes)
+        indices = _indices([labels[code] for code in np.unique(codes[codes >= 0])], listed)
+        if indices is not None:
+            listed = listed or tuple(str(index) for index in range(max(indices.values(), default=-1) + 1))
+            named = {label: listed[index] if index < len(listed) else str(index) for label, index in indices.items()}
+            labels, codes = _same_words([named.get(label, label) for label in labels], codes)
+    in_use = [labels[code] for code in np.unique(codes[codes >= 0])]
+    return labels, codes, listed if listed is not None else tuple(sorted(in_use, key=_numbers_by_value(in_use)))
+
+
+def _same_words(labels: list[str], codes: Codes) -> tuple[list[str], Codes]:
+    """Each word once: forms of one label may have become equal."""
+    words = list(dict.fromkeys(labels))
+    place = {word: code for code, word in enumerate(words)}
+    return words, np.array([*(place[label] for label in labels), -1], np.int32)[codes]
+
+
+def _indices(labels: Sequence[str], listed: Sequence[str] | None) -> dict[str, int] | None:
+    """The class index that each label is; None where labels are names.
+
+    They are names if one is no whole number, if all stand in the class list, or if they are too large for indices.
+    """
+    numbers = {label: int(match[1]) for label in labels if (match := _INDEX.fullmatch(label))}
+    if len(numbers) < len(labels) or (listed is not None and set(labels) <= set(listed)):
+        return None
+    return numbers if max(numbers.values(), default=0) <= _LARGEST_INDEX else None
+
+
+def _numbers_by_value(words: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    """The order of class names: 2 before 10 where all are numbers."""
+    if all(_NUMBER.fullmatch(word) for word in words):
+        return lambda word: (int(word), word)
+    return lambda word: (0, word)
 
 
 def _outside(codes: Codes, words: list[str], allowed: Collection[str], *, none: bool = False) -> npt.NDArray[np.bool_]:
@@ -441,6 +522,19 @@ def _sifted(rows: _Rows, checks: Sequence[_Checked]) -> tuple[npt.NDArray[np.boo
             columns = [names, pa.repeat(check.reason, len(names)), pa.repeat(check.message, len(names))]
             rejected.append(pa.table(columns, names=REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
     return kept, pa.concat_tables([REJECTED_SCHEMA.empty_table(), *rejected])
+
+
+def _with_ambiguous(rejected: pa.Table, ambiguous: Mapping[str, str]) -> pa.Table:
+    """The missing ones that several files may be meant by, with the names of these."""
+    if not ambiguous:
+        return rejected
+    rows = [
+        {**row, "reason": "ambiguous", "message": ambiguous[row["uri"]]}
+        if row["reason"] == "missing" and row["uri"] in ambiguous
+        else row
+        for row in rejected.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
 
 
 def _kept_chunks(chunks: list[pa.Array], kept: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.ChunkedArray:

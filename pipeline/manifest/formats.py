@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from pipeline.manifest.class_names import parse_class_names
 from pipeline.manifest.readers import (
     PATH_COLUMNS,
     Annotations,
@@ -19,7 +19,7 @@ from pipeline.manifest.readers import (
     read_ucf101,
 )
 from pipeline.manifest.text_columns import ManifestError, first_line, malformed_named
-from pipeline.storage.files import absolute, exists, join, list_files, read_bytes
+from pipeline.storage.files import absolute, as_text, exists, join, list_files, read_bytes
 
 Convention = Literal[
     "auto", "folder", "bare", "csv", "parquet", "kinetics", "ssv2", "ucf101", "hmdb51", "list", "inventory"
@@ -39,8 +39,9 @@ class ManifestConfig:
     convention: Convention = "auto"
     """Convention of the annotations; `auto` detects it by the names and the first line. `folder`: class folders."""
     classes: str | None = None
-    """The full class list, in the order of the indices: a text file (a name a line), a JSON list, or a name that
-    ships with the project (kinetics400). Default: the list that the convention has, else all labels, sorted."""
+    """The full class list, in the order of the indices: a text file (a name a line), JSON (a list, or an object of
+    names and indices), a CSV, or a name that ships with the project (kinetics400). Default: the list that the
+    convention has, else all labels, sorted, numbers by their value."""
     split_number: int = 1
     """Number of the official split (UCF101, HMDB51: 1, 2, 3)."""
     val_share: float = 0.1
@@ -92,7 +93,7 @@ def detect(root: str, annotations: str | None) -> Convention:
 
 def _detect_table(uri: str) -> Convention:
     """By the first line: Kinetics has a youtube_id, a manifest a header with a path, a list has neither."""
-    header = first_line(uri).decode("utf-8-sig", errors="replace").lower()
+    header = first_line(uri).lower()
     columns = {name.strip().strip('"') for name in header.split(",")}
     if "youtube_id" in columns:
         return "kinetics"
@@ -133,17 +134,15 @@ def read_annotations(convention: str, config: ManifestConfig) -> Annotations:
 
 
 def read_class_list(name_or_uri: str) -> tuple[str, ...]:
-    """A class list by its shipped name, from a text file (a name a line) or a JSON list.
+    """A class list by its shipped name, or from a file in one of the forms of `class_names`.
 
     Raises:
-        ManifestError: it is empty, no text in UTF-8 or no JSON list, or names a class twice.
+        ManifestError: it is empty, no text, of another form, or names a class twice.
     """
     shipped = CLASS_LISTS / f"{name_or_uri}.txt"
     content = shipped.read_bytes() if shipped.exists() else read_bytes(name_or_uri)
     with malformed_named(f"classes={name_or_uri}"):
-        text = content.decode()
-        names = json.loads(text) if name_or_uri.endswith(".json") else [line.strip() for line in text.splitlines()]
-        names = [str(name) for name in names if name]
+        names = parse_class_names(as_text(content), PurePosixPath(name_or_uri.lower()).suffix)
     if not names or len(set(names)) != len(names):
         raise ManifestError(f"classes={name_or_uri}: is empty or names a class twice; give each name once, one a line")
     return tuple(names)

@@ -30,7 +30,7 @@ from pipeline.manifest.text_columns import (
     read_lines,
 )
 from pipeline.schema import VIDEO_SUFFIXES
-from pipeline.storage.files import join, list_files, read_bytes
+from pipeline.storage.files import join, list_files, read_text
 
 ANNOTATION_SCHEMA = pa.schema(
     [
@@ -72,7 +72,7 @@ class Annotations:
     classes: tuple[str, ...] | None = None
     """The convention's full class list in its own order; None when it has none besides the labels themselves."""
     digits_are_indices: bool = False
-    """Labels that are all whole numbers are class indices, negative ones mean "no label"."""
+    """Labels that are all whole numbers are class indices; negative ones mean "no label", beside names too."""
     unused: frozenset[str] = field(default_factory=frozenset)
     """Values of ``split`` that mean "not used in this split"."""
 
@@ -80,7 +80,7 @@ class Annotations:
 def read_table(uri: str) -> Annotations:
     """A CSV or Parquet manifest with a column for the path, and optionally label, split and source video."""
     batches = parquet_batches(uri) if uri.lower().endswith(".parquet") else csv_batches(uri)
-    return Annotations(_table_rows(uri, batch) for batch in batches)
+    return Annotations((_table_rows(uri, batch) for batch in batches), digits_are_indices=True)
 
 
 def read_kinetics(uri: str) -> Annotations:
@@ -97,7 +97,7 @@ def read_something(uri: str) -> Annotations:
     if "labels" not in files:
         raise ManifestError(f"{uri}: has no labels.json, the full class list; add it")
     with malformed_named(files["labels"]):
-        indices = json.loads(read_bytes(files["labels"]))
+        indices = json.loads(read_text(files["labels"]))
         classes = tuple(sorted(indices, key=lambda name: int(indices[name])))
     parts = [
         _something_rows(files[part], split)
@@ -204,7 +204,7 @@ def _something_rows(uri: str, split: str) -> pa.Table:
     # The files are JSON arrays, which Arrow cannot stream; json parses 170,000 entries in a second.
     with malformed_named(uri):
         schema = pa.schema([("id", pa.string()), ("template", pa.string())])
-        table = pa.Table.from_pylist(json.loads(read_bytes(uri)), schema)
+        table = pa.Table.from_pylist(json.loads(read_text(uri)), schema)
     label = pc.replace_substring_regex(table["template"], r"[\[\]]", "")
     return annotation_table(stem=table["id"], label=label, split=split, source_video=table["id"])
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.orc
 
 from pipeline.manifest.text_columns import ManifestError, as_text, csv_batches, joined, parquet_batches
-from pipeline.storage.files import join, read_bytes
+from pipeline.storage.files import join, read_bytes, read_text
 
 
 def inventory_parts(uri: str) -> Iterator[pa.Table]:
@@ -20,7 +20,7 @@ def inventory_parts(uri: str) -> Iterator[pa.Table]:
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
     """
-    manifest = json.loads(read_bytes(uri))
+    manifest = json.loads(read_text(uri))
     try:
         bucket = manifest["destinationBucket"].rpartition(":")[2]
         columns = [name.strip() for name in manifest["fileSchema"].split(",")]

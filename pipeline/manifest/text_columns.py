@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline.storage.files import StorageError, local_copy
+from pipeline.storage.files import UTF16_MARKS, StorageError, local_copy
 
 _BLOCK_BYTES = 16 * 2**20
 _ROWS_AT_ONCE = 250_000
+_HEADER_BYTES = 2**16
 
 
 class ManifestError(ValueError):
@@ -57,7 +58,7 @@ def csv_batches(
         names = columns or _header(uri)
         reader = pyarrow.csv.open_csv(
             stream,
-            pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK_BYTES),
+            pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK_BYTES, encoding=_encoding(uri)),
             parse,
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False),
         )
@@ -66,15 +67,22 @@ def csv_batches(
 
 
 def _header(uri: str) -> list[str]:
-    names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line(uri) + b"\n")).column_names
+    names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line(uri).encode() + b"\n")).column_names
     return names
 
 
-def first_line(uri: str) -> bytes:
-    """The first line, up to 64 KiB of it, without its end."""
+def first_line(uri: str) -> str:
+    """The first line, up to 64 KiB of it, without its end and byte order mark."""
     with _stream(uri) as stream:
-        line: bytes = stream.read(65536).split(b"\n")[0]
-        return line
+        start: bytes = stream.read(_HEADER_BYTES)
+    encoding = "utf-16" if start.startswith(UTF16_MARKS) else "utf-8-sig"
+    return re.split(r"\r\n|\r|\n", start.decode(encoding, errors="replace"), maxsplit=1)[0]
+
+
+def _encoding(uri: str) -> str:
+    """Of the columns; Arrow itself skips the byte order mark of UTF-8 and takes all three line ends."""
+    with _stream(uri) as stream:
+        return "utf-16" if stream.read(2).startswith(UTF16_MARKS) else "utf8"
 
 
 def parquet_batches(uri: str) -> Iterator[pa.Table]:

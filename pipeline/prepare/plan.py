@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest.build import Manifest, plain_uri, read_manifest, shuffled_order
+from pipeline.manifest.vanished import EXAMPLES, MAX_DELETED_SHARE, Vanished
 from pipeline.prepare.chunk import VIDEO_SCHEMA, ChunkSettings, PrepareSettings
 from pipeline.prepare.versions import (
     READERS,
@@ -49,6 +50,8 @@ class Outcome:
     """The newest version's record, as in ``dataset.json``."""
     is_new: bool
     """False when there was nothing to add or to take out."""
+    missing_in_source: int = 0
+    """Videos of the set that the source no longer holds; their clips stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class PlannedSet:
     parent: Mapping[str, Any] | None
     exclude: Sequence[str]
     """What was asked to be taken out; a plan that an earlier call left unfinished may not know of it."""
+    max_deleted_share: float
 
     @property
     def forgets_exclude(self) -> bool:
@@ -69,16 +73,24 @@ class PlannedSet:
         return not {_placed(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
 
 
-def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> PlannedSet | Outcome:
+def plan_set(
+    source: str,
+    output: str,
+    settings: PrepareSettings,
+    exclude: Sequence[str] = (),
+    max_deleted_share: float = MAX_DELETED_SHARE,
+) -> PlannedSet | Outcome:
     """Plan everything at first, later what is new or changed; the outcome when there is nothing to do.
 
     A plan that an earlier call left unfinished is the plan.
 
     Args:
         exclude: URIs (or paths below the source) to take out, now and in all later versions.
+        max_deleted_share: largest share of the set's videos that may be missing in the source.
 
     Raises:
         ManifestError: annotations that do not follow their convention.
+        VanishedSourceError: the source is empty, or a larger share is missing.
         StorageError: a path that cannot be read or written.
     """
     output = absolute(output)
@@ -87,11 +99,13 @@ def plan_set(source: str, output: str, settings: PrepareSettings, exclude: Seque
         publish(output, newest)
     place = _plan_place(output, 1 if newest is None else newest["version"] + 1)
     if exists(place):
-        return PlannedSet(source, output, settings, read_json(place), newest, exclude)
+        return PlannedSet(source, output, settings, read_json(place), newest, exclude, max_deleted_share)
     draft = _draft(source, output, settings, newest, exclude)
+    draft.vanished.refuse_above(max_deleted_share, source)
     if newest is not None and len(draft.rows) == 0 and draft.excluded == set(newest["excluded"]):
-        return Outcome(newest, is_new=False)
-    return PlannedSet(source, output, settings, _write_plan(output, settings, draft, newest), newest, exclude)
+        return Outcome(newest, is_new=False, missing_in_source=draft.vanished.count)
+    plan = _write_plan(output, settings, draft, newest)
+    return PlannedSet(source, output, settings, plan, newest, exclude, max_deleted_share)
 
 
 def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Sequence[str] = ()) -> dict[str, Any]:
@@ -108,9 +122,12 @@ def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Se
         "source_bytes": "not listed" if sizes is None else sizes,
         "classes": len(draft.manifest.classes),
         "taken_out": len(draft.taken_out),
+        "missing_in_source": draft.vanished.count,
+        "missing_in_source_examples": list(draft.vanished.examples),
         "exclude_unmatched": draft.exclude_unmatched,
         "rejected": dict(Counter(draft.manifest.rejected["reason"].to_pylist())),
-        "skipped_files": draft.manifest.skipped_files,
+        "skipped_files": sum(draft.manifest.skipped.values()),
+        "files_skipped": draft.manifest.skipped,
     }
 
 
@@ -129,6 +146,8 @@ class _Draft(NamedTuple):
     """URIs of ``excluded`` that neither the manifest nor an earlier version knows."""
     taken_out: list[str]
     """URIs whose clips of the parent version go."""
+    vanished: Vanished
+    """Videos of the set that the source no longer holds; their clips stay."""
     version: int
 
 
@@ -141,11 +160,28 @@ def _draft(
     excluded_before = set(newest["excluded"] if newest else ())
     excluded = excluded_before.union(_placed(source, uri) for uri in exclude)
     again = _to_try_again(output, newest["version"], known) if newest else []
-    rows, changed = _new_or_changed(manifest.rows, known, excluded, again)
+    rows, changed, missing = _new_or_changed(manifest.rows, known, excluded, again)
     present = _among(known["uri"], excluded)
     unmatched = sorted(excluded.difference(present, _among(manifest.rows["uri"], excluded)))
     taken_out = sorted({*changed, *present} - excluded_before)
-    return _Draft(manifest, rows, excluded, unmatched, taken_out, 1 if newest is None else newest["version"] + 1)
+    vanished = _vanished(manifest, known.filter(pc.greater(known["clips"], 0))["uri"], excluded, missing)
+    version = 1 if newest is None else newest["version"] + 1
+    return _Draft(manifest, rows, excluded, unmatched, taken_out, vanished, version)
+
+
+def _vanished(manifest: Manifest, stored: pa.ChunkedArray, excluded: set[str], missing: Sequence[str]) -> Vanished:
+    """The stored videos that the source no longer holds.
+
+    Args:
+        missing: videos that the manifest lists, while their file is missing.
+    """
+    held = stored.filter(pc.invert(pc.is_in(stored, pa.array(sorted(excluded), stored.type))))
+    present = pa.chunked_array([pc.cast(manifest.rows["uri"], held.type).combine_chunks()])
+    present = present.filter(pc.invert(pc.is_in(present, pa.array(missing, held.type))))
+    rejected = manifest.rejected.filter(pc.not_equal(manifest.rejected["reason"], "missing"))
+    named = pa.chunked_array([*present.chunks, *rejected["uri"].chunks], held.type).combine_chunks()
+    gone = held.filter(pc.invert(pc.is_in(held, named)))
+    return Vanished(len(gone), gone.slice(0, EXAMPLES).to_pylist(), len(held), len(present) == 0)
 
 
 def _write_plan(
@@ -170,12 +206,14 @@ def _write_plan(
         "videos": len(rows),
         "chunks": -(-len(rows) // chunks.videos_per_chunk),
         "convention": manifest.convention,
-        "skipped_files": manifest.skipped_files,
+        "skipped_files": sum(manifest.skipped.values()),
+        "files_skipped": manifest.skipped,
         # Indices of earlier versions stay: new classes come behind.
         "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
         "excluded": excluded,
         "exclude_unmatched": draft.exclude_unmatched,
         "taken_out": draft.taken_out,
+        "missing_in_source": draft.vanished.count,
         "rejected": [rejected_file] if len(rejected) else [],
     }
     place = _plan_place(output, draft.version)
@@ -187,14 +225,20 @@ def _write_plan(
 
 def _new_or_changed(
     rows: pa.Table, known: pa.Table, excluded: set[str], again: Sequence[str]
-) -> tuple[pa.Table, list[str]]:
-    """The manifest's rows to prepare, and the URIs among them that an earlier version holds differently."""
+) -> tuple[pa.Table, list[str], list[str]]:
+    """The manifest's rows to prepare, the URIs among them that an earlier version holds differently, and the missing.
+
+    Missing are those that an earlier version holds and the manifest lists, while their local file cannot be read.
+    """
     if excluded:
         rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
     if len(known) == 0:
-        return rows, []
+        return rows, [], []
     place = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())
-    rows = rows.set_column(rows.column_names.index("content_version"), "content_version", _versions_now(rows, place))
+    versions = _versions_now(rows, place)
+    unread = pc.and_(pc.is_null(versions), pc.and_(pc.is_valid(place), pc.invert(pc.starts_with(rows["uri"], "s3://"))))
+    missing = rows["uri"].filter(unread).to_pylist()
+    rows = rows.set_column(rows.column_names.index("content_version"), "content_version", versions)
     same = pc.and_not(pc.is_valid(place), pc.is_in(rows["uri"], pa.array(again, pa.large_string())))
     for name in ("content_version", "label"):
         mine, theirs = pc.cast(rows[name], pa.large_string()), pc.cast(pc.take(known[name], place), pa.large_string())
@@ -204,7 +248,7 @@ def _new_or_changed(
         same = pc.and_(same, pc.or_(equal, either(pc.is_null(mine), pc.is_null(theirs))))
     fresh = pc.invert(same)
     changed = rows.filter(pc.and_(fresh, pc.is_valid(place)))["uri"].to_pylist()
-    return rows.filter(fresh), changed
+    return rows.filter(fresh), changed, missing
 
 
 def _versions_now(rows: pa.Table, place: pa.ChunkedArray) -> pa.Array:

@@ -58,10 +58,10 @@ def finish_set(planned: PlannedSet, workers: int | None, progress: Progress) -> 
     """
     chunks = ChunkSettings(planned.output, planned.plan["version"], planned.plan["videos"], planned.settings)
     _run_chunks(chunks, planned.plan["chunks"], workers, progress)
-    outcome = Outcome(_commit(planned), is_new=True)
+    outcome = Outcome(_commit(planned), is_new=True, missing_in_source=planned.plan.get("missing_in_source", 0))
     if not planned.forgets_exclude:
         return outcome
-    following = plan_set(planned.source, planned.output, planned.settings, planned.exclude)
+    following = plan_set(planned.source, planned.output, planned.settings, planned.exclude, planned.max_deleted_share)
     return outcome if isinstance(following, Outcome) else finish_set(following, workers, progress)
 
 
@@ -135,7 +135,7 @@ def _version(
         "version": plan["version"],
         "parent": plan["parent"],
         "digest": version_digest(shards, plan["classes"]),
-        "counts": counts | {"skipped_files": plan["skipped_files"]},
+        "counts": counts | {"skipped_files": plan["skipped_files"], "files_skipped": plan.get("files_skipped", {})},
         "classes": plan["classes"],
         "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
         "excluded": plan["excluded"],

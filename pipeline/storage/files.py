@@ -8,6 +8,7 @@ percent-decoded, so that a file name that is no valid UTF-8 still has a text.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -30,6 +31,7 @@ from pipeline.storage.errors import StorageError as StorageError
 from pipeline.storage.errors import errors_named
 from pipeline.storage.s3 import arrow_s3, bucket_and_key
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LISTED_AT_ONCE = 50_000
 LISTING_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64()), ("etag", pa.string())]
@@ -78,6 +80,22 @@ def read_json(uri: str) -> dict[str, Any]:
     """The record that a JSON object holds."""
     record: dict[str, Any] = json.loads(read_bytes(uri))
     return record
+
+
+def read_text(uri: str) -> str:
+    """The whole object as text that people or their editors wrote: `as_text` of its bytes.
+
+    Raises:
+        StorageError: it is missing, unreachable or not permitted.
+        UnicodeDecodeError: it is neither UTF-8 nor UTF-16 with a byte order mark.
+    """
+    return as_text(read_bytes(uri))
+
+
+def as_text(content: bytes) -> str:
+    """Text without byte order mark, and with the line ends of Windows and old Macs as newlines."""
+    encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -5,7 +5,7 @@ Collections of millions are read in parts and kept on disk, mapped into memory; 
 
 from __future__ import annotations
 
-import os
+import functools
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.build import is_video, read_uris
+from pipeline.manifest.build import plain_uri, read_uris
 from pipeline.manifest.formats import is_list
+from pipeline.manifest.leftovers import videos_of
 from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.text_columns import ManifestError
+from pipeline.manifest.vanished import EXAMPLES, Vanished
 from pipeline.schema import DELETED, OK
 from pipeline.storage.files import (
     LISTING_SCHEMA,
@@ -44,7 +46,13 @@ class SourceListing:
     videos: pa.Table
     """`LISTED_SCHEMA`, mapped from a file on disk (`pipeline.storage.files.content_versions`)."""
     skipped: Mapping[str, int]
-    """Files that are no videos by their name: suffix → count."""
+    """Files that are no videos of the collection: kind (`pipeline.manifest.leftovers.videos_of`) → count."""
+
+    @functools.cached_property
+    def uri_keys(self) -> np.ndarray:
+        """`uri_key` of every video, sorted."""
+        keys = [uri_keys_of(part["uri"]) for part in _parts(self.videos)]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *keys]))
 
 
 def list_source(source: str) -> SourceListing:
@@ -61,9 +69,9 @@ def list_source(source: str) -> SourceListing:
     if is_list(uri):
         parts = _listed_by_hand(uri)
     elif uri.lower().endswith(INVENTORY_SUFFIX):
-        parts = _videos_only(_inventory(uri), skipped)
+        parts = _videos_only(_inventory(uri), "", skipped)
     else:
-        parts = _videos_only(listed_in_parts(uri), skipped)
+        parts = _videos_only(listed_in_parts(uri), plain_uri(uri).rstrip("/") + "/", skipped)
     videos = _on_disk(parts)
     return SourceListing(videos, dict(sorted(skipped.items())))
 
@@ -89,11 +97,28 @@ def tombstones(listing: SourceListing, known: KnownVideos) -> pa.Table:
     """A row of status ``deleted`` for every video that the output holds and the source no longer does."""
     if not len(known.uri_keys):
         return PROBED_SCHEMA.empty_table()
-    listed = np.concatenate([np.empty(0, np.int64), *(uri_keys_of(part["uri"]) for part in _parts(listing.videos))])
-    deleted = known.rows(known.uri_keys[~_among(known.uri_keys, np.sort(listed))])
+    deleted = known.rows(_unlisted(listing, known))
     names = deleted.to_pydict()
     ids = np.fromiter(map(video_id, names["uri"], names["content_version"]), np.int64, len(deleted))
     return _probed(deleted, ids, DELETED, "no longer in the source")
+
+
+def vanished(listing: SourceListing, known: KnownVideos) -> Vanished:
+    """The videos that would lose their rows: no longer listed, or named by a list while their file is missing."""
+    nothing = np.empty(0, np.int64)
+    missing = [part.filter(pc.equal(part["content_version"], MISSING_VERSION)) for part in _parts(listing.videos)]
+    named = np.concatenate([nothing, *(uri_keys_of(part["uri"]) for part in missing)])
+    named = named[_among(named, known.uri_keys)]
+    before = known.rows(np.concatenate([_unlisted(listing, known), named]))
+    # A file that was missing in the last run as well has no rows to lose.
+    gone = before.filter(pc.not_equal(before["content_version"], MISSING_VERSION))["uri"]
+    present = len(listing.videos) - sum(map(len, missing))
+    return Vanished(len(gone), gone.slice(0, EXAMPLES).to_pylist(), len(known.uri_keys), present == 0)
+
+
+def _unlisted(listing: SourceListing, known: KnownVideos) -> np.ndarray:
+    """`uri_key` of the videos that the output holds and the source does not list."""
+    return np.asarray(known.uri_keys[~_among(known.uri_keys, listing.uri_keys)])
 
 
 def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -130,12 +155,8 @@ def _on_disk(parts: Iterable[pa.Table]) -> pa.Table:
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
 
 
-def _videos_only(parts: Iterable[pa.Table], skipped: Counter[str]) -> Iterator[pa.Table]:
-    for part in parts:
-        videos = is_video(part["uri"])
-        others = part["uri"].filter(pc.invert(videos)).to_pylist()
-        skipped.update(os.path.splitext(uri.lower())[1] or "(none)" for uri in others)
-        yield _versioned(part.filter(videos))
+def _videos_only(parts: Iterable[pa.Table], prefix: str, skipped: Counter[str]) -> Iterator[pa.Table]:
+    yield from (_versioned(videos_of(part, prefix, skipped)) for part in parts)
 
 
 def _versioned(rows: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ from jobs.core.errors import UserError
 from jobs.runs.tracking import TrackingConfig
 from jobs.scoring.classifier import Classifier
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
-from jobs.tag import TagConfig, run
+from jobs.tag import TagConfig, dry_run, run
 from pipeline.decode.config import DecodeConfig, FrameView, TimeView
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.sampling import ViewConfig, center_crop, evaluation_crops, evaluation_indices
@@ -177,6 +177,27 @@ def test_a_whole_video_is_one_row_with_its_own_labels(weights: Path, source: Pat
         dict(zip(names[1:], scores, strict=True)), rel=1e-4
     )
     assert rows[0]["embedding"] == pytest.approx(features.mean(0).tolist(), rel=1e-3, abs=1e-5)
+
+
+def test_a_source_that_lost_its_mount_deletes_nothing(weights: Path, source: Path, tmp_path: Path) -> None:
+    """An unmounted volume is an empty folder; the tags stay until the deletion is confirmed."""
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    config = TagConfig(
+        source=str(folder), init=str(weights), output=str(tmp_path / "tag"), tracking=TrackingConfig(uri="none")
+    )
+    run(config)
+    before = read_tags(config.output)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for _ in range(2):  # not by repetition either
+        with pytest.raises(UserError, match=r"holds no video any more: 7 of 7 .*confirm with max_deleted_share=1"):
+            run(config)
+    assert read_tags(config.output) == before
+    assert dry_run(config)["missing_in_source"] == 7
+    report = run(replace(config, max_deleted_share=1.0))
+    assert (report["videos"], report["version"]) == (0, 1)
+    assert run(config)["nothing_new"]  # nothing is left to lose
 
 
 @pytest.mark.clips

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 
 from jobs.core.config import config_yaml, describe_keys, load_config
 from jobs.core.errors import UserError
@@ -134,3 +135,46 @@ def test_help_tells_the_defaults_that_a_program_gives_its_slices() -> None:
     assert defaults["decode.deadline_seconds"] == "30.0"  # of decoding elsewhere: 5.0
     assert defaults["whole_video.crops"] == "3"
     assert defaults["source"] == "(required)"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_of_any_editor(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "r.yaml").write_bytes("name: café\r\nsizes: [7]\r\n".encode(encoding))
+    assert load(str(tmp_path / "r.yaml")) == Outer("café", (7,))
+
+
+WORDS = ("no", "yes", "on", "007", "1e3", "null", "~", "1_000", "2024-01-01", "12:30", "0x1f", "true", "=", "a.b", "-1")
+
+
+def test_labels_stay_text_in_lists_and_as_keys(tmp_path: Path) -> None:
+    """On the command line, quoted or not, and in recipes; also in what `--print-config` writes."""
+    required = ("source=/v", "init=/i", "output=/o")
+
+    def tag(*arguments: str) -> TagConfig:
+        return load_config(TagConfig, "tag", arguments)
+
+    table = dict.fromkeys(WORDS, 0.25)
+    plain, quoted = ", ".join(WORDS), ", ".join(f'"{word}"' for word in WORDS)
+    for listed in (plain, quoted):
+        by_label = ", ".join(f"{word}: 0.25" for word in listed.split(", "))
+        config = tag(*required, f"labels=[{listed}]", f"thresholds={{{by_label}}}")
+        assert (config.labels, config.thresholds) == (WORDS, table)
+        by_label = "".join(f"  {word}: 0.25\n" for word in listed.split(", "))
+        (tmp_path / "r.yaml").write_text(f"labels: [{listed}]\nthresholds:\n{by_label}")
+        assert tag(str(tmp_path / "r.yaml"), *required) == config
+    dotted = [f"thresholds.{word}=.25" for word in WORDS if word != "="]
+    assert tag(*required, "thresholds={=: 0.25}", *dotted).thresholds == table
+    assert tag(str(tmp_path / "r.yaml"), *required, "thresholds.no=0.5").thresholds == table | {"no": 0.5}
+    assert tag(str(tmp_path / "r.yaml"), *required, "thresholds={no: 5e-1}").thresholds == {"no": 0.5}
+    (tmp_path / "printed.yaml").write_text(config_yaml(config))
+    assert tag(str(tmp_path / "printed.yaml")) == config
+    printed = yaml.safe_load(config_yaml(config))  # as other readers of YAML 1.1 see it
+    assert (tuple(printed["labels"]), printed["thresholds"]) == (WORDS, table)
+
+
+@pytest.mark.parametrize(
+    "argument", ["labels=no", "labels=[a: b]", "thresholds={no: high}", "thresholds.no=high", "thresholds=[no]"]
+)
+def test_a_value_of_another_form_is_refused(argument: str) -> None:
+    with pytest.raises(UserError, match=r"must be|--help"):
+        load_config(TagConfig, "tag", ["source=/v", "init=/i", "output=/o", argument])

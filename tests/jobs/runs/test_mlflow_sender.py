@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from jobs.runs.fencing import SupersededError
-from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, SAMPLES_KEPT, Run
+from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, OTHER_PARAMS, SAMPLES_KEPT, Run
 from jobs.runs.tracking import (
     recorded,
 )
@@ -93,7 +94,8 @@ def test_what_cannot_be_uploaded_holds_nothing_up(store: str, tmp_path: Path) ->
     (tmp_path / "picture.png").unlink()  # taken when it was logged
     run.log_artifact(Path(__file__), folder="no/../such")
     run.log_metrics({"final": 1.0, "wild": float("nan")})
-    assert run.finish()
+    assert not run.finish()
+    assert run.refused == (Path(__file__).name,)
     found = recorded_run(store, "artifact")
     assert found.data.metrics == {"final": 1.0}
     names = [file.path for file in MlflowClient(tracking_uri=store).list_artifacts(found.info.run_id)]
@@ -124,3 +126,32 @@ def test_samples_for_a_dead_server_fill_no_memory() -> None:
     assert [len(run._samples), len(run._outbox)] == [SAMPLES_KEPT, 0]
     assert run._samples[0][0].step == 10
     run.drain(0)
+
+
+def test_one_odd_label_costs_no_other_parameter(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Keys with other characters, untidy paths and long values go to an artifact; what is refused is named."""
+    odd = {"massaging person's head": 0.3, "a" * 250: 0.4, "../up": 0.5, "x//y": 0.6, "sitting, down": 0.7}
+    params = {"top_k": 5, "thresholds": {"jumping": 0.25, "jümping / up": 0.3, **odd}, "labels": ["x" * 5996]}
+    run = started(store, "odd")
+    run.log_params(params)
+    assert run.finish()
+    found = recorded_run(store, "odd")
+    taken = {
+        "top_k": "5",
+        "thresholds.jumping": "0.25",
+        "thresholds.jümping / up": "0.3",
+        "labels": str(params["labels"]),
+    }
+    assert found.data.params == {**taken, "thresholds.../up": "0.5"}
+    path = MlflowClient(tracking_uri=store).download_artifacts(found.info.run_id, OTHER_PARAMS)
+    assert json.loads(Path(path).read_text()) == {f"thresholds.{key}": odd[key] for key in odd if key != "../up"}
+    again = started(store, "odd")
+    again.log_params({"top_k": 6, "fresh": 1})  # a key that may differ between starts
+    again.log_metrics({"loss'": 1.0, "good": 2.0})
+    again.set_tags({"t" * 300: "x", "note": "y"})
+    assert not again.finish()
+    found = recorded_run(store, "odd")
+    assert (found.data.params["top_k"], found.data.params["fresh"]) == ("5", "1")
+    assert (found.data.metrics, found.data.tags["note"]) == ({"good": 2.0}, "y")
+    assert again.refused == ("loss'", "t" * 300)
+    assert any("does not have 2 entries of this run" in record.getMessage() for record in caplog.records)

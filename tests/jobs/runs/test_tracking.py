@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from jobs.core.errors import StopRequestedError
+from jobs.runs.mlflow_sender import database_file
 from jobs.runs.tracking import (
     CHANGED_FILES_TAG,
     COMMIT_TAG,
@@ -16,6 +18,7 @@ from jobs.runs.tracking import (
     recorded,
     source_tags,
     start_run,
+    tracking_uri,
 )
 from tests.support.tracked_runs import NOBODY, recorded_run, started
 
@@ -69,3 +72,20 @@ def test_a_wrong_place_is_told_at_once() -> None:
     for uri, told in (("mlruns", "must begin with one of"), ("sqlite:///mlflow.db", "relative SQLite path")):
         with pytest.raises(ValueError, match=told):
             TrackingConfig(uri)
+
+
+@pytest.mark.parametrize("folder", ["what? #1 100% per%41 ü&a=b"])
+def test_any_output_path_has_its_store_beside_it(tmp_path: Path, folder: str) -> None:
+    config, output = TrackingConfig(), tmp_path / folder / "tags"
+    run = start_run(config, command="tag", run_key="k", output=str(output), params={"a": 1})
+    (tmp_path / "page.html").write_text("x")
+    run.log_artifact(tmp_path / "page.html")
+    assert run.finish()
+    assert {path.name for path in output.parent.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert {path.name for path in tmp_path.iterdir()} == {folder, "page.html"}
+    uri = tracking_uri(config, str(output))
+    assert uri is not None
+    assert TrackingConfig(uri).uri == uri
+    assert database_file(uri) == output.parent / "mlflow.db"
+    assert MlflowClient(tracking_uri=uri).get_run(str(run.run_id)).data.params == {"a": "1"}
+    assert tracking_uri(config, output.as_uri()) == uri

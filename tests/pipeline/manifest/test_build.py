@@ -40,7 +40,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
     manifest = read_manifest(str(tmp_path), ManifestConfig(), seed=0)
     assert manifest.classes == ("run", "walk")
     assert manifest.convention == "folder"
-    assert manifest.skipped_files == 2
+    assert manifest.skipped == {".md": 1, ".txt": 1}
     assert Counter(found(manifest, tmp_path).values()) == {
         ("walk", "train"): 9,
         ("walk", "val"): 1,
@@ -303,3 +303,77 @@ def test_the_real_clips(real_clips: Path) -> None:
     assert len(manifest.rejected) == 0
     assert len(manifest.classes) == 36
     assert manifest.rows["label"].null_count == 134 - 49
+
+
+@pytest.mark.parametrize("form", ["list.csv", "header.csv", "floats.csv", "table.parquet"])
+def test_number_labels_are_indices_in_numeric_order_and_minus_one_is_no_label(tmp_path: Path, form: str) -> None:
+    numbers = [*range(12), -1]
+    head, ending = ("" if form == "list.csv" else "path,label\n"), (".0" if form == "floats.csv" else "")
+    if form.endswith(".csv"):
+        (tmp_path / form).write_text(head + "".join(f"a{index}.mp4,{index}{ending}\n" for index in numbers))
+    else:
+        pq.write_table(pa.table({"path": [f"a{index}.mp4" for index in numbers], "label": numbers}), tmp_path / form)
+    manifest = read_manifest(str(tmp_path / form), ManifestConfig(val_share=0), seed=0)
+    assert manifest.classes == tuple(str(index) for index in range(12))
+    labels = {Path(row["uri"]).stem: row["label"] for row in manifest.rows.to_pylist()}
+    assert labels == {**{f"a{index}": str(index) for index in range(12)}, "a-1": None}
+
+
+@pytest.mark.parametrize("head", ["", "path,label\n"])
+@pytest.mark.parametrize(
+    ("labels", "listed", "classes", "expected"),
+    [
+        (["2", "0", "-1"], ["x", "y", "z"], ["x", "y", "z"], ["z", "x", None]),
+        (["2", "3", "-1"], ["1", "2", "3"], ["1", "2", "3"], ["2", "3", None]),  # names of the list, not indices
+        (["3", "-1", "-1"], None, ["0", "1", "2", "3"], ["3", None, None]),
+        (["run", "-1", "5"], None, ["5", "run"], ["run", None, "5"]),
+        (["007", "010", "9"], None, ["007", "9", "010"], ["007", "010", "9"]),
+        (["20230101", "9", "20230102"], None, ["9", "20230101", "20230102"], ["20230101", "9", "20230102"]),
+    ],
+)
+def test_number_labels_with_lists_and_names(
+    tmp_path: Path, head: str, labels: list[str], listed: list[str] | None, classes: list[str], expected: list[str]
+) -> None:
+    (tmp_path / "list.csv").write_text(head + "".join(f"{n}.mp4,{label}\n" for n, label in enumerate(labels)))
+    (tmp_path / "classes.txt").write_text("\n".join(listed or []))
+    config = ManifestConfig(val_share=0, classes=str(tmp_path / "classes.txt") if listed else None)
+    manifest = read_manifest(str(tmp_path / "list.csv"), config, seed=0)
+    assert manifest.classes == tuple(classes)
+    assert [row["label"] for row in manifest.rows.to_pylist()] == expected
+
+
+def test_class_folders_that_are_numbers_keep_their_order_and_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
+    make(tmp_path / "numbers", *(f"{number}/a.mp4" for number in range(12)))
+    assert read_manifest(str(tmp_path / "numbers"), ManifestConfig(), seed=0).classes == tuple(map(str, range(12)))
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,caf\u00e9\nb.mp4,cafe\u0301\n")
+    assert read_manifest(str(tmp_path / "list.csv"), ManifestConfig(), seed=0).classes == ("caf\u00e9",)
+
+
+def test_a_path_finds_its_file_in_every_form(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "Sub/B c.mp4", "caf\u00e9.mp4", "x.mp4", "X.mp4", "other.mp4")
+    written = ("./a.mp4", " sub/b C.MP4 ", "cafe\u0301.mp4", "x.mp4", "Sub/../Sub//B c.mp4", "no.mp4")
+    (tmp_path / "annotations.csv").write_text("path,label\n" + "".join(f'"{path}",l\n' for path in written))
+    manifest = read_manifest(str(tmp_path), ManifestConfig(val_share=0), seed=0)
+    labelled = {name for name, (label, _) in found(manifest, tmp_path).items() if label}
+    assert labelled == {"a.mp4", "Sub/B c.mp4", "caf\u00e9.mp4", "x.mp4"}
+    assert set(found(manifest, tmp_path)) == labelled | {"X.mp4", "other.mp4"}
+    assert reasons(manifest) == {"no.mp4": "missing", "B c.mp4": "duplicate"}
+
+
+def test_a_path_that_several_files_are_forms_of_is_rejected_with_their_names(tmp_path: Path) -> None:
+    make(tmp_path, "x.mp4", "X.mp4", "caf\u00e9.mp4", "cafe\u0301.mp4")
+    (tmp_path / "annotations.csv").write_text("path,label\n./x.MP4,l\nCaf\u00e9.mp4,l\ncafe\u0301.mp4,l\n")
+    manifest = read_manifest(str(tmp_path), ManifestConfig(val_share=0), seed=0)
+    rejected = {row["uri"]: (row["reason"], row["message"]) for row in manifest.rejected.to_pylist()}
+    assert {reason for reason, _ in rejected.values()} == {"ambiguous"}
+    assert all(f"{tmp_path}/{name}" in rejected["./x.MP4"][1] for name in ("x.mp4", "X.mp4"))
+    assert all(f"{tmp_path}/{name}" in rejected["Caf\u00e9.mp4"][1] for name in ("caf\u00e9.mp4", "cafe\u0301.mp4"))
+    assert found(manifest, tmp_path)["cafe\u0301.mp4"] == ("l", "train")
+
+
+def test_a_list_elsewhere_is_tidied_only(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\n./a.mp4\na.mp4\n b/../c.mp4 \ns3://bucket/a//./b.mp4\n")
+    manifest = read_manifest(str(tmp_path / "list.csv"), ManifestConfig(), seed=0)
+    uris = [f"{tmp_path}/a.mp4", f"{tmp_path}/c.mp4", "s3://bucket/a//./b.mp4"]
+    assert manifest.rows["uri"].to_pylist() == uris
+    assert reasons(manifest) == {"a.mp4": "duplicate"}

@@ -27,3 +27,11 @@ def test_malformed_class_lists_are_named(name: str, content: bytes, tmp_path: Pa
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ManifestError, match=rf"classes=.*{name}"):
         read_class_list(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("name", "content"), [("c.txt", "café|zumba|"), ("c.json", '["café",|"zumba"]|')])
+def test_class_lists_of_any_editor(name: str, content: str, end: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.replace("|", end).encode(encoding))
+    assert read_class_list(str(tmp_path / name)) == ("café", "zumba")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.manifest.formats import detect
 from pipeline.manifest.readers import (
     Annotations,
     read_hmdb51,
@@ -197,3 +198,30 @@ def test_source_videos_by_name() -> None:
         pa.large_string(),
     )
     assert source_video_of(names).to_pylist() == ["-a_b", "v_Archery_g01", None, None]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_annotations_of_any_editor(tmp_path: Path, end: str, encoding: str) -> None:
+    """The byte order mark and the line ends of other systems belong to no name, in every convention."""
+
+    def saved(name: str, *lines: str) -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((end.join(lines) + end).encode(encoding))
+        return str(tmp_path / name)
+
+    expected = [{"path": "é.mp4", "label": "x"}, {"path": "b.mp4", "label": "y"}]
+    table = saved("list.csv", "path,label", "é.mp4,x", "b.mp4,y")
+    assert detect(str(tmp_path), table) == "csv"
+    assert rows(read_table(table)) == expected
+    assert rows(read_list(saved("bare.txt", "é.mp4 x", "b.mp4 y"))) == expected
+    kinetics = read_kinetics(saved("k.csv", "youtube_id,label,time_start,time_end", "é,x,0,10"))
+    assert rows(kinetics)[0]["stem"] == "é_000000_000010"
+    saved("s/labels.json", '{"Pushing é":', '"0"}')
+    saved("s/train.json", "[", '{"id": "1", "template": "Pushing [é]"}]')
+    something = read_something(str(tmp_path / "s"))
+    assert (something.classes, rows(something)[0]["label"]) == (("Pushing é",), "Pushing é")
+    saved("u/classInd.txt", "1 Archery")
+    saved("u/trainlist01.txt", "Archery/v_é_g01_c01.avi 1")
+    saved("u/testlist01.txt", "Archery/v_b_g02_c01.avi")
+    assert [row["label"] for row in rows(read_ucf101(str(tmp_path / "u"), 1))] == ["Archery"] * 2

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.manifest.formats import ManifestConfig
-from pipeline.prepare.run import Outcome, PrepareSettings
+from pipeline.manifest.vanished import VanishedSourceError
+from pipeline.prepare.run import Outcome, PrepareSettings, plan_set, preview_set
 from pipeline.shards.writer import StoreConfig
 from pipeline.transcode.config import TranscodeConfig
 from pipeline.transcode.transcoder import IsolatedTranscoder
@@ -97,3 +98,39 @@ def test_original_bytes_that_no_row_can_hold_are_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr("pipeline.prepare.chunk.STORED_BYTES_AT_MOST", (tmp_path / "a.mp4").stat().st_size)
     outcome = run(source, dataclasses.replace(SETTINGS, transcode=TranscodeConfig(mode="passthrough")))
     assert (outcome.version["counts"]["clips"], outcome.version["counts"]["rejected"]) == (1, {"too_long_to_store": 1})
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_source_that_lost_its_mount_is_refused_until_it_is_confirmed(tmp_path: Path, as_list: bool) -> None:
+    """Nothing is planned, the set stays; afterwards the clips stay too."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    names = [f"{number}.mp4" for number in range(3)]
+    for name in names:
+        write_numbered(folder / name, 8)
+    source = listed(folder, *names) if as_list else folder
+    output = str(tmp_path / "set")
+    before = prepare(str(source), output, SETTINGS, workers=0)
+    for name in names:
+        (folder / name).unlink()
+    with pytest.raises(VanishedSourceError, match=r"holds no video any more: 3 of 3 are missing \(.*/0\.mp4"):
+        prepare(str(source), output, SETTINGS, workers=0)
+    assert preview_set(str(source), output, SETTINGS)["missing_in_source"] == 3
+    confirmed = plan_set(str(source), output, SETTINGS, max_deleted_share=1)
+    assert isinstance(confirmed, Outcome)
+    assert (confirmed.version, confirmed.missing_in_source) == (before.version, 3)
+
+
+def test_a_few_missing_videos_are_counted_and_keep_their_clips(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(4):
+        write_numbered(folder / f"{number}.mp4", 8)
+    output = str(tmp_path / "set")
+    prepare(str(folder), output, SETTINGS, workers=0)
+    (folder / "1.mp4").unlink()
+    (folder / "2.mp4").unlink()
+    write_numbered(folder / "new.mp4", 8)
+    outcome = prepare(str(folder), output, SETTINGS, exclude=["2.mp4"], workers=0)
+    assert (outcome.is_new, outcome.missing_in_source) == (True, 1)
+    assert outcome.version["counts"]["videos"] == 4  # 0, 1, 3 and the new one

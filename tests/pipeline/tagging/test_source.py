@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,9 +12,14 @@ import pytest
 
 from pipeline.manifest.build import read_manifest
 from pipeline.manifest.formats import ManifestConfig
+from pipeline.manifest.vanished import Vanished
 from pipeline.storage.files import LISTING_SCHEMA, StorageError, content_version, list_files
 from pipeline.tagging import source as module
-from pipeline.tagging.source import list_source
+from pipeline.tagging.reader import KnownVideos
+from pipeline.tagging.rows import tag_rows
+from pipeline.tagging.source import SourceListing, list_source, new_or_changed, vanished
+from pipeline.tagging.windows import WindowGrid, plan_units
+from pipeline.tagging.writer import unfinished_version, write_plan
 
 NAMES = ("a.mp4", "b, ' [c].webm", "in a folder/d é.avi", "partly.mp4")
 PATHS = ("a.mp4", "in a folder/d é.avi", "/elsewhere/e.mp4", "s3://bucket/a key/f.mp4", "a.mp4", "nowhere/g.mov")
@@ -85,7 +91,7 @@ def test_relative_paths_start_at_the_lists_own_folder(source: Path, monkeypatch:
     monkeypatch.chdir(source.parent)
     (source / "list.csv").write_text("path\na.mp4\n./partly.mp4\n")
     for name in (f"{source.name}/list.csv", str(source / "list.csv"), (source / "list.csv").as_uri()):
-        assert list(_versions(name)) == [f"{source}/a.mp4", f"{source}/./partly.mp4"]
+        assert list(_versions(name)) == [f"{source}/a.mp4", f"{source}/partly.mp4"]
 
 
 def test_a_list_names_missing_files_too(source: Path) -> None:
@@ -122,3 +128,37 @@ def test_an_inventory_names_the_videos(tmp_path: Path) -> None:
     )
     with pytest.raises(StorageError, match="lists no ETag; give an S3 Inventory"):
         list_source(str(tmp_path / "manifest.json"))
+
+
+def _tagged(listing: SourceListing, output: Path) -> KnownVideos:
+    """The output of a run over a listing, as far as comparing needs it."""
+    (fresh,) = new_or_changed(listing, KnownVideos(str(output)))
+    unread = fresh.set_column(fresh.column_names.index("status"), "status", pa.array(["unread"] * len(fresh)))
+    assert write_plan(str(output), 0, plan_units(unread, WindowGrid(1.0, 1.0), 4), {"weights_digest": "abc"})
+    planned = unfinished_version(str(output), 1)
+    assert planned is not None
+    for number in planned.missing_chunks():
+        planned.write_chunk(number, tag_rows(planned.chunk(number), {}, WindowGrid(1.0, 1.0), 0, "r", 0))
+    planned.commit({})
+    return KnownVideos(str(output))
+
+
+def test_an_unmounted_folder_is_no_deletion(source: Path, tmp_path: Path) -> None:
+    known = _tagged(list_source(str(source)), tmp_path / "out")
+    assert vanished(list_source(str(source)), known).count == 0
+    (source / "a.mp4").unlink()
+    assert vanished(list_source(str(source)), known) == Vanished(1, [str(source / "a.mp4")], 4, False)
+    shutil.rmtree(source)
+    source.mkdir()
+    found = vanished(list_source(str(source)), known)
+    assert (found.count, len(found.examples), found.of, found.source_is_empty) == (4, 3, 4, True)
+
+
+def test_a_list_whose_files_are_missing_is_no_deletion_either(source: Path, tmp_path: Path) -> None:
+    """The list still names them; a name whose file was missing before as well has nothing to lose."""
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f'"{source}/{name}"\n' for name in ("a.mp4", "gone.mp4")))
+    known = _tagged(list_source(str(tmp_path / "list.csv")), tmp_path / "out")
+    assert vanished(list_source(str(tmp_path / "list.csv")), known).count == 0
+    shutil.rmtree(source)
+    found = vanished(list_source(str(tmp_path / "list.csv")), known)
+    assert found == Vanished(1, [str(source / "a.mp4")], 2, True)

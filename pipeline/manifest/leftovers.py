@@ -1,0 +1,60 @@
+"""Files of a listing that are no videos of the collection: other suffixes, leftovers of systems and editors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.schema import VIDEO_SUFFIXES
+
+_VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
+# Hidden files and folders (`.git`, `._a.mp4`; not `.` and `..`), and the folders of macOS, Synology, QNAP, NetApp,
+# Windows, Linux and Python. A class folder of such a name is none: `source=` may still name it itself.
+_SYSTEM = (
+    r"(?i)(?:^|/)(?P<part>\.[^./][^/]*|\.\.[^/]+|~\$[^/]*|__macosx|__pycache__|@eadir|@recycle|@tmp|#recycle|#snapshot"
+    r"|~snapshot|lost\+found|system volume information|\$recycle\.bin|recycler|found\.\d{3})(?P<folder>/|$)"
+)
+_SUFFIX = r"[^/]+(?P<suffix>\.[^./]+)$"
+
+
+def is_video(paths: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Whether each name ends as the names of videos do (`VIDEO_SUFFIXES`)."""
+    return pc.match_substring_regex(pc.utf8_lower(paths), _VIDEO_NAME)
+
+
+def is_leftover(relative: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Whether each path below the source is hidden or in a folder that a system made for itself."""
+    return pc.match_substring_regex(relative, _SYSTEM)
+
+
+def below(uris: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
+    """The part of each URI below the source: folders above it may be hidden."""
+    return pc.if_else(
+        pc.starts_with(uris, root),
+        pc.utf8_slice_codeunits(uris, start=len(root)),
+        pc.replace_substring_regex(uris, r"^\w+://[^/]*", ""),
+    )
+
+
+def videos_of(listed: pa.Table, prefix: str, skipped: Counter[str]) -> pa.Table:
+    """The videos of a listing; the other files are added to ``skipped`` by their kind.
+
+    Kinds: a folder (``.git/``), hidden files (``._*``, ``.*``), or a suffix.
+    """
+    relative = below(listed["uri"], prefix)
+    kept = pc.and_(is_video(relative), pc.invert(is_leftover(relative)))
+    skipped.update(map(_kind, relative.filter(pc.invert(kept)).to_pylist()))
+    return listed.filter(kept)
+
+
+def _kind(path: str) -> str:
+    system = re.search(_SYSTEM, path)
+    if system is None:
+        suffix = re.search(_SUFFIX, path.lower())
+        return suffix["suffix"] if suffix else "(none)"
+    if system["folder"]:
+        return f"{system['part']}/"
+    return next((f"{start}*" for start in ("._", "~$") if system["part"].startswith(start)), ".*")

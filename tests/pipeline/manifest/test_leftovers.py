@@ -1,0 +1,51 @@
+"""What systems, editors and downloads leave in a folder is neither class nor video, and is counted by kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.manifest.build import read_manifest
+from pipeline.manifest.formats import ManifestConfig
+from pipeline.tagging.source import list_source
+
+SKIPPED = {
+    ".git/a.mp4": ".git/",
+    "walk/.ipynb_checkpoints/a-checkpoint.mp4": ".ipynb_checkpoints/",
+    "__MACOSX/walk/._a.mp4": "__MACOSX/",
+    "walk/@eaDir/a.mp4/SYNOVIDEO.mp4": "@eaDir/",
+    "lost+found/a.mp4": "lost+found/",
+    "System Volume Information/a.mp4": "System Volume Information/",
+    "$RECYCLE.BIN/a.mp4": "$RECYCLE.BIN/",
+    "FOUND.000/a.mp4": "FOUND.000/",
+    ".Trash-1000/files/a.mp4": ".Trash-1000/",
+    "walk/._a.mp4": "._*",
+    "walk/.hidden.mp4": ".*",
+    "walk/.DS_Store": ".*",
+    "walk/~$a.mp4": "~$*",
+    "walk/Thumbs.db": ".db",
+    "walk/a.mp4~": ".mp4~",
+    "walk/a.mp4.part": ".part",
+    "walk/a.mp4.crdownload": ".crdownload",
+    "walk/README": "(none)",
+}
+KEPT = ("walk/a.mp4", "run/b.mp4", "run/lost+found.mp4", "run/a..mp4", "run/x.git.mp4", "@walk/c.mp4", "_run/d.mp4")
+
+
+@pytest.mark.parametrize("above", ["videos", ".cache/@eaDir/lost+found"])
+def test_leftovers_are_skipped_and_counted_by_kind(tmp_path: Path, above: str) -> None:
+    """Only below the source: the folders above it are the user's choice."""
+    root = tmp_path / above
+    for name in (*SKIPPED, *KEPT):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    kinds = {kind: list(SKIPPED.values()).count(kind) for kind in sorted(SKIPPED.values())}
+    manifest = read_manifest(str(root), ManifestConfig(), seed=0)
+    assert manifest.classes == ("@walk", "_run", "run", "walk")
+    assert sorted(manifest.rows["uri"].to_pylist()) == sorted(str(root / name) for name in KEPT)
+    assert manifest.skipped == kinds
+    for source in (str(root), f"{root}/", root.as_uri()):
+        listing = list_source(source)
+        assert sorted(listing.videos["uri"].to_pylist()) == sorted(str(root / name) for name in KEPT)
+        assert listing.skipped == kinds
