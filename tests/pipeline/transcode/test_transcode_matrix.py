@@ -44,14 +44,14 @@ class Truth:
     """What FFmpeg shows of a file, and when."""
 
     def __init__(self, path: Path, cell: Cell) -> None:
-        frames, self.matrix, self.aspect = plain_frames(path)
+        frames, stamps, self.matrix, self.aspect = plain_frames(path)
         assert self.matrix == MATRICES[cell.orientation]
-        identity = (1, 0, 0, 1)
-        numbers = [read_bits(frame, identity) for frame in frames]
-        keyed = numbers[0] if cell.stamps == "cut" else 0
-        self.numbers = numbers
+        self.numbers = [read_bits(frame, (1, 0, 0, 1)) for frame in frames]
         ticks = frame_ticks(cell)
-        self.times = [(ticks[number] - ticks[keyed]) / FPS for number in numbers]
+        first = self.numbers[0]
+        self.times = [(ticks[number] - ticks[first]) / FPS for number in self.numbers]
+        if cell.container in ("mpg", "vob"):  # one stamp stands for several frames: the others are FFmpeg's guess
+            self.times = stamps
 
     def picture(self, number: int, grey: bool) -> npt.NDArray[np.uint8]:
         picture = painted(number)
@@ -125,7 +125,7 @@ def check_pieces(path: Path, truth: Truth) -> None:
     try:
         pieces, _ = run(path, mode="passthrough", clip_seconds=0.4)
     except DecodeError as error:
-        assert error.reason == "unsupported"
+        assert error.reason == "unsupported"  # the codec, or AVI with B-frames
         return
     kept: set[int] = set()
     for number, piece in enumerate(pieces):
