@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from av.sidedata.sidedata import Type
 
+
 class Orientation(NamedTuple):
     """From the coded to the shown picture: first swap rows and columns, then reverse them."""
 

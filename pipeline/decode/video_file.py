@@ -207,7 +207,7 @@ class Video:
             yield from self._numbered(indices, enumerate(self.frames()), scale)
             return
         for run in self._runs(indices):
-            yield from self._read_run(run, times, scale)
+            yield from self._read_run(run, scale)
 
     def read_times(self, seconds: Sequence[float], scale: float) -> Iterator[tuple[float, Picture]]:
         """The picture shown at each time (ascending, unique), without an index of the whole file."""
@@ -234,8 +234,9 @@ class Video:
     @property
     def _placeholder(self) -> bool:
         """Whether the second packet of an AVI stands for no picture ("packed bitstream": B-frames come with others)."""
-        entries = self.stream.index_entries if self.counts_only and self.codec.name == "mpeg4" else ()
-        return len(entries) > 1 and entries[1].size == 1
+        if not self.counts_only or self.codec.name != "mpeg4" or len(self.stream.index_entries) < 2:
+            return False
+        return bool(self.stream.index_entries[1].size == 1)
 
     def frames(self) -> Iterator[Any]:
         """All frames in order as PyAV frames."""
@@ -304,15 +305,15 @@ class Video:
             run.append(index)
         yield run
 
-    def _read_run(self, run: list[int], times: npt.NDArray[np.int64], scale: float) -> Iterator[tuple[int, Picture]]:
-        assert self._key_frames is not None
+    def _read_run(self, run: list[int], scale: float) -> Iterator[tuple[int, Picture]]:
+        times, keys = self.times(), self.key_frames()
         wanted = min(run[0], len(times) - 1)
-        key = int(np.searchsorted(self._key_frames, wanted, "right")) - 1
-        key_time = int(times[self._key_frames[key]] if key >= 0 else times[0])
+        key = int(np.searchsorted(keys, wanted, "right")) - 1
+        key_time = int(times[keys[key]] if key >= 0 else times[0])
         frames = self._approach(int(times[wanted]), key_time, self._decoded)
         if self._fields and not self._by_frames:
             self._times = None
-            yield from self._read_run(run, self.times(), scale)
+            yield from self._read_run(run, scale)
         else:
             yield from self._numbered(run, self._by_time(frames, times), scale)
 
@@ -401,6 +402,9 @@ class Video:
         if self.container_name == "mpeg":  # in the middle FFmpeg guesses times: one stands for several pictures
             self._from_start()
             return read(time)
+        if self.codec.pix_fmt == "pal8":  # the palette may come with the first packet alone
+            self._from_start()
+            return read()
         while self._seek(key_time):
             found = read()
             first = next(found, None)
@@ -592,6 +596,7 @@ def _from_key_frame(packets: Iterator[Any], time: int) -> Iterator[Any]:
             if packet.pts > time:
                 held.append(packet)
                 break
-            held = []
+            if not held or packet.pts > held[0].pts:  # two may have one time, and both count
+                held = []
         held.append(packet)
     return itertools.chain(held, packets)

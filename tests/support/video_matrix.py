@@ -1,7 +1,7 @@
 """Videos of every container, codec, GOP form, pixel format, orientation, start time, time stamps and pixel aspect.
 
-Each frame has its number painted in and a colour in each corner, so that the right frame, its way up and its colours can
-be told from any other. Legend: H, W pixels.
+Each frame has its number painted in and a colour in each corner, so that the right frame, its way up and its colours
+can be told from any other. Legend: H, W pixels.
 """
 
 from __future__ import annotations
@@ -221,9 +221,7 @@ def _frame(picture: Picture, pixels: str) -> Any:
     palette = np.zeros((256, 4), np.uint8)
     palette[:, 0] = 255  # alpha, red, green, blue
     palette[: len(colours), 1:] = colours
-    return av.VideoFrame.from_ndarray(
-        (indices.reshape(HEIGHT, WIDTH).astype(np.uint8), palette), format="pal8"
-    )
+    return av.VideoFrame.from_ndarray((indices.reshape(HEIGHT, WIDTH).astype(np.uint8), palette), format="pal8")
 
 
 def _display_matrix(matrix: tuple[int, int, int, int]) -> list[int]:
@@ -246,4 +244,9 @@ def _encoder_options(cell: Cell) -> dict[str, str]:
         return {"qmin": "1", "qmax": "3"}
     if cell.codec in ("gif", "png", "qtrle", "rawvideo", "ffv1", "huffyuv", "prores_ks"):
         return {}
-    return {"qmin": "1", "qmax": "3", "b": "4M", **({} if is_open else {"flags": "+cgop", "sc_threshold": "1000000000"})}
+    return {
+        "qmin": "1",
+        "qmax": "3",
+        "b": "4M",
+        **({} if is_open else {"flags": "+cgop", "sc_threshold": "1000000000"}),
+    }
