@@ -38,6 +38,8 @@ def set_figures(version: Mapping[str, Any], stored: pa.Table) -> dict[str, Any]:
         "codecs": _most_common(stored["codec"].to_pylist()),
         "containers": _most_common(stored["container"].to_pylist()),
         "sizes": _most_common(sizes.to_pylist()),
+        "pixel_aspects": _most_common([f"{aspect or 1:.4g}" for aspect in stored["pixel_aspect"].to_pylist()]),
+        "trimmed_frames": pc.sum(stored["trimmed_frames"]).as_py() or 0,
         "fps": _most_common([f"{fps:.4g}" for fps in stored["fps"].to_pylist()]),
         "rejected": counts["rejected"],
     }

@@ -6,6 +6,7 @@ Frames are counted in presentation order from 0; they are found by their time st
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import os
@@ -29,6 +30,8 @@ MISSING_FRAMES_TOLERATED = 2
 SEEK_AHEAD_SECONDS = 5.0
 PROGRESS_PACKETS = 32
 BACKWARD_SECONDS_TOLERATED = 1.0
+REORDERED_FRAMES = 16  # the most between the orders of decoding and of presentation (H.264)
+SQUARE_TOLERANCE = 0.02  # encoders state the rounding of a size as an aspect: 426 x 240 with 640:639
 FLOAT_SECONDS = 1e-6  # times that were computed may be off by this much
 OPTIONS = {"protocol_whitelist": "file"}  # a playlist inside a "video" must not reach the network
 
@@ -48,7 +51,8 @@ class Video:
         self._at_start = True  # nothing of the container was read yet
         self._open()
         self.coded_height, self.coded_width = self.codec.height, self.codec.width
-        self.pixel_aspect = float(self.stream.sample_aspect_ratio or 1)
+        aspect = float(self.stream.sample_aspect_ratio or 1)
+        self.pixel_aspect = aspect if abs(aspect - 1) > SQUARE_TOLERANCE else 1.0
         self.square_pixels = True
         self.container_name: str = self.container.format.name
         self._check_limits()
@@ -78,8 +82,12 @@ class Video:
 
     @property
     def counts_only(self) -> bool:
-        """True where packets carry no presentation times: AVI with B-frames numbers them in decoding order."""
-        return self.container_name == "avi" and bool(self.codec.has_b_frames)
+        """True where packets carry no presentation times: AVI with B-frames numbers them in decoding order.
+
+        So does MXF with H.264, of which FFmpeg reads no index.
+        """
+        without_times = self.container_name == "avi" or (self.container_name == "mxf" and self.codec.name == "h264")
+        return without_times and bool(self.codec.has_b_frames)
 
     @property
     def has_fields(self) -> bool:
@@ -142,9 +150,11 @@ class Video:
     @property
     def stated_seconds(self) -> float:
         """The duration that the container states, from its start; 0 where it states none."""
-        # Matroska and ASF state the end.
-        start = self.container.start_time if self.container_name.startswith(("matroska", "asf")) else 0
-        return max(0, (self.container.duration or 0) - max(0, start or 0)) / av.time_base
+        return self._after_start(self.container.duration, self.container.start_time) / av.time_base
+
+    def _after_start(self, duration: int | None, start: int | None) -> int:
+        states_end = self.container_name.startswith(("matroska", "asf"))
+        return max(0, (duration or 0) - (max(0, start or 0) if states_end else 0))
 
     def times_seconds(self) -> npt.NDArray[np.float64]:
         """Presentation time of every frame, in seconds after the first. [frames]"""
@@ -197,7 +207,7 @@ class Video:
             yield from self._numbered(indices, enumerate(self.frames()), scale)
             return
         for run in self._runs(indices):
-            yield from self._read_run(run, times, scale)
+            yield from self._read_run(run, scale)
 
     def read_times(self, seconds: Sequence[float], scale: float) -> Iterator[tuple[float, Picture]]:
         """The picture shown at each time (ascending, unique), without an index of the whole file."""
@@ -209,7 +219,7 @@ class Video:
             first = todo[0]
             shown: Any = None
             time = start + int((first + rounded) / base)
-            for frame in self._counted() if self._reordered else self._approach(time, time, self._decoded):
+            for frame in self._from_time(time):
                 now = (frame.pts - start) * base
                 while todo and shown is not None and todo[0] < now - rounded:
                     yield todo.pop(0), self._picture(shown, scale)
@@ -222,22 +232,18 @@ class Video:
                 return
 
     @property
-    def _reordered(self) -> bool:
-        """H.264 with B-frames in AVI: the times of its frames are in decoding order too."""
-        return self.counts_only and self.codec.name == "h264"
-
-    def _counted(self) -> Iterator[Any]:
-        """All frames, with the times of the packets in the order in which they are shown."""
-        for time, frame in zip(self.times().tolist(), self.frames(), strict=False):
-            frame.pts = time
-            yield frame
+    def _placeholder(self) -> bool:
+        """Whether the second packet of an AVI stands for no picture ("packed bitstream": B-frames come with others)."""
+        if not self.counts_only or self.codec.name != "mpeg4" or len(self.stream.index_entries) < 2:
+            return False
+        return bool(self.stream.index_entries[1].size == 1)
 
     def frames(self) -> Iterator[Any]:
         """All frames in order as PyAV frames."""
         self._from_start()
         for frame in self._decoded():
             if self._origin is None:
-                self._origin = frame.pts
+                self._origin = frame.pts + self._placeholder
             yield frame
 
     def checked_frames(self) -> Iterator[tuple[Any, str]]:
@@ -261,6 +267,12 @@ class Video:
         )
         if count == 0 or count < promised - MISSING_FRAMES_TOLERATED:
             raise DecodeError("damaged", f"{count} of {promised} frames can be decoded")
+
+    def _from_time(self, time: int) -> Iterator[Any]:
+        """Frames from the one that is on screen at ``time`` on."""
+        if self.counts_only:  # where this begins with a key frame, pictures that are shown before it may be missing
+            return _in_order(self._approach(time - REORDERED_FRAMES, time - REORDERED_FRAMES, self._decoded))
+        return self._approach(time, time, self._decoded)
 
     def _rounded_seconds(self) -> float:
         """How far a frame's time stamp may lie from its true time: half a tick, none where frames last whole ticks."""
@@ -293,15 +305,15 @@ class Video:
             run.append(index)
         yield run
 
-    def _read_run(self, run: list[int], times: npt.NDArray[np.int64], scale: float) -> Iterator[tuple[int, Picture]]:
-        assert self._key_frames is not None
+    def _read_run(self, run: list[int], scale: float) -> Iterator[tuple[int, Picture]]:
+        times, keys = self.times(), self.key_frames()
         wanted = min(run[0], len(times) - 1)
-        key = int(np.searchsorted(self._key_frames, wanted, "right")) - 1
-        key_time = int(times[self._key_frames[key]] if key >= 0 else times[0])
+        key = int(np.searchsorted(keys, wanted, "right")) - 1
+        key_time = int(times[keys[key]] if key >= 0 else times[0])
         frames = self._approach(int(times[wanted]), key_time, self._decoded)
         if self._fields and not self._by_frames:
             self._times = None
-            yield from self._read_run(run, self.times(), scale)
+            yield from self._read_run(run, scale)
         else:
             yield from self._numbered(run, self._by_time(frames, times), scale)
 
@@ -352,7 +364,7 @@ class Video:
                         continue
                     key_time = packet.pts if packet.pts is not None else packet.dts or 0
                 frames = packet.decode()
-                if packet.pts is not None and self._origin is not None and packet.pts < self._origin:
+                if packet.pts is not None and self._origin is not None and self.trimmed and packet.pts < self._origin:
                     self._after_leading()
                 for frame in frames:
                     if frame.is_corrupt and last is None and frame.pts is not None and frame.pts < key_time:
@@ -390,6 +402,9 @@ class Video:
         if self.container_name == "mpeg":  # in the middle FFmpeg guesses times: one stands for several pictures
             self._from_start()
             return read(time)
+        if self.codec.pix_fmt == "pal8":  # the palette may come with the first packet alone
+            self._from_start()
+            return read()
         while self._seek(key_time):
             found = read()
             first = next(found, None)
@@ -469,6 +484,8 @@ class Video:
         except av.error.FFmpegError:
             if not found:
                 raise
+        if self._placeholder:
+            found[:2] = [(found[1][0], found[0][1])]
         if self.container_name == "avi" and found:  # a tick is a frame; where packets are missing the last one stays
             self.discarded = max(0, max(found)[0] - min(found)[0] + 1 - len(found))
         return found
@@ -496,10 +513,8 @@ class Video:
             raise DecodeError.over("max_pixels", pixels, self.config.max_pixels)
         if self.stream.frames > self.config.max_frames:
             raise DecodeError.over("max_frames", self.stream.frames, self.config.max_frames)
-        durations = [0.0]
-        if self.stream.duration is not None:
-            durations.append(float(self.stream.duration * self.stream.time_base))
-        durations.append(self.stated_seconds)
+        durations = [self.stated_seconds, self._after_start(self.stream.duration, self.stream.start_time)]
+        durations[1] *= float(self.stream.time_base)
         if max(durations) > self.config.max_seconds:
             raise DecodeError.over("max_seconds", max(durations), self.config.max_seconds)
 
@@ -559,6 +574,20 @@ def _neighbour(index: int, before: tuple[int, Any] | None, after: tuple[int, Any
     raise DecodeError("missing_frames", f"frame {index} was not returned by the decoder")
 
 
+def _in_order(frames: Iterator[Any]) -> Iterator[Any]:
+    """Frames that come in order with times that do not: each takes the smallest that is left."""
+    waiting: list[Any] = []
+    times: list[int] = []
+    for frame in itertools.chain(frames, itertools.repeat(None, REORDERED_FRAMES)):
+        if frame is not None:
+            waiting.append(frame)
+            heapq.heappush(times, frame.pts)
+        if waiting and (frame is None or len(waiting) > REORDERED_FRAMES):
+            shown = waiting.pop(0)
+            shown.pts = heapq.heappop(times)
+            yield shown
+
+
 def _from_key_frame(packets: Iterator[Any], time: int) -> Iterator[Any]:
     """The packets from the last key frame at or before ``time`` on."""
     held: list[Any] = []
@@ -567,6 +596,7 @@ def _from_key_frame(packets: Iterator[Any], time: int) -> Iterator[Any]:
             if packet.pts > time:
                 held.append(packet)
                 break
-            held = []
+            if not held or packet.pts > held[0].pts:  # two may have one time, and both count
+                held = []
         held.append(packet)
     return itertools.chain(held, packets)

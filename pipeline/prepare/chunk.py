@@ -49,6 +49,8 @@ VIDEO_SCHEMA = pa.schema(
         pa.field("fps", pa.float64()),
         pa.field("num_frames", pa.int64()),
         pa.field("duration_seconds", pa.float64()),
+        pa.field("pixel_aspect", pa.float64()),
+        pa.field("trimmed_frames", pa.int64()),
     ]
 )
 """One video that was looked at: ``status`` is ``ok`` or the reason it was rejected for; facts are the source's."""

@@ -38,7 +38,7 @@ def current_videos(output: str, version: int) -> pa.Table:
     tables = [VIDEO_SCHEMA.empty_table()]
     for number in range(version, 0, -1):
         tables += version_videos(output, number)
-    videos = pa.concat_tables(tables)
+    videos = pa.concat_tables(tables, promote_options="default")  # records of older versions have fewer columns
     _, newest = np.unique(name_digests(videos["uri"]), return_index=True)
     return videos.take(pa.array(np.sort(newest)))
 

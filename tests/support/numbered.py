@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 ROWS, COLUMNS = 2, 4
-CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4", ".mkv": "libx264"}
+CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4", ".mkv": "libx264", ".ts": "libx264"}
 
 
 def numbered_picture(number: int, height: int, width: int) -> npt.NDArray[np.uint8]:

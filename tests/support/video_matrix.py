@@ -1,7 +1,7 @@
 """Videos of every container, codec, GOP form, pixel format, orientation, start time, time stamps and pixel aspect.
 
-Each frame has its number painted in and a colour in each corner, so that the right frame, its way up and its colours can
-be told from any other. Legend: H, W pixels.
+Each frame has its number painted in and a colour in each corner, so that the right frame, its way up and its colours
+can be told from any other. Legend: H, W pixels.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ def cells(per_pair: int) -> Iterator[Cell]:
         }
         plain = Cell(container, codec, axes["gop"][0], axes["pixels"][0])
         draw = np.random.default_rng(len(container) + 1000 * sum(map(ord, codec)))
+        if container == "avi" and len(axes["gop"]) > 1:  # its packets have no times of presentation to be irregular
+            axes["stamps"] = ("regular",)
         found = [plain, *(replace(plain, **{axis: value}) for axis, values in axes.items() for value in values)]
         for _ in range(per_pair):
             mixed = {axis: values[draw.integers(len(values))] for axis, values in axes.items()}
@@ -199,8 +201,8 @@ def write_cell(path: Path, cell: Cell) -> None:
         path.write_bytes(path.read_bytes() * 2)
 
 
-def plain_frames(path: Path) -> tuple[list[Picture], tuple[int, int, int, int], float]:
-    """FFmpeg's own frames from the first key frame on, as coded; the display matrix and pixel aspect that it reads."""
+def plain_frames(path: Path) -> tuple[list[Picture], list[float], tuple[int, int, int, int], float]:
+    """FFmpeg's own frames from the first key frame on, as coded, and their seconds; display matrix and pixel aspect."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
@@ -208,7 +210,8 @@ def plain_frames(path: Path) -> tuple[list[Picture], tuple[int, int, int, int], 
         aspect = float(stream.sample_aspect_ratio or 1)
     data = frames[0].side_data.get(Type.DISPLAYMATRIX)
     a, b, _, c, d = np.sign(np.frombuffer(bytes(data), np.int32)[:5]).tolist() if data else (1, 0, 0, 0, 1)
-    return [frame.to_ndarray(format="rgb24") for frame in frames], (a, b, c, d), aspect
+    seconds = [float(frame.time - frames[0].time) for frame in frames]
+    return [frame.to_ndarray(format="rgb24") for frame in frames], seconds, (a, b, c, d), aspect
 
 
 def _frame(picture: Picture, pixels: str) -> Any:

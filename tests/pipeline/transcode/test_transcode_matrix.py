@@ -1,10 +1,10 @@
 """Every way of reading a video against its true frames: none is silently wrong.
 
 Container x codec x GOP form x pixel format x display matrix x start time x time stamps x pixel aspect, as
-`tests.support.video_matrix` generates them; each cell transcoded, as original bytes by number, cut at key frames, and by
-time as tag reads. Left out because no encoder or muxer here writes them: Theora, VC-1, DV, ProRes RAW, interlaced
-MXF, PNG in Matroska, pixel aspects in FLV, AVI and Matroska without one in the bit stream, matrices other than rotations
-in Matroska. The fast suite has every 36th cell.
+`tests.support.video_matrix` generates them; each cell transcoded, as original bytes by number, cut at key frames, and
+by time as tag reads. Left out because no encoder or muxer here writes them: Theora, VC-1, DV, ProRes RAW, interlaced
+MXF, PNG in Matroska, pixel aspects in FLV, AVI and Matroska without one in the bit stream, matrices other than
+rotations in Matroska. The fast suite has every 36th cell.
 """
 
 from __future__ import annotations
@@ -38,20 +38,22 @@ from tests.support.video_matrix import (
 CELLS = list(cells(per_pair=8))
 REFUSED = {"restart": "unsupported"}
 """Reason by kind of time stamps."""
+GUESSED_TIMES = ("mpg", "vob")
+"""Containers in which one time stamp stands for several frames; FFmpeg guesses the others."""
 
 
 class Truth:
     """What FFmpeg shows of a file, and when."""
 
     def __init__(self, path: Path, cell: Cell) -> None:
-        frames, self.matrix, self.aspect = plain_frames(path)
+        frames, stamps, self.matrix, self.aspect = plain_frames(path)
         assert self.matrix == MATRICES[cell.orientation]
-        identity = (1, 0, 0, 1)
-        numbers = [read_bits(frame, identity) for frame in frames]
-        keyed = numbers[0] if cell.stamps == "cut" else 0
-        self.numbers = numbers
+        self.numbers = [read_bits(frame, (1, 0, 0, 1)) for frame in frames]
         ticks = frame_ticks(cell)
-        self.times = [(ticks[number] - ticks[keyed]) / FPS for number in numbers]
+        first = self.numbers[0]
+        self.times = [(ticks[number] - ticks[first]) / FPS for number in self.numbers]
+        if cell.container in GUESSED_TIMES:
+            self.times = stamps
 
     def picture(self, number: int, grey: bool) -> npt.NDArray[np.uint8]:
         picture = painted(number)
@@ -110,7 +112,7 @@ def check(path: Path, cell: Cell) -> None:
     assert isinstance(stored, StoredClip)
     ticks = np.arange(stored.num_frames) / stored.fps
     found = pictures(stored)
-    if cell.stamps in ("regular", "cut"):
+    if cell.stamps in ("regular", "cut") and cell.container not in GUESSED_TIMES:
         check_pictures(truth, cell, found, truth.numbers)
     else:
         numbers = [read_bits(picture, truth.matrix) for picture in found]
@@ -125,7 +127,8 @@ def check_pieces(path: Path, truth: Truth) -> None:
     try:
         pieces, _ = run(path, mode="passthrough", clip_seconds=0.4)
     except DecodeError as error:
-        assert error.reason == "unsupported"
+        if error.reason != "unsupported":  # that is the codec, or AVI with B-frames
+            raise
         return
     kept: set[int] = set()
     for number, piece in enumerate(pieces):
