@@ -183,7 +183,7 @@ def exists(name: str) -> bool:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    commands = {path.stem for path in (REPOSITORY / "jobs").glob("*.py") if "def main(" in path.read_text()}
+    commands = {path.stem for path in (REPOSITORY / "jobs").glob("*.py") if "\nif __name__ ==" in path.read_text()}
     listed = set(re.findall(r"^\| `([a-z]+)` \|", read(Path("README.md")), re.MULTILINE))
     assert commands == listed == set(CONFIGURATIONS)
 

@@ -132,7 +132,7 @@ def test_features_of_a_frozen_encoder_do_not_drop_paths() -> None:
         (["epochs=.inf"], "epochs=inf: must be a finite number"),
         (["epochs=inf"], "epochs=inf: must be a finite number"),
         (["optimizer.weight_decay=nan"], "optimizer.weight_decay=nan: must be a finite number"),
-        (["optimizer.betas=[0.9,.nan]"], "must be a finite number"),
+        (["optimizer.betas=[0.9,.nan]"], "each must lie in"),
         (["data="], "data=: is required; give a value"),
         (["mix.mixup=-1"], "mix.mixup=-1.0: must not be negative"),
     ],
