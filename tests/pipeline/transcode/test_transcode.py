@@ -257,9 +257,7 @@ def test_damage_can_be_kept(video: Path, tmp_path: Path) -> None:
 
 def test_pixels_that_are_not_square(tmp_path: Path) -> None:
     wanted = ("mp4", "libx264", Fraction(4, 3))
-    cell = next(
-        cell for cell in cells(0) if (cell.container, cell.codec, cell.aspect) == ("mp4", "libx264", Fraction(4, 3))
-    )
+    cell = next(cell for cell in cells(0) if (cell.container, cell.codec, cell.aspect) == wanted)
     write_cell(tmp_path / "v.mp4", cell)
     for square, size in ((True, (170, 96)), (False, (128, 96))):
         clip = one_clip(tmp_path / "v.mp4", square_pixels=square)
