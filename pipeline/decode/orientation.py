@@ -42,6 +42,8 @@ class Orientation(NamedTuple):
 
     def upright(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """[H, W, ...] as it is shown."""
+        if not any(self):
+            return picture
         turned = picture.swapaxes(0, 1) if self.transposed else picture
         rows, columns = (slice(None, None, -1 if backward else 1) for backward in self[1:])
         return np.ascontiguousarray(turned[rows, columns])

@@ -6,6 +6,7 @@ Frames are counted in presentation order from 0; they are found by their time st
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 import math
@@ -318,11 +319,12 @@ class Video:
             yield from self._numbered(run, self._by_time(frames, times), scale)
 
     def _by_time(self, frames: Iterator[Any], times: npt.NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
-        previous = -1
+        previous, stamps = -1, times.tolist()  # a list: it is searched for every frame
         for frame in frames:
-            last = int(np.searchsorted(times, frame.pts, "right")) - 1
-            first = int(np.searchsorted(times, times[max(last, 0)]))
-            previous = min(max(first, previous + 1), last)  # several frames may have one time
+            last = bisect.bisect_right(stamps, frame.pts) - 1
+            if previous < last - 1:
+                previous = max(previous, bisect.bisect_left(stamps, stamps[last]) - 1)
+            previous = min(previous + 1, last)  # several frames may have one time
             yield previous, frame
 
     def _numbered(
@@ -364,17 +366,17 @@ class Video:
                         continue
                     key_time = packet.pts if packet.pts is not None else packet.dts or 0
                 frames = packet.decode()
-                if packet.pts is not None and self._origin is not None and self.trimmed and packet.pts < self._origin:
+                if self.trimmed and packet.pts is not None and packet.pts < self.origin:
                     self._after_leading()
                 for frame in frames:
-                    if frame.is_corrupt and last is None and frame.pts is not None and frame.pts < key_time:
+                    if last is None and frame.is_corrupt and frame.pts is not None and frame.pts < (key_time or 0):
                         continue
                     if frame.pts is None:
                         frame.pts = 0 if last is None else last + step
-                    last = frame.pts
-                    if self._orientation is None:
+                    if last is None and self._orientation is None:
                         self._orientation = Orientation.of(frame)
                         self._fields |= frame.interlaced_frame and self.codec.name == "h264"
+                    last = frame.pts
                     yield frame
         except av.error.FFmpegError as error:
             raise DecodeError("damaged", f"cannot be decoded: {error.strerror}") from error

@@ -15,3 +15,8 @@ from pipeline.transcode.config import TranscodeConfig
 def test_settings_outside_their_rule(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TranscodeConfig(**wrong)
+
+
+def test_originals_are_always_read_in_square_pixels() -> None:
+    with pytest.raises(ValueError, match="square_pixels"):
+        TranscodeConfig(mode="passthrough", square_pixels=False)

@@ -20,6 +20,7 @@ from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode.h264_encoder import ClipEncoder
 from pipeline.transcode.transcode import process
 from tests.support.transcoding import frames_of, numbers, one_clip, pictures, run
+from tests.support.video_matrix import cells, write_cell
 
 
 def with_times(path: Path, milliseconds: list[int], frames: np.ndarray) -> Path:
@@ -234,3 +235,31 @@ def test_damage_costs_only_its_clips_when_footage_is_cut(tmp_path: Path) -> None
     assert len(damage) in (1, 2)
     assert len(clips) + len(damage) == 4
     assert numbers(clips[0]) == list(range(15))
+
+
+def test_leading_pictures_of_a_cut_stream_are_left_out_and_counted(tmp_path: Path) -> None:
+    cell = next(cell for cell in cells(0) if (cell.container, cell.codec, cell.stamps) == ("ts", "libx264", "cut"))
+    path = tmp_path / "v.ts"
+    write_cell(path, cell)
+    (clip,), info = run(path)
+    assert isinstance(clip, StoredClip)
+    assert (clip.num_frames, info.num_frames, info.trimmed_frames) == (20, 20, 7)
+    with pytest.raises(DecodeError, match="the first 7 frames"):
+        run(path, damage="refuse")
+
+
+def test_damage_can_be_kept(video: Path, tmp_path: Path) -> None:
+    path = damaged(video, tmp_path / "d.mp4", 0.3)
+    with pytest.raises(DecodeError):
+        run(path, damage="trim")
+    assert one_clip(path, damage="keep").num_frames == pytest.approx(40, abs=2)
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    wanted = ("mp4", "libx264", Fraction(4, 3))
+    cell = next(cell for cell in cells(0) if (cell.container, cell.codec, cell.aspect) == wanted)
+    write_cell(tmp_path / "v.mp4", cell)
+    for square, size in ((True, (170, 96)), (False, (128, 96))):
+        clip = one_clip(tmp_path / "v.mp4", square_pixels=square)
+        assert (clip.width, clip.height) == size
+    assert run(tmp_path / "v.mp4")[1].pixel_aspect == pytest.approx(4 / 3)
