@@ -113,7 +113,7 @@ def test_a_sweep_is_children_of_one_run(tmp_path: Path) -> None:
     experiment = client.get_experiment_by_name("pretraining sweep")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    (parent,) = [run for run in runs if run.data.tags["program"] == "sweep"]
+    (parent,) = [run for run in runs if run.data.tags["command"] == "sweep"]
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.data.params["variant"] for run in children} == set(rows)

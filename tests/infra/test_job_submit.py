@@ -164,7 +164,7 @@ def test_the_documented_commands_are_the_ones_run_here() -> None:
 
 def test_a_relative_output_is_refused_inside_a_submitted_job(refused: subprocess.CompletedProcess[str]) -> None:
     message = " ".join(refused.stdout.split())
-    assert "output=build/lost: inside a submitted job a relative place vanishes" in message
+    assert "output=build/lost: must not be relative inside a submitted job" in message
     assert "failed with exit code 2" in message
     assert refused.returncode == 1
 
@@ -182,7 +182,7 @@ def test_the_documented_job_pretrains_on_a_prepared_set(head: Head, tmp_path: Pa
     assert submitted.returncode == 0, submitted.stdout
     report = json.loads((output / "report.json").read_text())
     journal = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert report["program"] == "pretrain"
+    assert report["command"] == "pretrain"
     assert [line["step"] for line in journal] == [1, 2]
     assert (output / "model.safetensors").exists()
     assert (tmp_path / "mlflow.db").exists()
