@@ -7,6 +7,7 @@ Frames are counted in presentation order from 0; they are found by their time st
 from __future__ import annotations
 
 import bisect
+import contextlib
 import heapq
 import itertools
 import math
@@ -30,6 +31,7 @@ Picture = npt.NDArray[np.uint8]
 MISSING_FRAMES_TOLERATED = 2
 SEEK_AHEAD_SECONDS = 5.0
 PROGRESS_PACKETS = 32
+FIELD_SAMPLE_PACKETS = 64
 BACKWARD_SECONDS_TOLERATED = 1.0
 REORDERED_FRAMES = 16  # the most between the orders of decoding and of presentation (H.264)
 SQUARE_TOLERANCE = 0.02  # encoders state the rounding of a size as an aspect: 426 x 240 with 640:639
@@ -373,9 +375,8 @@ class Video:
                         continue
                     if frame.pts is None:
                         frame.pts = 0 if last is None else last + step
-                    if last is None and self._orientation is None:
-                        self._orientation = Orientation.of(frame)
-                        self._fields |= frame.interlaced_frame and self.codec.name == "h264"
+                    if self._orientation is None:
+                        self._learn_from(frame)
                     last = frame.pts
                     yield frame
         except av.error.FFmpegError as error:
@@ -383,6 +384,28 @@ class Video:
         if key_time is None and from_start and not anywhere:  # no packet is called a key frame
             self._from_start()
             yield from self._decoded(anywhere=True)
+
+    def _learn_from(self, frame: Any) -> None:
+        """What only a decoded frame tells: which way up it is, and whether packets may be fields."""
+        self._orientation = Orientation.of(frame)
+        if frame.interlaced_frame and self.codec.name == "h264":
+            self._fields = self._packets_are_fields()
+
+    def _packets_are_fields(self) -> bool:
+        """Whether an interlaced stream has more packets than frames, by its first few in a container of their own.
+
+        Most interlaced H.264 has a packet a frame, and needs no pass that decodes all of it for an index.
+        """
+        packets = frames = 0
+        with av.open(self.path, options=OPTIONS, metadata_errors="replace") as container:
+            stream = cast(Any, container.streams.best("video"))
+            stream.codec_context.thread_count = 1
+            for packet in itertools.islice(container.demux(stream), FIELD_SAMPLE_PACKETS):
+                packets += packet.size > 0
+                frames += len(packet.decode())
+            with contextlib.suppress(av.error.EOFError):  # the end was among them
+                frames += len(stream.codec_context.decode(None))
+        return packets > frames + max(MISSING_FRAMES_TOLERATED, frames // 4)
 
     def _picture(self, frame: Any, scale: float) -> Picture:
         height, width = (scaled(side, scale) for side in self._square_size)

@@ -379,6 +379,14 @@ def _plain(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pc.replace_with_mask(_combined(paths), _combined(is_uri), plain)])
 
 
+def placed_uri(source: str, path: str) -> str:
+    """The URI of one annotated path, by the rule for lists: relative to the source, without blanks, `./` and `//`."""
+    placed: str = _absolute_paths(plain_uri(absolute(source)), pa.chunked_array([pa.array([path], pa.large_string())]))[
+        0
+    ].as_py()
+    return placed
+
+
 def plain_uri(uri: str) -> str:
     """A ``file://`` URI as the path that a listing gives, unless the path is no valid text; others as they are."""
     if not uri.startswith("file://"):

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _HEADER = ("name", "label", "class", "class_name", "action", "id", "index", "label_id", "class_id")
+_NAME_HEADER = ("name", "label", "class", "class_name")  # of a single column: `action` may be a class
 _MAPPINGS = ("id2label", "label2id")
 
 
@@ -32,7 +33,10 @@ def parse_class_names(text: str, suffix: str) -> list[str]:
         names = _from_rows(list(csv.reader(text.split("\n"), skipinitialspace=True)))
     else:
         names = _from_lines([line.strip() for line in text.split("\n") if line.strip()])
-    return [name for name in map(unquoted, names) if name]
+    names = [unquoted(name) for name in names]
+    if "" in names:  # left out, it would move the indices of all that follow
+        raise ValueError(f"index {names.index('')} has no name; give one to every index")
+    return names
 
 
 def unquoted(name: str) -> str:
@@ -68,7 +72,7 @@ def _from_mapping(entries: Mapping[str, Any]) -> list[str]:
 
 def _from_rows(rows: Sequence[Sequence[str]]) -> list[str]:
     rows = [row for row in rows if any(cell.strip() for cell in row)]
-    if rows and all(cell.strip().lower() in _HEADER for cell in rows[0]):
+    if rows and all(cell.strip().lower() in (_HEADER if len(rows[0]) > 1 else _NAME_HEADER) for cell in rows[0]):
         rows = rows[1:]
     if any(len(row) != len(rows[0]) or len(row) > 2 for row in rows):
         # Names with commas and without quotes: a name a line.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.build import Manifest, plain_uri, read_manifest, shuffled_order
+from pipeline.manifest.build import Manifest, placed_uri, read_manifest, shuffled_order
 from pipeline.manifest.vanished import EXAMPLES, MAX_DELETED_SHARE, Vanished
 from pipeline.prepare.chunk import VIDEO_SCHEMA, ChunkSettings, PrepareSettings
 from pipeline.prepare.versions import (
@@ -70,7 +70,7 @@ class PlannedSet:
     @property
     def forgets_exclude(self) -> bool:
         """Whether another version has to follow that takes out the rest."""
-        return not {_placed(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
+        return not {placed_uri(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
 
 
 def plan_set(
@@ -158,7 +158,7 @@ def _draft(
     splits = known.filter(pc.is_valid(known["split"])).select(["uri", "split"])
     manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=splits)
     excluded_before = set(newest["excluded"] if newest else ())
-    excluded = excluded_before.union(_placed(source, uri) for uri in exclude)
+    excluded = excluded_before.union(placed_uri(source, uri) for uri in exclude)
     again = _to_try_again(output, newest["version"], known) if newest else []
     rows, changed, missing = _new_or_changed(manifest.rows, known, excluded, again)
     present = _among(known["uri"], excluded)
@@ -279,10 +279,6 @@ def _version_now(uri: str) -> str | None:
         return content_version(uri)
     except (StorageError, OSError, ValueError):  # ValueError: a zero byte in the path
         return None
-
-
-def _placed(source: str, uri: str) -> str:
-    return plain_uri(uri if "://" in uri or uri.startswith("/") else join(absolute(source), uri))
 
 
 def _among(uris: pa.ChunkedArray, wanted: set[str]) -> list[str]:

@@ -66,5 +66,5 @@ def read_by_arrow(uri: str, read: Callable[[pyarrow.fs.FileSystem, str], Result]
         return read(files, path) if is_local(uri) else retried(lambda: read(files, path))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError) or "NO_SUCH_" in str(error)
-        happened = "no such file" if missing else str(error).splitlines()[0][:160]
+        happened = "no such file" if missing else (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise StorageError(uri, happened, remedy, missing=missing) from error

@@ -39,7 +39,14 @@ _TRANSIENT_ERRORS = (
     TimeoutError,
 )
 # Arrow names the server's answer in the text of an OSError, and nowhere else.
-_DEFINITE_FOR_ARROW = ("ACCESS_DENIED", "NO_SUCH_", "RESOURCE_NOT_FOUND", "INVALID_", "SIGNATURE", "HTTP status 4")
+_DEFINITE_FOR_ARROW = (
+    "ACCESS_DENIED",
+    "NO_SUCH_",
+    "RESOURCE_NOT_FOUND",
+    "INVALID_",
+    "SIGNATURE",
+    *(f"HTTP status {code}" for code in (400, 401, 403, 404, 405, 412)),
+)  # not 408 and 429
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,7 +76,9 @@ def _copied_packets(video: Video, start: int, end: int) -> tuple[bytes, int, int
 def _piece(packets: Iterator[Any], start: int, end: int | None) -> tuple[list[Any], bool]:
     """Packets from ``start`` to the key frame at ``end``; with this one where pictures before it refer to it."""
     # Leading pictures of the first key frame refer to what lies before the piece.
-    piece = [next(packets)]
+    piece = list(itertools.islice(packets, 1))
+    if not piece:
+        raise DecodeError("damaged", "no packet at the key frame of a piece")
     for packet in packets:
         if end is not None and packet.is_keyframe and packet.pts >= end:
             tail = [packet]

@@ -75,3 +75,19 @@ def _joined(parts: list[Path], path: Path) -> Path:
                     copy.time_base, copy.is_keyframe, copy.stream = packet.time_base, packet.is_keyframe, target
                     container.mux(copy)
     return path
+
+
+def test_interlaced_frames_with_a_packet_each_need_no_second_pass(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"x264-params": "tff=1:bframes=2"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for number in range(100):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(number, *SIZE), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with Video(str(path), DecodeConfig()) as video:
+        assert next(video.frames()).interlaced_frame
+        assert not video.has_fields
+        assert len(video.times()) == 100
+    assert read_numbers(read(path, FrameView(np.array([60]), CropBox(0, 0, *SIZE), SIZE))) == [60]

@@ -69,3 +69,16 @@ def test_what_is_neither_is_refused(text: str, reason: str | None) -> None:
         return
     with pytest.raises(ValueError, match=reason):
         parse_class_names(text, ".json")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [(".json", '{"0": "a", "1": "", "2": "b"}'), (".json", '["a", " ", "b"]'), (".csv", "0,a\n1,\n2,b\n")],
+)
+def test_an_index_without_a_name_moves_no_other(suffix: str, text: str) -> None:
+    with pytest.raises(ValueError, match="index 1 has no name"):
+        parse_class_names(text, suffix)
+
+
+def test_a_class_that_is_called_action_is_no_header() -> None:
+    assert parse_class_names("action\nrun\n", ".csv") == ["action", "run"]

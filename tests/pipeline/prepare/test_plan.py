@@ -131,6 +131,6 @@ def test_a_few_missing_videos_are_counted_and_keep_their_clips(tmp_path: Path) -
     (folder / "1.mp4").unlink()
     (folder / "2.mp4").unlink()
     write_numbered(folder / "new.mp4", 8)
-    outcome = prepare(str(folder), output, SETTINGS, exclude=["2.mp4"], workers=0)
+    outcome = prepare(str(folder), output, SETTINGS, exclude=[" ./2.mp4"], workers=0)
     assert (outcome.is_new, outcome.missing_in_source) == (True, 1)
     assert outcome.version["counts"]["videos"] == 4  # 0, 1, 3 and the new one
