@@ -20,15 +20,15 @@ MODEL = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.frame_stride=1"]
 SMALL = [*MODEL, "global_batch=4", "micro_batch=2", "checkpoint.every_steps=2", "picture_clips=0", "trace_samples=true"]
 
 
-def command(command: str, *keys: str) -> list[str]:
+def command(module: str, *keys: str) -> list[str]:
     """The command line of a command, given as the name of its module."""
-    return [sys.executable, "-m", command, *keys]
+    return [sys.executable, "-m", module, *keys]
 
 
-def run(command: str, *keys: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(module: str, *keys: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """A command run to its end."""
     return subprocess.run(
-        command(command, *keys),
+        command(module, *keys),
         capture_output=True,
         text=True,
         timeout=600,
