@@ -139,10 +139,10 @@ def _psnr(path: Path, stored: _Stored) -> float:
     """Mean over frames of the PSNR in RGB against the original's frames, scaled in the same way."""
     values = []
     with Video(str(path), DecodeConfig()) as video, av.open(io.BytesIO(stored.content)) as container:
-        size, turns = (stored.clip.width, stored.clip.height), video.quarter_turns
+        size, orientation = (stored.clip.width, stored.clip.height), video.orientation
         for number, (original, kept) in enumerate(zip(video.frames(), container.decode(video=0), strict=False)):
             if number % 8 == 0:
-                values.append(_frame_psnr(scaled_frame(original, size, turns), kept))
+                values.append(_frame_psnr(scaled_frame(original, size, orientation), kept))
     return float(np.mean(values))
 
 
