@@ -35,6 +35,7 @@ from jobs.core.redaction import public
 from pipeline.storage.files import StorageError, read_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+MOVED = {"view.size": "model_overrides.input_size", "view.num_frames": "model_overrides.input_size"}
 BASE = "base"  # the key by which a recipe names the one that it changes
 ConfigT = TypeVar("ConfigT")
 
@@ -235,6 +236,8 @@ def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
 def _did_you_mean(config_class: type, key: str) -> str:
     """The key that was probably meant: the same name in another slice, else the nearest spelling."""
     known = [described.key for described in describe_keys(config_class)]
+    if (moved := MOVED.get(key)) is not None:
+        return f", use {moved}"
     same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same or difflib.get_close_matches(key, known, n=1)
     return f", perhaps {' or '.join(near[:3])} is meant" if near else ""

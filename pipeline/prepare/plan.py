@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest.build import Manifest, placed_uri, read_manifest, shuffled_order
+from pipeline.manifest.text_columns import ManifestError
 from pipeline.manifest.vanished import EXAMPLES, MAX_DELETED_SHARE, Vanished
 from pipeline.prepare.chunk import VIDEO_SCHEMA, ChunkSettings, PrepareSettings
 from pipeline.prepare.versions import (
@@ -157,6 +158,8 @@ def _draft(
     known = current_videos(output, newest["version"]) if newest else VIDEO_SCHEMA.empty_table()
     splits = known.filter(pc.is_valid(known["split"])).select(["uri", "split"])
     manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=splits)
+    if newest is None:  # an empty first version would only hold the output against the corrected command
+        _refuse_nothing_to_prepare(source, manifest)
     excluded_before = set(newest["excluded"] if newest else ())
     excluded = excluded_before.union(placed_uri(source, uri) for uri in exclude)
     again = _to_try_again(output, newest["version"], known) if newest else []
@@ -167,6 +170,19 @@ def _draft(
     vanished = _vanished(manifest, known.filter(pc.greater(known["clips"], 0))["uri"], excluded, missing)
     version = 1 if newest is None else newest["version"] + 1
     return _Draft(manifest, rows, excluded, unmatched, taken_out, vanished, version)
+
+
+def _refuse_nothing_to_prepare(source: str, manifest: Manifest) -> None:
+    if len(manifest.rows):
+        return
+    if not len(manifest.rejected):
+        raise ManifestError(f"source={source}: holds no video; give a folder or prefix of videos, or a list of them")
+    reasons = Counter(manifest.rejected["reason"].to_pylist())
+    counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    raise ManifestError(
+        f"source={source}: none of {len(manifest.rejected)} videos can be used ({counted}; the first: "
+        f"{manifest.rejected['message'][0].as_py()}); correct annotations= and classes=, or the list"
+    )
 
 
 def _vanished(manifest: Manifest, stored: pa.ChunkedArray, excluded: set[str], missing: Sequence[str]) -> Vanished:

@@ -23,7 +23,7 @@ class TranscodeConfig:
     gop: int = 32
     """Frames from one key frame to the next."""
     crf: int = 22
-    """x264's constant rate factor: smaller is better and larger. At 22 the mean PSNR is above 36 dB (see README)."""
+    """x264's constant rate factor: smaller is better and larger. At 22 the mean PSNR is above 36 dB (docs/data.md)."""
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
     """x264's preset: slower gives fewer bytes for the same quality."""
     target_fps: float | None = None

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.decode.config import DecodeConfig, DecodeError
 from pipeline.manifest.formats import ManifestConfig
+from pipeline.manifest.text_columns import ManifestError
 from pipeline.manifest.vanished import VanishedSourceError
 from pipeline.prepare.run import Outcome, PrepareSettings, plan_set, preview_set
 from pipeline.shards.writer import StoreConfig
@@ -134,3 +135,17 @@ def test_a_few_missing_videos_are_counted_and_keep_their_clips(tmp_path: Path) -
     outcome = prepare(str(folder), output, SETTINGS, exclude=[" ./2.mp4"], workers=0)
     assert (outcome.is_new, outcome.missing_in_source) == (True, 1)
     assert outcome.version["counts"]["videos"] == 4  # 0, 1, 3 and the new one
+
+
+def test_a_first_version_needs_a_video(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError, match=r"^source=.*/empty: holds no video; give a folder"):
+        plan_set(str(tmp_path / "empty"), str(tmp_path / "set"), SETTINGS)
+    for name in ("jump", "run"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        write_numbered(tmp_path / "videos" / name / "v.mp4", 8)
+    (tmp_path / "classes.txt").write_text("swim\n")
+    settings = dataclasses.replace(SETTINGS, manifest=ManifestConfig(classes=str(tmp_path / "classes.txt")))
+    with pytest.raises(ManifestError, match=r"none of 2 videos can be used \(unknown_label: 2; the first: "):
+        plan_set(str(tmp_path / "videos"), str(tmp_path / "set"), settings)
+    assert not (tmp_path / "set").exists()
