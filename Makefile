@@ -12,8 +12,10 @@ QUICK ?=
 CLIPS ?= $(abspath ../shared/clips)
 KUBERAY_CRDS ?= $(abspath ../shared/data/kuberay-crds)
 export CLIPS KUBERAY_CRDS
-NOT_HERE := $(if $(wildcard $(CLIPS)/manifest.csv),,clips) $(if $(wildcard $(KUBERAY_CRDS)/*.yaml),,kuberay)
-FAST := not faults and not s3 and not cluster $(foreach mark,$(NOT_HERE),and not $(mark))
+KUSTOMIZE := $(shell kubectl version --client 2>/dev/null | grep 'Kustomize Version: v[5-9]')
+NOT_HERE := $(if $(wildcard $(CLIPS)/manifest.csv),,clips) $(if $(wildcard $(KUBERAY_CRDS)/*.yaml),,kuberay) \
+	$(if $(KUSTOMIZE),,kustomize)
+FAST := not faults and not s3 and not cluster and not deploy $(foreach mark,$(NOT_HERE),and not $(mark))
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -26,7 +28,7 @@ DOCS_READY := $(VENV)/.ready-to-document
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup check test test-ray test-faults test-s3 test-cluster bench docs constraints clean
+.PHONY: help demo demo-images setup check test test-ray test-faults test-s3 test-cluster test-deploy bench docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,27 +36,32 @@ help: ## list the targets
 demo: $(RUN_READY) ## the whole way, from videos to tags; DATA=folder for your own videos
 	$(BIN)/python -m jobs.demo $(if $(DATA),'source=$(DATA)')
 
+demo-images: $(RUN_READY) ## the same with images; DATA=folder for your own
+	$(BIN)/python -m jobs.demo media=image output=build/demo-images videos=240 $(if $(DATA),'source=$(DATA)')
+
 setup: $(DEV_READY) ## .venv with everything pinned, developers' tools included
 
 check: $(DEV_READY) ## format, lint, types, boundaries, fast tests without Ray
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@test -z "$(strip $(NOT_HERE))" || echo "What the tests marked $(NOT_HERE) need is not here (CLIPS=, KUBERAY_CRDS=): they are left out."
+	@test -z "$(strip $(NOT_HERE))" || echo "What the tests marked $(NOT_HERE) need is not here (CLIPS=, KUBERAY_CRDS=, a kubectl with Kustomize 5): they are left out."
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal -m "not ray and $(FAST)"
 
 test: check test-ray ## check, then everything that needs Ray, DeepSpeed, MLflow or moto
 
 test-ray: $(DEV_READY)
-	$(PYTEST) -m "ray and $(FAST)"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "ray and $(FAST)"
 
 test-faults: MARK = faults
 test-s3: MARK = s3
 test-cluster: MARK = cluster
+test-deploy: MARK = deploy
 test-faults: ## kills, fuzzing, dead servers
 test-s3: ## a real S3 server
 test-cluster: ## two hosts in network namespaces
-test-faults test-s3 test-cluster: $(DEV_READY)
+test-deploy: ## image build, Slurm, Prometheus
+test-faults test-s3 test-cluster test-deploy: $(DEV_READY)
 	$(PYTEST) -m $(MARK)
 
 bench: $(DEV_READY) ## ratios side by side into build/bench.json; NAMES="a b" picks some, QUICK=1 shortens
@@ -66,7 +73,7 @@ docs: $(DOCS_READY) ## the documentation as a site in build/site; a broken link 
 
 constraints: $(DEV_READY) ## pin anew what pyproject.toml asks for, keeping pins that still fit
 	$(BIN)/python -m pip install --quiet uv
-	printf 'setuptools\nwheel\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed --extra docs \
+	printf 'setuptools\nwheel\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed --extra docs --extra postgresql \
 		--universal --python-version 3.11 --python $(BIN)/python --no-build-isolation-package deepspeed \
 		--no-emit-index-url --annotation-style line --custom-compile-command "make constraints" \
 		--quiet --output-file constraints.txt

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hiera_video.augmentation.basic import normalize_video
+from hiera_video.augmentation.basic import model_input
 from hiera_video.models.hiera import Hiera
 
 
 def embed_frames(model: Hiera, frames: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """uint8 frames ``[B, T, H, W, 3]`` → the features before the head, float32 ``[B, C]``; ``dtype``: autocast."""
     if dtype is None:
-        return model.embed(normalize_video(frames))
+        return model.embed(model_input(frames, model.config))
     with torch.autocast(frames.device.type, dtype):
-        return model.embed(normalize_video(frames)).float()
+        return model.embed(model_input(frames, model.config)).float()
 
 
 class Probabilities(nn.Module):

@@ -1,4 +1,4 @@
-"""The commands that people run."""
+"""The commands that people run, as `python -m jobs.NAME`: files, and folders with a `command.py`. The rest: parts."""
 
 import logging
 

@@ -26,7 +26,7 @@ from jobs.reports.comparison import (
 )
 from jobs.reports.comparison_report import Curve, curves_picture, loss_curve, page, terminal_table, terminal_tree
 from jobs.runs.search import find_runs, metric_history
-from jobs.runs.tracking import COMMAND_TAG, OUTPUT_TAG, TrackingPlace
+from jobs.runs.tracking import COMMAND_TAG, OUTPUT_TAG, TrackingTarget
 from pipeline.storage.files import join, write_bytes
 
 # The nearest link wins: a tagging run carries its pretraining run too, but its weights are the fine-tuning run's.
@@ -50,7 +50,7 @@ class CompareConfig:
     """Folder for `compare.html` (tables and loss curves, needs no network) and `curves.png`. Default: not written."""
     columns: int = 6
     """Most runs of one command that are shown, the newest first."""
-    tracking: TrackingPlace = field(default_factory=TrackingPlace)
+    tracking: TrackingTarget = field(default_factory=TrackingTarget)
     """Where MLflow is."""
 
     def __post_init__(self) -> None:

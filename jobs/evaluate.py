@@ -5,30 +5,36 @@ Usage: ``python -m jobs.evaluate [RECIPE] init=FINETUNE_OUTPUT data=PREPARED_SET
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.core.cli import Command, echo, replace
+from jobs.core.cli import FIGURES, Command, echo, replace, write_figures
 from jobs.core.config import config_dict
 from jobs.core.ray_cluster import connect
 from jobs.core.signals import keeping_finished_work
 from jobs.runs.claim import FREE_KEYS, claim_output, refuse_difference
 from jobs.runs.tracking import Run, data_tags, recorded, start_run
 from jobs.scoring.classifier import ClassifierWeights, find_classifier, shared
-from jobs.scoring.compatibility import match_classes, refuse_nothing_to_score, warn_other_sampling, with_class_names
+from jobs.scoring.compatibility import (
+    match_classes,
+    refuse_nothing_to_score,
+    refuse_other_protocol,
+    warn_other_sampling,
+    with_class_names,
+)
 from jobs.scoring.config import EvaluateConfig
-from jobs.scoring.evaluation import clip_predictions, count_rejected, write_results
+from jobs.scoring.evaluation import clip_predictions, count_rejected, write_pictures, write_predictions
 from jobs.scoring.metrics import figures
+from jobs.weights.model_config import refuse_other_media
 from jobs.weights.registry import initial_file
 from pipeline.shards.reader import PreparedSet, open_prepared
-from pipeline.storage.files import absolute, exists, join, read_bytes, write_bytes
+from pipeline.storage.files import absolute, exists, join, read_json
 
 __all__ = ["EvaluateConfig", "main", "run"]
 
-FIGURES = "figures.json"
+PICTURE = "confusion"  # key of a picture's URI in it
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -46,6 +52,8 @@ def evaluate(config: EvaluateConfig, weights: ClassifierWeights, prepared: Prepa
     Raises:
         UserError: weights or data changed since the output was begun.
     """
+    refuse_other_media(weights.encoder, prepared)
+    refuse_other_protocol(weights, config.views)
     warn_other_sampling(weights, config.sampling, config.frame_stride)
     logits_of_labels = match_classes(weights, prepared, config.label_separator)
     output = absolute(config.output)
@@ -58,9 +66,9 @@ def evaluate(config: EvaluateConfig, weights: ClassifierWeights, prepared: Prepa
     existing = {key: claim.pins.get(key) for key in pins}
     holds, remedy = "holds scores of other weights or data", "choose another output"
     refuse_difference(output, existing, pins, holds=holds, remedy=remedy)
-    if exists(join(output, FIGURES)):
+    if (finished := _finished_figures(output)) is not None:
         echo(f"evaluate: {output} holds the scores of these weights on this set; nothing is left to do")
-        return dict(json.loads(read_bytes(join(output, FIGURES))))
+        return finished
     tracking = start_run(
         config.tracking, command="evaluate", run_key=claim.run_key, output=output, params=config_dict(config),
         tags=links, prepared=prepared,
@@ -84,16 +92,25 @@ def score(
     rows = clip_predictions(config, weights, prepared, logits_of_labels)
     speed = len(rows) * config.views.views / (time.monotonic() - started)
     report = {**asdict(figures(rows, weights.classes)), **rejected, "views_per_second": speed}
-    pictures = write_results(output, rows, weights)
+    write_predictions(output, rows)
+    write_figures(output, report)  # before the pictures, which must not cost the scores
     tracking.log_metrics({key: value for key, value in report.items() if type(value) in (int, float)}, step=0)
-    uris = {name.removesuffix(".png"): join(output, name) for name in pictures}
+    uris = write_pictures(output, rows, weights)
     for uri in uris.values():
         tracking.log_stored_artifact(uri)
     tracking.finish()
     whole = {**report, **uris, "mlflow_run_id": tracking.run_id}
-    # Written last: this file makes the output finished.
-    write_bytes(join(output, FIGURES), json.dumps(whole, indent=2).encode())
+    # Written last: that the figures name the pictures makes the output finished.
+    write_figures(output, whole)
     return whole
+
+
+def _finished_figures(output: str) -> dict[str, Any] | None:
+    """The figures of a finished output; None where none are written, or the pictures are still to be drawn."""
+    if not exists(join(output, FIGURES)):
+        return None
+    figures = read_json(join(output, FIGURES))
+    return figures if PICTURE in figures else None
 
 
 main = Command("evaluate", EvaluateConfig, run, description="Score a classifier on a split of a prepared set.")

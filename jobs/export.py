@@ -21,14 +21,15 @@ from jobs.checkpoints.stored_weights import StoredWeights, Which, stored_weights
 from jobs.core.cli import Command
 from jobs.core.errors import UserError
 from jobs.core.init_source import ENCODER, RUN_LINK, WEIGHTS
-from jobs.runs.tracking import TrackingConfig, TrackingPlace
+from jobs.core.redaction import without_secrets
+from jobs.runs.tracking import TrackingConfig, TrackingTarget
 from jobs.weights.torch_export import export_program
 from pipeline.storage.files import write_bytes
 
 DESCRIPTION = (
     "Write a run's encoder, or its whole model, as safetensors with the resolved configuration; or a classifier as a "
-    "torch.export program (`output=....pt2`) from uint8 frames [B, T, H, W, 3] to scores [B, classes], checked against "
-    "the model."
+    "torch.export program (`output=....pt2`) from uint8 frames [B, T, H, W, 3], or images [B, H, W, 3], to scores "
+    "[B, classes], checked against the model."
 )
 PROGRAM = ".pt2"
 
@@ -46,7 +47,7 @@ class ExportConfig:
     """The encoder alone, or the whole model (autoencoder or classifier); a `.pt2` is always the whole classifier."""
     weights: Which = "last"
     """Of a run: the last weights, or those that were best in validation."""
-    tracking: TrackingPlace = field(default_factory=TrackingPlace)
+    tracking: TrackingTarget = field(default_factory=TrackingTarget)
 
     def __post_init__(self) -> None:
         if not self.output.endswith((".safetensors", PROGRAM)):
@@ -65,7 +66,8 @@ def run(config: ExportConfig) -> dict[str, Any]:
     tensors = dict(found.tensors)
     if config.part == ENCODER:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{ENCODER}.")}
-    metadata = {**found.metadata, "part": config.part}
+    # A run of an older release may hold a password in its configuration.
+    metadata = {name: without_secrets(text) for name, text in found.metadata.items()} | {"part": config.part}
     data = safetensors.torch.save(tensors, metadata)
     write_bytes(config.output, data)
     return {
@@ -83,8 +85,8 @@ def _write_program(config: ExportConfig, found: StoredWeights) -> dict[str, Any]
         weights, program = Path(folder) / WEIGHTS, Path(folder) / "program.pt2"
         safetensors.torch.save_file(dict(found.tensors), weights, dict(found.metadata))
         model = load_model(weights)
-        if not isinstance(model, Hiera) or len(model.config.input_size) != 3:
-            raise UserError(f"init={config.init}: must be a video classifier for a {PROGRAM}; fine-tune it first")
+        if not isinstance(model, Hiera):
+            raise UserError(f"init={config.init}: must be a classifier for a {PROGRAM}; fine-tune it first")
         difference = export_program(model, program, found.metadata)
         write_bytes(config.output, program.read_bytes())
         return {

@@ -8,8 +8,8 @@ from typing import Any
 from jobs.core.cli import Command, echo
 from jobs.training.driver import run_training
 from jobs.training.dry_run import PlanConfig, dry_run_figures
-from jobs.training.finetune_step import FinetuneConfig, FinetunePhase
 from jobs.training.start import begin, preview
+from jobs.training.steps.finetune import FinetuneConfig, FinetunePhase
 from pipeline.shards.reader import PreparedSet
 
 DESCRIPTION = "Fine-tune a pretrained encoder on the labelled clips of a prepared set."

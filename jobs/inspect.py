@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,10 @@ from jobs.reports.contact_sheet import sheet_cells
 from jobs.reports.plots import contact_sheet
 from jobs.reports.prepared_set import class_table, rejected_table, set_figures
 from pipeline.prepare.versions import current_videos, read_rejected
-from pipeline.storage.files import absolute, exists, join, read_bytes, write_bytes
+from pipeline.shards.reader import SET_RECORD, media_of
+from pipeline.storage.files import absolute, exists, join, read_json, write_bytes
+
+VERSION_ENTRIES = {**SET_RECORD, "rejected": list, "excluded": list}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class InspectConfig:
 
 
 def run(config: InspectConfig) -> dict[str, Any]:
-    """Print the tables, write the contact sheet, return the figures.
+    """Print the tables, return the figures.
 
     Raises:
         UserError: ``data`` is no prepared set, or has no such version.
@@ -53,12 +56,19 @@ def run(config: InspectConfig) -> dict[str, Any]:
     console.print(class_table(stored))
     if len(rejected):
         console.print(rejected_table(rejected))
-    figures = set_figures(version, stored)
+    return set_figures(version, stored)
+
+
+def draw(config: InspectConfig, figures: Mapping[str, Any]) -> dict[str, str]:
+    """Write the contact sheet of the version that `run` has printed; where it lies."""
     if config.pictures == 0:
-        return figures
+        return {}
+    data = absolute(config.data)
+    version = read_version(data, figures["version"])
     picture = config.picture or join(data, "contact_sheet.png")
-    write_bytes(picture, contact_sheet(list(sheet_cells(data, version["shards"], config.pictures, config.seed))))
-    return {**figures, "contact_sheet": picture}
+    cells = sheet_cells(data, version["shards"], config.pictures, config.seed, media_of(version))
+    write_bytes(picture, contact_sheet(list(cells)))
+    return {"contact_sheet": picture}
 
 
 def read_version(data: str, number: int | None) -> dict[str, Any]:
@@ -71,8 +81,7 @@ def read_version(data: str, number: int | None) -> dict[str, Any]:
     if not exists(path):
         what = "is no prepared set" if number is None else f"has no version {number}"
         raise UserError(f"data={data}: {what}; give the output of `python -m jobs.prepare`")
-    version: dict[str, Any] = json.loads(read_bytes(path))
-    return version
+    return read_json(path, VERSION_ENTRIES)
 
 
 def stored_videos(data: str, version: dict[str, Any]) -> pa.Table:
@@ -82,7 +91,7 @@ def stored_videos(data: str, version: dict[str, Any]) -> pa.Table:
     return videos.filter(pc.and_not(pc.greater(videos["clips"], 0), excluded))
 
 
-main = Command("inspect", InspectConfig, run, description=__doc__ or "")
+main = Command("inspect", InspectConfig, run, description=__doc__ or "", draw=draw)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any
 from jobs.core.cli import Command
 from jobs.training.driver import run_training
 from jobs.training.dry_run import PlanConfig, dry_run_figures
-from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
 from jobs.training.start import begin, preview
+from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
 
 DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of a prepared set."
 

@@ -12,23 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.core.cli import Command
-from jobs.core.errors import UserError, first_line
+from jobs.core.errors import UserError
 from jobs.core.init_source import WEIGHT_FILES, is_registered
-from jobs.runs.mlflow_sender import FAILURES
+from jobs.runs.mlflow_limits import FAILURES
 from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
 from jobs.scoring.classifier import PublicWeightsConfig, find_classifier
 from jobs.scoring.registered_model import create_version
+from pipeline.storage.errors import first_line
 from pipeline.storage.files import absolute
 
 DESCRIPTION = (
     "Put a classifier into the MLflow model registry. What `mlflow.pyfunc.load_model` loads takes uint8 frames by "
     "`predict(frames)`, and the path of a video by `unwrap_python_model().predict(None, 'video.mp4')`."
 )
-# What the stored code imports, of the two packages only what scores a video: no Ray, which would add 2 s to every start
-# of a server and 240 MB to its image. Versions are those of this environment.
-REQUIREMENTS = (
-    "mlflow", "torch", "numpy", "safetensors", "av", "decord", "opencv-python-headless", "pyarrow", "boto3", "tenacity",
-)  # fmt: skip
 # MLflow checks them too, but only after it has created the version.
 ALIAS = re.compile(r"[\w-]{1,255}")
 RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
@@ -92,7 +88,7 @@ def run(config: RegisterConfig) -> dict[str, Any]:
             raise UserError(f"tracking.uri={uri}: the server must respond; start it and run the same command again")
         try:
             version = create_version(
-                weights, name=config.name, uri=uri, run_id=run_id, packages=REQUIREMENTS, alias=config.alias,
+                weights, name=config.name, uri=uri, run_id=run_id, alias=config.alias,
                 windows={"window_seconds": config.window_seconds, "hop_seconds": config.hop_seconds},
             )  # fmt: skip
         except FAILURES as error:

@@ -13,11 +13,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.media import Media
 from pipeline.seeds import derive_seed
 
 Indices = npt.NDArray[np.int64]
 
 SLOWFAST_FPS = 30.0
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class CropBox(NamedTuple):
@@ -73,9 +75,24 @@ class ViewConfig(DrawConfig):
     size: int = 224
     """Height and width of a view in pixels."""
 
+    clips_side_by_side: int = 1
+    """Clips whose first views come before their second ones, and so on; with 1 the repeats of a clip come together,
+    from one decode."""
+
+    media: Media = "video"
+    """Of what a view is; a view of an image has one frame."""
+
+    interpolation: Interpolation = "bilinear"
+    """How an image is resized, always with antialiasing; videos are resized by area or bilinearly."""
+
+    crop_share: float = 224 / 256
+    """Share of an image's short side that the one test crop takes."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least_one(self, "num_frames", "size")
+        _at_least_one(self, "num_frames", "size", "clips_side_by_side")
+        if self.media == "image" and self.num_frames != 1:
+            raise ValueError(f"num_frames={self.num_frames}: a view of an image has one frame; use 1")
 
 
 def _at_least_one(config: DrawConfig, *names: str) -> None:
@@ -105,10 +122,13 @@ def uniform_clip_indices(
 def evaluation_clip_indices(
     video_frames: int, fps: float, num_frames: int, frame_stride: int, clip: int, clips: int
 ) -> Indices:
-    """SlowFast's clip ``clip`` of ``clips``, from the video's start to its end; a single clip is the middle one."""
+    """SlowFast's clip ``clip`` of ``clips``, from the video's start to its end; a single clip is the middle one.
+
+    Starts are whole frames (`get_start_end_idx` in SlowFast's `decoder.py`).
+    """
     span = clip_span_frames(num_frames, frame_stride, fps)
     room = max(0.0, video_frames - span)
-    start = room / 2 if clips == 1 else clip * math.floor(room / (clips - 1))
+    start = math.floor(room / 2) if clips == 1 else clip * math.floor(room / (clips - 1))
     return _spread(start, span, num_frames, video_frames)
 
 

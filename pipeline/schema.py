@@ -38,14 +38,8 @@ REJECTED_SCHEMA = pa.schema(
 UNLABELLED = -1
 """Class index of a clip without a label in the decoded batches."""
 
-OK, PARTIAL, FAILED, DELETED = "ok", "partial", "failed", "deleted"
+OK, PARTIAL, FAILED = "ok", "partial", "failed"
 """Statuses of videos, windows and views; any other status is the one word for why there are no scores."""
-
-VIDEO_SUFFIXES = (
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
-    ".ts", ".vob", ".webm", ".wmv",
-)  # fmt: skip
-"""Names that are taken for videos when a folder is listed; a manifest may name any file."""
 
 
 def clip_id(uri: str, content_version: str, start_seconds: float, end_seconds: float) -> int:

@@ -26,12 +26,12 @@ def no_tracking_uri() -> Iterator[None]:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with four logical CPUs: two train workers leave room for data tasks."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def ray_cluster() -> None:
+    """A local Ray with four logical CPUs: two train workers leave room for data tasks. It stays until the session ends
+    or a module shuts it down for a cluster of its own."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from hiera_video.models.masked_autoencoder import MaeOutput, MaskedAutoencoder
 from hiera_video.models.targets import first_frames, gather_patches, patch_coordinates, patch_grid, patch_statistics
 
 HIDDEN_GREY = 0.0
-_CAPTION = "original | what the encoder sees | reconstruction of the hidden patches. "
+_CAPTION = "Rows: original, what the encoder sees (masked), reconstruction of the hidden patches. "
 _CAPTIONS = {
     "normalized_pixels": "The model predicts normalised patches; each patch's mean and deviation are borrowed from the "
     "original, so brightness and contrast are not its own.",
@@ -36,7 +36,7 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruction_caption(config: MaskedAutoencoderConfig) -> str:
-    """A caption for the images of `reconstruct` side by side, and what they borrow from the original."""
+    """A caption for the images of `reconstruct`, and what they borrow from the original."""
     return _CAPTION + _CAPTIONS[config.target]
 
 
@@ -67,7 +67,8 @@ def reconstruct(mae: MaskedAutoencoder, pixels: Tensor, output: MaeOutput) -> Re
         patches = patches * deviation + mean
     masked = _scatter(config, frames, hidden_index, torch.full_like(patches, HIDDEN_GREY))
     restored = _scatter(config, frames, hidden_index, patches)
-    return Reconstruction(*(denormalize_video(images) for images in (frames, masked, restored)))
+    colours = config.pixel_mean, config.pixel_std
+    return Reconstruction(*(denormalize_video(images, *colours) for images in (frames, masked, restored)))
 
 
 def _scatter(config: MaskedAutoencoderConfig, frames: Tensor, index: Tensor, patches: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from hiera_video.augmentation.rand_augment import parse_rand_augment
+from hiera_video.models.config import EncoderConfig
 from hiera_video.models.random_draws import uniforms
 from hiera_video.rules import Checked, Rules
 
-PIXEL_MEAN = 0.45
-PIXEL_STD = 0.225
+PIXEL_MEAN = (0.45, 0.45, 0.45)
+PIXEL_STD = (0.225, 0.225, 0.225)
 # Random erasing as SlowFast and timm have it: share of the area, and height to width.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
@@ -55,8 +56,23 @@ class ClassifierAugmentConfig(AugmentConfig):
         yield "random_erasing", 0.0 <= self.random_erasing <= 1.0, "must lie in [0, 1]; use 0.25, or 0 for none"
 
 
-def normalize_video(frames: Tensor) -> Tensor:
-    """uint8 frames ``[B, T, H, W, 3]`` → float32 ``[B, 3, T, H, W]``, mean 0.45, deviation 0.225 (SlowFast).
+def model_input(frames: Tensor, config: EncoderConfig) -> Tensor:
+    """What a model takes: uint8 frames ``[B, T, H, W, 3]`` normalised by its config, ``[B, 3, T, H, W]``.
+
+    A model of images takes ``[B, 3, H, W]``: views of one frame lose the axis of time here, and only here.
+
+    Raises:
+        ValueError: another type or layout.
+    """
+    if not config.is_video and frames.ndim == 5:
+        if frames.shape[1] != 1:
+            raise ValueError(f"views have {frames.shape[1]} frames: a model of images takes 1; give it images")
+        frames = frames[:, 0]
+    return normalize_video(frames, config.pixel_mean, config.pixel_std)
+
+
+def normalize_video(frames: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD) -> Tensor:
+    """uint8 frames ``[B, T, H, W, 3]`` → float32 ``[B, 3, T, H, W]``; by default mean 0.45, deviation 0.225 (SlowFast).
 
     Images go through as ``[B, H, W, 3]`` → ``[B, 3, H, W]``.
 
@@ -69,13 +85,20 @@ def normalize_video(frames: Tensor) -> Tensor:
             "0 to 255, colours last; convert them, or skip this step if they are normalised already"
         )
     pixels = frames.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    return pixels.mul_(1 / (255 * PIXEL_STD)).sub_(PIXEL_MEAN / PIXEL_STD)
+    scale = [1 / (255 * deviation) for deviation in std]
+    shift = [value / deviation for value, deviation in zip(mean, std, strict=True)]
+    return pixels.mul_(_by_colour(scale, pixels)).sub_(_by_colour(shift, pixels))
 
 
-def denormalize_video(pixels: Tensor) -> Tensor:
+def denormalize_video(pixels: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD) -> Tensor:
     """The inverse of `normalize_video`, clamped: float ``[B, 3, T, H, W]`` → uint8 ``[B, T, H, W, 3]``."""
-    frames = (pixels.float() * PIXEL_STD + PIXEL_MEAN) * 255
+    frames = (pixels.float() * _by_colour(std, pixels) + _by_colour(mean, pixels)) * 255
     return frames.round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
+
+
+def _by_colour(values: Sequence[float], pixels: Tensor) -> Tensor:
+    """A number for each of the colours ``[3]`` beside pixels ``[B, 3, ...]``."""
+    return torch.tensor(values, device=pixels.device).view(1, -1, *[1] * (pixels.ndim - 2))
 
 
 def augment(pixels: Tensor, config: AugmentConfig, flip_noise: Tensor | None = None) -> Tensor:

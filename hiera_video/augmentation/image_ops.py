@@ -9,14 +9,14 @@ clip.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-FILL = 128.0
-"""Grey level where a moved image leaves no pixel (timm)."""
+GREY = (128.0, 128.0, 128.0)
+"""Where a moved frame leaves no pixel: red, green, blue (timm without a mean, as SlowFast has it)."""
 LUMA = (19595, 38470, 7471)
 """Pillow's weights of red, green and blue in 65536ths."""
 
@@ -90,28 +90,28 @@ def sharpness(frames: Tensor, factor: Tensor) -> Tensor:
     return _blend(smooth.view(*frames.shape[:2], *smooth.shape[1:]).movedim(2, -1), frames, factor)
 
 
-def rotate(frames: Tensor, degrees: Tensor) -> Tensor:
+def rotate(frames: Tensor, degrees: Tensor, fill: Sequence[float] = GREY) -> Tensor:
     """Anticlockwise around the middle."""
     height, width = frames.shape[2:4]
     cosine, sine = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
     across = (1 - cosine) * width / 2 + sine * height / 2
     down = (1 - cosine) * height / 2 - sine * width / 2
-    return move(frames, torch.stack([cosine, -sine, across, sine, cosine, down], 1))
+    return move(frames, torch.stack([cosine, -sine, across, sine, cosine, down], 1), fill=fill)
 
 
-def moved_by(entry: int, axis: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+def moved_by(entry: int, axis: int | None = None) -> Callable[..., Tensor]:
     """Moves frames by one entry of `move`'s matrix; with an axis of the frames, by a share of its length."""
 
-    def operation(frames: Tensor, values: Tensor) -> Tensor:
+    def operation(frames: Tensor, values: Tensor, fill: Sequence[float] = GREY) -> Tensor:
         matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=values.device).repeat(len(values), 1)
         matrix[:, entry] = values if axis is None else values * frames.shape[axis]
-        return move(frames, matrix)
+        return move(frames, matrix, fill=fill)
 
     return operation
 
 
-def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic") -> Tensor:
-    """Take the pixel at (x, y) from (a·x + b·y + c, d·x + e·y + f); outside of the image it is grey.
+def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic", fill: Sequence[float] = GREY) -> Tensor:
+    """Take the pixel at (x, y) from (a·x + b·y + c, d·x + e·y + f); outside of the image it has the colour ``fill``.
 
     Bicubic, as SlowFast has it (timm by itself tosses between that and bilinear); torch's kernel has the parameter
     -0.75 where Pillow's has -1, so sharp edges differ by some grey levels.
@@ -128,7 +128,8 @@ def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic") -> Tens
     planes = frames.movedim(-1, 2).reshape(clips, steps * channels, height, width).float()
     moved = functional.grid_sample(planes, grid, mode=interpolation, padding_mode="border", align_corners=False)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    moved = torch.where(inside[:, None], moved + 1e-3, FILL)  # truncated like Pillow's, which computes in float64
+    outside = torch.tensor(fill, device=frames.device).repeat(steps).view(1, -1, 1, 1)
+    moved = torch.where(inside[:, None], moved + 1e-3, outside)  # truncated like Pillow's, which computes in float64
     return _to_uint8(moved).view(clips, steps, channels, height, width).movedim(2, -1).contiguous()
 
 

@@ -6,10 +6,12 @@ One draw for a micro-batch, as SlowFast and timm have it. Shapes: B samples, C c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,44 +24,46 @@ CUTMIX_SHARE = 0.5
 
 @dataclass(frozen=True)
 class MixConfig(Checked):
-    """How samples of a micro-batch are mixed with each other."""
+    """How samples of a micro-batch are mixed with each other; every micro-batch is (not confirmed; as in SlowFast)."""
 
     mixup: float = 0.0
     """Mixup's alpha: shares come from Beta(alpha, alpha); 0 for none (paper Tab. 11b: 0.8)."""
     cutmix: float = 0.0
     """Cutmix's alpha; 0 for none (paper Tab. 11b: 1.0)."""
-    probability: float = 1.0
-    """Probability that a micro-batch is mixed at all; not confirmed by the paper, 1 as in SlowFast."""
 
     def rules(self) -> Rules:
         yield "mixup", self.mixup >= 0, "must not be negative; use 0 for none"
         yield "cutmix", self.cutmix >= 0, "must not be negative; use 0 for none"
-        yield "probability", 0.0 <= self.probability <= 1.0, "must lie in [0, 1]; omit it for the default"
 
     @property
     def on(self) -> bool:
         """Whether samples are mixed at all."""
-        return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+        return self.mixup > 0 or self.cutmix > 0
 
 
 class Mix(NamedTuple):
     """How the samples of one micro-batch are mixed."""
 
     partners: Tensor
-    """int64 ``[B]``: the sample that each one is mixed with, never itself."""
+    """int64 ``[B]``: the sample that each one is mixed with, always one of another video."""
     share: float
     """The share of each sample itself."""
     box: tuple[slice, slice] | None
     """Rows and columns where the partner's pixels are pasted (cutmix); none: everywhere, in proportion (mixup)."""
 
 
-def draw_mix(config: MixConfig, batch: int, height: int, width: int, generator: torch.Generator) -> Mix | None:
-    """Draw how a micro-batch is mixed; None: not mixed (also a micro-batch of one sample)."""
+def draw_mix(
+    config: MixConfig, videos: Sequence[str], height: int, width: int, generator: torch.Generator
+) -> Mix | None:
+    """Draw how a micro-batch is mixed; None: not mixed (also a micro-batch of a single video).
+
+    Args:
+        videos: ``[B]`` which video each sample shows; a view mixed with another view of its video would keep its label.
+    """
     draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-    if batch < 2 or not config.on or draw.uniform() >= config.probability:
+    if len(set(videos)) < 2 or not config.on:
         return None
-    order = torch.from_numpy(draw.permutation(batch))
-    partners = torch.empty_like(order).scatter_(0, order, order.roll(-1))
+    partners = torch.from_numpy(_other_videos(videos, draw))
     both = config.mixup > 0 and config.cutmix > 0
     cuts = draw.uniform() < CUTMIX_SHARE if both else config.cutmix > 0
     if not cuts:
@@ -101,6 +105,21 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean over the samples that have a target, scalar; 0 when none has."""
     labelled = (targets.sum(1) > 0).sum().clamp(min=1)
     return functional.cross_entropy(logits.float(), targets, reduction="sum") / labelled
+
+
+def _other_videos(videos: Sequence[str], draw: np.random.Generator) -> npt.NDArray[np.int64]:
+    """For each sample one of another video, int64 ``[B]``: each sample once, unless one video has more than half."""
+    names, numbers, views = np.unique(np.array(videos), return_inverse=True, return_counts=True)
+    if 2 * views.max() > len(videos):
+        return np.array([draw.choice(np.flatnonzero(numbers != number)) for number in numbers])
+    # The views of a video side by side, videos in random order: a shift by the most views of any leaves every video.
+    order = draw.permutation(len(videos))
+    first = np.full(len(names), len(videos))
+    np.minimum.at(first, numbers[order], np.arange(len(videos)))
+    order = order[np.argsort(first[numbers[order]], kind="stable")]
+    partners = np.empty_like(order)
+    partners[order] = np.roll(order, -views.max())
+    return partners
 
 
 def _cutmix_box(height: int, width: int, share: float, draw: np.random.Generator) -> tuple[slice, slice]:

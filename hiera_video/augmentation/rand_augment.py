@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hiera_video.augmentation import image_ops
+from hiera_video.models.config import EncoderConfig
 
 HIGHEST_MAGNITUDE = 10.0
 DRAWS_PER_OPERATION = 5  # which, whether, two for the normal distribution, which direction
@@ -67,10 +68,12 @@ def parse_rand_augment(text: str) -> RandAugment:
 class Operation(NamedTuple):
     """One of the fifteen."""
 
-    apply: Callable[[Tensor, Tensor], Tensor]
-    """Frames uint8 ``[N, T, H, W, 3]`` and an argument for each clip ``[N]`` → frames."""
+    apply: Callable[..., Tensor]
+    """Frames uint8 ``[N, T, H, W, 3]`` and an argument for each clip ``[N]`` → frames; of moves also ``fill``."""
     argument: Callable[[Tensor, Tensor], Tensor]
     """Strength as a share of the highest, and direction (±1) → argument."""
+    moves: bool = False
+    """Whether it leaves pixels uncovered, which take the colour ``fill``."""
 
 
 def _signed(highest: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -90,7 +93,7 @@ OPERATIONS: dict[str, Operation] = {
     "AutoContrast": Operation(image_ops.auto_contrast, _none),
     "Equalize": Operation(image_ops.equalize, _none),
     "Invert": Operation(image_ops.invert, _none),
-    "Rotate": Operation(image_ops.rotate, _signed(30.0)),
+    "Rotate": Operation(image_ops.rotate, _signed(30.0), moves=True),
     "PosterizeIncreasing": Operation(image_ops.posterize, lambda share, _: 4 - torch.floor(share * 4)),
     "SolarizeIncreasing": Operation(image_ops.solarize, lambda share, _: 256 - torch.floor(share * 256)),
     "SolarizeAdd": Operation(image_ops.solarize_add, lambda share, _: torch.floor(share * 110)),
@@ -98,10 +101,10 @@ OPERATIONS: dict[str, Operation] = {
     "ContrastIncreasing": Operation(image_ops.contrast, _enhancement),
     "BrightnessIncreasing": Operation(image_ops.brightness, _enhancement),
     "SharpnessIncreasing": Operation(image_ops.sharpness, _enhancement),
-    "ShearX": Operation(image_ops.moved_by(1), _signed(0.3)),
-    "ShearY": Operation(image_ops.moved_by(3), _signed(0.3)),
-    "TranslateXRel": Operation(image_ops.moved_by(2, axis=3), _signed(0.45)),
-    "TranslateYRel": Operation(image_ops.moved_by(5, axis=2), _signed(0.45)),
+    "ShearX": Operation(image_ops.moved_by(1), _signed(0.3), moves=True),
+    "ShearY": Operation(image_ops.moved_by(3), _signed(0.3), moves=True),
+    "TranslateXRel": Operation(image_ops.moved_by(2, axis=3), _signed(0.45), moves=True),
+    "TranslateYRel": Operation(image_ops.moved_by(5, axis=2), _signed(0.45), moves=True),
 }
 """timm's names, in timm's order."""
 
@@ -132,12 +135,13 @@ def operation_draws(policy: RandAugment, noise: Tensor) -> OperationDraws:
     )
 
 
-def rand_augment(frames: Tensor, policy: RandAugment, noise: Tensor) -> Tensor:
+def rand_augment(frames: Tensor, policy: RandAugment, noise: Tensor, fill: Sequence[float] = image_ops.GREY) -> Tensor:
     """Change every clip by its own draws.
 
     Args:
         frames: uint8 ``[B, T, H, W, 3]``.
         noise: uniform numbers ``[B, policy.draws]`` on the CPU, for instance `sample_uniforms(seeds, policy.draws)`.
+        fill: colour where a move leaves no pixel: `fill_colour` of the model's config.
 
     Returns:
         uint8 of the same shape; the input is not modified.
@@ -150,5 +154,13 @@ def rand_augment(frames: Tensor, policy: RandAugment, noise: Tensor) -> Tensor:
             if len(clips):
                 argument = operation.argument(draws.share[clips], draws.direction[clips]).float()
                 clips = clips.to(frames.device)
-                changed[clips] = operation.apply(changed[clips], argument.to(frames.device))
+                uncovered = {"fill": fill} if operation.moves else {}
+                changed[clips] = operation.apply(changed[clips], argument.to(frames.device), **uncovered)
     return changed
+
+
+def fill_colour(config: EncoderConfig) -> tuple[float, ...]:
+    """Where a move leaves no pixel: grey in videos (SF: `create_random_augment`), the mean in images (timm, as MAE)."""
+    return (
+        image_ops.GREY if config.is_video else tuple(float(min(255, round(255 * mean))) for mean in config.pixel_mean)
+    )

@@ -18,6 +18,9 @@ from hiera_video.rules import Checked, Rules
 
 TARGETS = ("normalized_pixels", "pixels", "hog")
 DECODERS = ("full", "subset", "cross")
+INTERPOLATIONS = ("bilinear", "bicubic")
+COLOURS = 3
+RESIZED_BELOW = 224  # pixels
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class EncoderConfig(Checked):
     """Stochastic depth of the last block; it rises linearly from 0 in the first."""
     sep_pos_embed: bool = False
     """Positions in space and time as a sum of two tables."""
+    pixel_mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    """Mean of red, green and blue (0 to 1) that is taken from the pixels: 0.45 of videos (SlowFast), ImageNet's in
+    the presets of images."""
+    pixel_std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    """Deviation that the pixels are divided by."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How images are resized, with antialiasing; bicubic in their presets (MAE)."""
+    crop_share: float | None = None
+    """Share of an image's short side that the test crop takes. None: 224/256 up to 224 pixels, above them all of
+    it (MAE)."""
 
     def rules(self) -> Rules:
         axes = len(self.input_size)
@@ -86,6 +99,11 @@ class EncoderConfig(Checked):
         for width, heads in zip(self.widths, self.heads, strict=True):
             rule = f"must give every stage channels divisible by its heads, here {width} by {heads}; change num_heads"
             yield "embed_dim", width % heads == 0, rule
+        for key in ("pixel_mean", "pixel_std"):
+            yield key, len(getattr(self, key)) == COLOURS, "must have a number each for red, green and blue"
+        yield "pixel_std", min(self.pixel_std) > 0, "must be positive; use 0.225,0.225,0.225"
+        yield "interpolation", self.interpolation in INTERPOLATIONS, f"must be one of {INTERPOLATIONS}; use bicubic"
+        yield "crop_share", 0 < self.test_crop_share <= 1, "must lie in (0, 1]; leave it out for the default"
         yield "drop_path_rate", 0.0 <= self.drop_path_rate < 1.0, "must lie in [0, 1); use 0.1"
 
     def _positive(self, *keys: str) -> Rules:
@@ -103,6 +121,13 @@ class EncoderConfig(Checked):
     def is_video(self) -> bool:
         """Whether the input has an axis of time."""
         return len(self.input_size) == 3
+
+    @property
+    def test_crop_share(self) -> float:
+        """Share of an image's short side that the test crop takes."""
+        if self.crop_share is not None:
+            return self.crop_share
+        return 224 / 256 if self.input_size[-1] <= RESIZED_BELOW else 1.0
 
     @property
     def token_grid(self) -> tuple[int, ...]:

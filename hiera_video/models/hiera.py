@@ -162,11 +162,6 @@ class EncoderModel(nn.Module):
         """Mask units of one input."""
         return self.encoder.order.num_units
 
-    @property
-    def mask_unit_grid(self) -> tuple[int, ...]:
-        """Mask units per axis, (t, h, w) or (h, w)."""
-        return self.encoder.order.unit_grid
-
 
 class Hiera(EncoderModel):
     """The classifier: encoder, mean over tokens, LayerNorm, linear head. Returns logits, in training and after."""

@@ -31,13 +31,21 @@ _WIDTHS: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 144, "num_heads": 2, "stages": (2, 6, 36, 4)},
     "huge": {"embed_dim": 256, "num_heads": 4, "stages": (2, 6, 36, 4)},
 }
+# ImageNet's mean and deviation (H: examples/inference.ipynb), Pillow's bicubic (MAE: util/datasets.py).
+_IMAGE: dict[str, Any] = {
+    "pixel_mean": (0.485, 0.456, 0.406),
+    "pixel_std": (0.229, 0.224, 0.225),
+    "interpolation": "bicubic",
+}
 _DEMO: dict[str, Any] = {**_VIDEO, "input_size": (16, 96, 96), "embed_dim": 24, "stages": (1, 1, 3, 1)}
 _TEST: dict[str, Any] = {**_VIDEO, "input_size": (8, 64, 64), "embed_dim": 8, "stages": (1, 1, 2, 1)}
+_DEMO_IMAGE: dict[str, Any] = {**_IMAGE, "input_size": (128, 128), "embed_dim": 24, "stages": (1, 1, 3, 1)}
+_TEST_IMAGE: dict[str, Any] = {**_IMAGE, "input_size": (96, 96), "embed_dim": 8, "stages": (1, 1, 2, 1)}
 _DEMO_DECODER: dict[str, Any] = {"decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 4}
 _TEST_DECODER: dict[str, Any] = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 
 
-_IMAGE_ENCODERS = {f"hiera_{size}_224": widths for size, widths in _WIDTHS.items()}
+_IMAGE_ENCODERS = {f"hiera_{size}_224": {**_IMAGE, **widths} for size, widths in _WIDTHS.items()}
 _VIDEO_ENCODERS = {
     f"hiera_{size}_16x224": {"input_size": (16, 224, 224), **_VIDEO, **_WIDTHS[size]}
     for size in ("base", "base_plus", "large", "huge")
@@ -48,10 +56,14 @@ PRESETS: dict[str, ModelConfig] = {
     **{name: HieraConfig(num_classes=400, **encoder) for name, encoder in _VIDEO_ENCODERS.items()},
     "hiera_demo_16x96": HieraConfig(num_classes=8, **_DEMO),
     "hiera_test_8x64": HieraConfig(num_classes=8, **_TEST),
+    "hiera_demo_128": HieraConfig(num_classes=8, **_DEMO_IMAGE),
+    "hiera_test_96": HieraConfig(num_classes=8, **_TEST_IMAGE),
     **{f"mae_{name}": MaskedAutoencoderConfig(**encoder) for name, encoder in _IMAGE_ENCODERS.items()},
     **{f"mae_{name}": MaskedAutoencoderConfig(mask_ratio=0.9, **encoder) for name, encoder in _VIDEO_ENCODERS.items()},
     "mae_hiera_demo_16x96": MaskedAutoencoderConfig(mask_ratio=0.9, **_DEMO, **_DEMO_DECODER),
     "mae_hiera_test_8x64": MaskedAutoencoderConfig(mask_ratio=0.75, **_TEST, **_TEST_DECODER),
+    "mae_hiera_demo_128": MaskedAutoencoderConfig(**_DEMO_IMAGE, **_DEMO_DECODER),
+    "mae_hiera_test_96": MaskedAutoencoderConfig(**_TEST_IMAGE, **_TEST_DECODER),
 }
 
 

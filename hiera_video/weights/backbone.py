@@ -8,7 +8,7 @@ from typing import Any
 
 from hiera_video.models.config import EncoderConfig, HieraConfig
 from hiera_video.models.hiera import Hiera, HieraEncoder
-from hiera_video.weights.checkpoint_files import fill_classifier, read_weights
+from hiera_video.weights.checkpoint_files import fill_classifier, read_weights, refuse_other_shapes
 
 
 def load_backbone(path: str | Path, **overrides: Any) -> HieraEncoder:
@@ -26,7 +26,8 @@ def load_backbone(path: str | Path, **overrides: Any) -> HieraEncoder:
     if weights.config is None:
         raise ValueError(f"{path}: contains no model config; use create_model and load_into_classifier")
     shared = {field.name: getattr(weights.config, field.name) for field in dataclasses.fields(EncoderConfig)}
-    config = HieraConfig(**{**shared, "q_pool": len(weights.config.stages) - 1, **overrides})
-    model = Hiera(config)
+    config = HieraConfig(**{**shared, "q_pool": len(weights.config.stages) - 1})
+    refuse_other_shapes(config, weights.tensors, str(path), prefix="encoder.")
+    model = Hiera(dataclasses.replace(config, **overrides))
     fill_classifier(model, weights, str(path))
     return model.encoder.eval()

@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +28,13 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.masked_autoencoder import MaskedAutoencoder
 from hiera_video.models.presets import build_model
 from hiera_video.weights.key_mapping import (
-    HuggingFaceArchitecture,
     from_huggingface,
     from_official,
     is_huggingface,
     is_official,
-    to_huggingface,
     to_official,
 )
+from hiera_video.weights.pickles import is_in_the_file, refuse_growing
 from hiera_video.weights.pos_embed_interpolation import Grid, fit_table, square_grid
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,9 @@ logger = logging.getLogger(__name__)
 LICENSE_NOTE = (
     "If these are Meta's published weights, or derived from them, their license is CC-BY-NC 4.0: no commercial use."
 )
+# What PyTorch's reader of pickles without code lets through where one is damaged.
+DAMAGED_PICKLE = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, struct.error)
+_OTHER_MODEL = "save the model again with save_model"
 _CONFIG_CLASSES = {"HieraConfig": HieraConfig, "MaskedAutoencoderConfig": MaskedAutoencoderConfig}
 _FORMAT = "hiera_video"
 # What weights do not show by their names and shapes. Between kinds `q_pool` may differ: pretraining pools
@@ -114,8 +119,55 @@ def load_model(path: str | Path, **overrides: Any) -> Hiera | MaskedAutoencoder:
     weights = read_weights(path)
     if weights.config is None:
         raise ValueError(f"{path}: contains no model config; build the model with create_model and use load_weights")
-    model = build_model(replace(weights.config, overrides))
-    _load_strictly(model, weights, str(path))
+    refuse_other_shapes(weights.config, weights.tensors, str(path))
+    return _filled(build_model(replace(weights.config, overrides)), weights, str(path))
+
+
+def filled_model(config: ModelConfig, tensors: StateDict, source: str) -> Hiera | MaskedAutoencoder:
+    """The model of a config with exactly these tensors.
+
+    Raises:
+        ValueError: the config describes a model of other tensors; no memory is taken for it.
+    """
+    refuse_other_shapes(config, tensors, source)
+    return _filled(build_model(config), Weights(tensors, config), source)
+
+
+def refuse_other_shapes(config: ModelConfig, tensors: StateDict, source: str, prefix: str = "") -> None:
+    """A config can claim terabytes in a few bytes; tensors are in the file, so they are believed.
+
+    The model is built without memory for its parameters, once its depth and its grids are known to be the file's.
+
+    Args:
+        prefix: of the names of the tensors that are compared; a file may hold a model's encoder alone.
+
+    Raises:
+        ValueError: the config describes a model of other tensors.
+    """
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    depths = sum(config.stages), getattr(config, "decoder_depth", 0)
+    grids = {
+        name: math.prod(grid)
+        for name, grid in _position_grids(config, config.input_size).items()
+        if name.startswith(prefix)
+        and (name == "decoder.pos_embed" or (name == "encoder.pos_embed.table") != config.sep_pos_embed)
+    }
+    odd = [name for name, tokens in grids.items() if name not in tensors or list(tensors[name].shape[1:2]) != [tokens]]
+    whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if max(depths) > len(tensors) or odd or whole:
+        wrong = f"{(odd or whole)[0]} is not the model config's" if odd or whole else "fewer tensors than blocks"
+        raise ValueError(f"{source}: its tensors are of another model than its model config: {wrong}; {_OTHER_MODEL}")
+    try:
+        with torch.device("meta"):
+            built = build_model(config).state_dict()
+    except (RuntimeError, ArithmeticError, MemoryError, TypeError) as error:
+        raise ValueError(f"{source}: its model config is of no model ({error}); {_OTHER_MODEL}") from error
+    expected = {name: tensor for name, tensor in built.items() if name.startswith(prefix)}
+    _refuse_mismatch(expected, tensors, source)
+
+
+def _filled(model: Hiera | MaskedAutoencoder, weights: Weights, source: str) -> Hiera | MaskedAutoencoder:
+    _load_strictly(model, weights, source)
     return model
 
 
@@ -153,33 +205,6 @@ def load_official(
 def official_state_dict(model: nn.Module) -> StateDict:
     """The model's weights under the public code's flat names."""
     return to_official(model.state_dict())
-
-
-def load_huggingface(model: Hiera | MaskedAutoencoder, state_dict: Mapping[str, Tensor]) -> None:
-    """Fill an image model from `HieraForImageClassification` or `HieraForPreTraining`, strictly.
-
-    Raises:
-        ValueError: tensors that are missing, unexpected or of another shape (another preset).
-    """
-    _load_strictly(model, Weights(from_huggingface(state_dict), None), "state_dict")
-    logger.warning(LICENSE_NOTE)
-
-
-def huggingface_state_dict(
-    model: Hiera | MaskedAutoencoder, architecture: HuggingFaceArchitecture | None = None
-) -> StateDict:
-    """The weights of an image model under Hugging Face's names, by default for the class of the same kind.
-
-    Raises:
-        ValueError: a video model, or a class of the other kind.
-    """
-    own = "HieraForImageClassification" if isinstance(model, Hiera) else "HieraForPreTraining"
-    if len(model.config.input_size) != 2 or architecture not in (None, own, "HieraModel"):
-        raise ValueError(
-            f"{architecture or own}: Hugging Face Hiera reads images, and this model is {type(model).__name__} with "
-            f"input_size={model.config.input_size}; use an image model and {own} or HieraModel"
-        )
-    return to_huggingface(model.state_dict(), model.config.stages, architecture or own)  # type: ignore[arg-type]
 
 
 def load_into_classifier(model: Hiera, path: str | Path, *, new_blocks: int = 0, new_head: bool = False) -> LoadReport:
@@ -234,7 +259,7 @@ def read_weights(path: str | Path) -> Weights:
     metadata = read_metadata(path) if in_safetensors else {}
     tensors = _read_safetensors(path) if in_safetensors else _read_pickle(path)
     if metadata.get("format") == _FORMAT:
-        return Weights(tensors, _config_of(path, metadata))
+        return Weights(tensors, stored_config(path, metadata))
     for is_theirs, renamed in ((is_official, from_official), (is_huggingface, from_huggingface)):
         if is_theirs(tensors):
             logger.warning(LICENSE_NOTE)
@@ -254,17 +279,23 @@ def _read_safetensors(path: str | Path) -> StateDict:
 
 def _read_pickle(path: str | Path) -> StateDict:
     try:
+        refuse_growing(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises to execute the pickle
         reason = ValueError("damaged, or a pickle of more than tensors, which is never executed")
         raise _unreadable(path, reason) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (*DAMAGED_PICKLE, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise _unreadable(path, error) from error
     for key in ("model_state", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: must contain tensors by name; give a file like the public {{'model_state': ...}}")
+    for name, tensor in content.items():
+        if not is_in_the_file(tensor):
+            raise ValueError(
+                f"{path}: {str(name)[:60]} claims more values than the file holds; give a plain checkpoint"
+            )
     return dict(content)
 
 
@@ -273,16 +304,34 @@ def _unreadable(path: str | Path, error: Exception) -> ValueError:
     return ValueError(f"{path}: weights cannot be read ({reason}); give a complete .safetensors or .pth file")
 
 
-def _config_of(path: str | Path, metadata: Mapping[str, str]) -> ModelConfig:
+def stored_config(path: str | Path, metadata: Mapping[str, str]) -> ModelConfig:
+    """The model config in the metadata of a file of this package.
+
+    Raises:
+        ValueError: it is damaged, or describes no model.
+    """
     try:
         config_class = _CONFIG_CLASSES[metadata["config_class"]]
         values = json.loads(metadata["config"])
         if not isinstance(values, dict):
             raise ValueError(f"config={values}: must be a JSON object")
+        _refuse_other_types(config_class(), values)
         return replace(config_class(), values)
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
         remedy = "save the model again with save_model"
         raise ValueError(f"{path}: its model config is damaged ({error}); {remedy}") from error
+
+
+def _refuse_other_types(default: ModelConfig, values: Mapping[str, Any]) -> None:
+    """Each value has the type of its default: tuples as lists, whole numbers also where there are fractions."""
+    for key, value in values.items():
+        own = getattr(default, key, value)
+        items = (
+            [(own[0], item) for item in value] if isinstance(own, tuple) and isinstance(value, list) else [(own, value)]
+        )
+        for expected, found in items:
+            if type(found) is not type(expected) and (type(found), type(expected)) != (int, float):
+                raise ValueError(f"{key}={str(value)[:40]}: must be like {own}")
 
 
 def _load_strictly(
@@ -299,6 +348,7 @@ def _refuse_other_settings(
     """Weights of another model with the same shapes would load, and compute something else."""
     if weights.config is None:
         return
+    _refuse_other_normalisation(weights.config, model.config, source)
     problems = [
         f"{name}={theirs} in the file, {name}={ours} in the model"
         for name in (*_SETTINGS_WITHOUT_SHAPES, *more)
@@ -308,6 +358,15 @@ def _refuse_other_settings(
         raise ValueError(
             f"{source}: weights of another model: {'; '.join(problems)}; create the preset (and options) that the "
             "weights were made for"
+        )
+
+
+def _refuse_other_normalisation(theirs: ModelConfig, ours: ModelConfig, source: str) -> None:
+    if (theirs.pixel_mean, theirs.pixel_std) != (ours.pixel_mean, ours.pixel_std):
+        raise ValueError(
+            f"{source}: weights for pixels of another normalisation: pixel_mean={list(theirs.pixel_mean)} "
+            f"pixel_std={list(theirs.pixel_std)}, the views of this model have {list(ours.pixel_mean)} and "
+            f"{list(ours.pixel_std)}; give the model the file's pixel_mean and pixel_std, or take other weights"
         )
 
 

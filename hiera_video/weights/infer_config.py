@@ -23,12 +23,13 @@ def recognize_classifier(path: str | Path, model: str | None = None, **overrides
         ValueError: a missing, damaged or foreign file, weights without a head or of no preset's shapes.
     """
     tensors = read_weights(path).tensors
-    if "head.weight" not in tensors:
+    if "head.weight" not in tensors or tensors["head.weight"].dim() != 2:
         raise ValueError(f"{path}: holds no classification head (pretrained weights have none); fine-tune them first")
     classifiers = [name for name in model_names() if not name.startswith("mae_")]
     names = classifiers if model is None else [model]
     configs = [_classifier_config(name, {"num_classes": len(tensors["head.weight"]), **overrides}) for name in names]
-    width = len(tensors.get("encoder.patch_embed.weight", ()))  # spares building every preset
+    kernel = tensors.get("encoder.patch_embed.weight")
+    width = len(kernel) if kernel is not None and kernel.dim() else 0  # spares building every preset
     fitting = [config for config in configs if config.embed_dim == width and _fits(config, tensors)]
     if len(fitting) != 1:
         tried = model or "a preset"

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
-HuggingFaceArchitecture = Literal["HieraModel", "HieraForImageClassification", "HieraForPreTraining"]
 
 # This package's, the public code's, Hugging Face's (image models only: it has no separate position tables).
 _NAMES = [
@@ -34,8 +32,8 @@ _NAMES = [
     ("decoder.pred.", "decoder_pred.", "decoder.decoder_pred."),
 ]
 _OFFICIAL = [(ours, official) for ours, official, _ in _NAMES]
-_HUGGINGFACE = [(ours, theirs) for ours, _, theirs in _NAMES if theirs]
-_HUGGINGFACE_NORMS = [(".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")]
+HUGGINGFACE = [(ours, theirs) for ours, _, theirs in _NAMES if theirs]
+HUGGINGFACE_NORMS = [(".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")]
 
 
 def is_official(names: Iterable[str]) -> bool:
@@ -50,26 +48,13 @@ def is_huggingface(names: Iterable[str]) -> bool:
 
 def to_official(state: Mapping[str, Tensor]) -> StateDict:
     """This package's names → the public code's."""
-    return {_renamed(name, _OFFICIAL): tensor for name, tensor in state.items()}
+    return {renamed(name, _OFFICIAL): tensor for name, tensor in state.items()}
 
 
 def from_official(state: Mapping[str, Tensor]) -> StateDict:
     """The public code's names → this package's; a name that is neither stays as it is."""
     table = _reversed(_OFFICIAL)
-    return {_renamed(name, table): tensor for name, tensor in state.items()}
-
-
-def to_huggingface(
-    state: Mapping[str, Tensor], stages: Sequence[int], architecture: HuggingFaceArchitecture
-) -> StateDict:
-    """This package's names → those of a Hugging Face class with these blocks per stage."""
-    renamed = {}
-    for name, tensor in state.items():
-        target = _stage_blocks(_replaced(_renamed(name, _HUGGINGFACE), _HUGGINGFACE_NORMS), stages)
-        renamed[target] = tensor
-    if architecture == "HieraModel":
-        return {name.removeprefix("hiera."): tensor for name, tensor in renamed.items() if name.startswith("hiera.")}
-    return renamed
+    return {renamed(name, table): tensor for name, tensor in state.items()}
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> StateDict:
@@ -77,19 +62,19 @@ def from_huggingface(state: Mapping[str, Tensor]) -> StateDict:
     bare = not any(name.startswith("hiera.") for name in state)
     prefixed = {f"hiera.{name}" if bare else name: tensor for name, tensor in state.items()}
     stages = _stages_of(prefixed)
-    norms = [(new, old) for old, new in _HUGGINGFACE_NORMS]
-    table = _reversed(_HUGGINGFACE)
-    return {_renamed(_replaced(_flat_block(name, stages), norms), table): tensor for name, tensor in prefixed.items()}
+    norms = [(new, old) for old, new in HUGGINGFACE_NORMS]
+    table = _reversed(HUGGINGFACE)
+    return {renamed(replaced(_flat_block(name, stages), norms), table): tensor for name, tensor in prefixed.items()}
 
 
-def _renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
+def renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
     for prefix, replacement in table:
         if name.startswith(prefix):
             return replacement + name.removeprefix(prefix)
     return name
 
 
-def _replaced(name: str, table: Sequence[tuple[str, str]]) -> str:
+def replaced(name: str, table: Sequence[tuple[str, str]]) -> str:
     for old, new in table:
         name = name.replace(old, new)
     return name
@@ -98,17 +83,6 @@ def _replaced(name: str, table: Sequence[tuple[str, str]]) -> str:
 def _reversed(table: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Longest prefixes first: `pos_embed_spatial` must not be taken for `pos_embed`."""
     return sorted(((new, old) for old, new in table), key=lambda pair: -len(pair[0]))
-
-
-def _stage_blocks(name: str, stages: Sequence[int]) -> str:
-    match = re.fullmatch(r"hiera\.encoder\.blocks\.(\d+)\.(.*)", name)
-    if match is None:
-        return name
-    stage, block = 0, int(match[1])
-    while block >= stages[stage]:
-        block -= stages[stage]
-        stage += 1
-    return f"hiera.encoder.stages.{stage}.layers.{block}.{match[2]}"
 
 
 def _stages_of(names: Iterable[str]) -> list[int]:

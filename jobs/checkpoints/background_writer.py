@@ -12,6 +12,7 @@ from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.store import Checkpoint, collect_checkpoints, write_checkpoint, write_journal
 from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.coordinator import elapsed_minutes
+from pipeline.series import LAST_CHECKPOINT, stamp
 from pipeline.storage.files import StorageError
 from pipeline.storage.retry import RetryBudget
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 UPLOAD_BUDGET_SECONDS = 300.0  # no one waits for it; what fails longer is left to the next checkpoint
 LAST_PAUSE_SECONDS = 10.0
 SECONDS_BEFORE_TRAINING_CONTINUES = 60.0
+GRACE_SECONDS = 30.0  # what Ray leaves a host at SIGTERM, and some clouds their spot instances
 UNFINISHED = "a write does not finish"
 
 
@@ -58,7 +60,7 @@ class CheckpointWriter:
         self._unsent: Checkpoint | None = None
         self._unsent_journal: dict[int, str] = {}
         self._saved_at = self._began_at = self._last_due = time.monotonic()
-        self._reason = UNFINISHED
+        self._reason, self._slow_reported = UNFINISHED, False
         self.failure = ""
         """Why training must stop: nothing could be saved for `max_unsaved_minutes`, or the token is lost."""
 
@@ -107,6 +109,7 @@ class CheckpointWriter:
         try:
             self._pending.result(max(seconds, 0))
             self._saved_at, self._reason = time.monotonic(), UNFINISHED
+            stamp(LAST_CHECKPOINT)
             self._unsent = None if self._unsent is self._writing else self._unsent
             self._writing = None  # as large as weights and optimizer state together
         except SupersededError as lost:
@@ -131,14 +134,27 @@ class CheckpointWriter:
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        output, generation = self._token.output, self._token.generation
+        output, generation, began = self._token.output, self._token.generation, time.monotonic()
         with RetryBudget(UPLOAD_BUDGET_SECONDS).shared():
             self._token.check()
             for step, lines in sorted(self._unsent_journal.items()):
                 write_journal(output, step, generation, lines)
                 del self._unsent_journal[step]
             write_checkpoint(output, checkpoint, generation, before_marker=self._token.check)
+            self._report_slow(time.monotonic() - began)
             self._collect()
+
+    def _report_slow(self, seconds: float) -> None:
+        """Report once that no checkpoint can be written between the announcement of a host's end and the end itself."""
+        if seconds > GRACE_SECONDS and not self._slow_reported:
+            self._slow_reported = True
+            logger.warning(
+                "a checkpoint takes %.0f s to write, more than the %.0f s that Ray leaves a host at SIGTERM: an "
+                "announced pre-emption may cost the steps since the checkpoint before, like a crash; lower "
+                "checkpoint.every_steps, or raise RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S where `ray start` runs",
+                seconds,
+                GRACE_SECONDS,
+            )
 
     def _collect(self) -> None:
         """Delete what is superfluous; a failure harms no checkpoint."""

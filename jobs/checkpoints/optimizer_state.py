@@ -86,7 +86,8 @@ def gather_optimizer_state(engine: Any, *, keep: bool = True) -> dict[str, Tenso
     for buffer in _buffers(engine):
         for key, value in _optimizer(engine).state.get(buffer.tensor, {}).items():
             if key == STEP_KEY:
-                state[STEP_KEY] = torch.as_tensor(value, dtype=torch.float32).cpu()
+                # A copy: it is written in the background, while the optimizer counts up in place.
+                state[STEP_KEY] = torch.as_tensor(value, dtype=torch.float32).cpu().clone()
             elif value is not None:
                 state |= {f"{member.name}.{key}": full for member, full in _gather(buffer, value, keep)}
     return state if keep else {}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +26,14 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.storage.files import StorageError, delete, join, list_files, read_bytes, write_bytes, write_unless
+from pipeline.storage.files import StorageError, delete, join, list_existing, read_bytes, write_bytes, write_unless
+from pipeline.storage.records import is_whole_number, parse_json
 
 logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
 
 MODEL, OPTIMIZER, STATE, MARKER = "model", "optimizer", "state", "complete.json"
+FIGURES = ("loss", "learning_rate", "clips_per_second", "unix_seconds")  # of a journal line
 FILE_BYTES = 2**30  # one PUT holds 5 GiB at most, and every file is in memory once
 
 
@@ -96,7 +99,12 @@ def complete_steps(output: str) -> list[int]:
 
 def latest_checkpoint(output: str) -> Checkpoint | None:
     """The newest checkpoint whose files match its marker; None when there is none."""
-    return _first(read_checkpoint(output, step) for step in reversed(complete_steps(output)))
+    before: list[int] | None = None
+    while (steps := complete_steps(output)) != before:  # a run at work may remove all of them while they are read
+        if (found := _first(read_checkpoint(output, step) for step in reversed(steps))) is not None:
+            return found
+        before = steps
+    return None
 
 
 def newest_cursor(output: str) -> Cursor:
@@ -126,7 +134,7 @@ def read_checkpoint(output: str, step: int) -> Checkpoint | None:
 def _none_if_torn(output: str, step: int, read: Callable[[str, dict[str, Any]], Content]) -> Content | None:
     folder = _folder(output, step)
     try:
-        return read(folder, json.loads(read_bytes(join(folder, MARKER))))
+        return read(folder, parse_json(read_bytes(join(folder, MARKER))))
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         logger.warning("checkpoint %s is damaged and ignored: %s", folder, error)
     except StorageError as error:
@@ -159,6 +167,8 @@ def _verify(folder: str, marker: dict[str, Any]) -> int:
 
 def _verified_files(folder: str, marker: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     for name, digest in marker["sha256"].items():
+        if "/" in name:
+            raise ValueError(f"its marker names {name}, which is no file of it")
         data = read_bytes(join(folder, name))
         if hashlib.sha256(data).hexdigest() != digest:
             raise ValueError(f"{name} is not as written")
@@ -169,7 +179,9 @@ def _state(files: Mapping[str, bytes]) -> Cursor:
     texts = [data for name, data in files.items() if STATE in name]
     if len(texts) != 1:
         raise ValueError("its marker must name one state file")
-    state = json.loads(texts[0])
+    state = parse_json(texts[0])
+    if not is_whole_number(state["step"]) or not is_whole_number(state["position"]) or type(state["extra"]) is not dict:
+        raise ValueError("its state must hold step, position and extra")
     return Cursor(state["step"], state["position"], state["extra"])
 
 
@@ -223,13 +235,37 @@ def read_journal(output: str, until_step: int) -> str:
     """
     lines: dict[int, str] = {}
     for _, _, uri in sorted(_journal_segments(output)):
-        for line in read_bytes(uri).decode().splitlines():
-            lines[json.loads(line)["step"]] = line + "\n"
+        for entry, line in _entries(read_bytes(uri).decode(errors="replace")):
+            lines[entry["step"]] = line + "\n"
     return "".join(lines[step] for step in sorted(lines) if step <= until_step)
 
 
+def journal_entries(lines: str) -> list[dict[str, Any]]:
+    """The entries of journal lines, damaged ones left out with a warning."""
+    return [entry for entry, _ in _entries(lines)]
+
+
+def _entries(lines: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Entries that have a step, and the numbers that others compute with; each with its line."""
+    for line in lines.splitlines():
+        try:
+            entry = parse_json(line)
+            if not is_whole_number(entry["step"]) or not all(_is_figure(entry.get(key, 0.0)) for key in FIGURES):
+                raise ValueError("its figures are no numbers")
+            if not isinstance(entry.get("validation", {}), dict):
+                raise ValueError("its validation is no object")
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("a journal line is damaged, left out: %s", error)
+        else:
+            yield entry, line
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
 def _journal_segments(output: str) -> Iterator[tuple[int, int, str]]:
-    for uri in _listed(join(output, "journal")):
+    for uri in list_existing(join(output, "journal"))["uri"].to_pylist():
         match = re.search(r"/step-(\d+)-generation-(\d+)\.jsonl$", uri)
         if match:
             yield int(match[2]), int(match[1]), uri
@@ -269,32 +305,28 @@ def _measured(markers: Mapping[int, dict[str, Any]]) -> list[tuple[float, int]]:
 
 
 def _marker(output: str, step: int) -> dict[str, Any]:
-    """A marker's content; a damaged one names no files."""
+    """A marker's content; a damaged one, and one that was removed since the listing, names no files."""
     try:
-        marker = json.loads(read_bytes(join(_folder(output, step), MARKER)))
-        return {"metric": marker["metric"], "sha256": dict(marker["sha256"])}
-    except (ValueError, KeyError, TypeError):
+        marker = parse_json(read_bytes(join(_folder(output, step), MARKER)))
+        metric = marker["metric"]
+        measured = type(metric) in (int, float) and math.isfinite(metric)
+        return {"metric": metric if measured else None, "sha256": dict(marker["sha256"])}
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return {"metric": None, "sha256": {}}
+    except StorageError as error:
+        if not error.missing:  # a writer keeps the newest few, and readers of a run at work do not hold it up
+            raise
         return {"metric": None, "sha256": {}}
 
 
 def _listed_checkpoints(output: str) -> dict[int, set[str]]:
     """The names of the files of each step, complete or not."""
     found: dict[int, set[str]] = defaultdict(set)
-    for uri in _listed(join(output, "checkpoints")):
+    for uri in list_existing(join(output, "checkpoints"))["uri"].to_pylist():
         match = re.search(r"/step-(\d+)/([^/]+)$", uri)
         if match:
             found[int(match[1])].add(match[2])
     return found
-
-
-def _listed(folder: str) -> list[str]:
-    try:
-        uris: list[str] = list_files(folder)["uri"].to_pylist()
-    except StorageError as error:
-        if not error.missing:
-            raise
-        return []
-    return uris
 
 
 def _folder(output: str, step: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -14,15 +13,17 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
-from hiera_video.models.presets import build_model
-from hiera_video.weights.checkpoint_files import read_metadata, save_model
+from hiera_video.weights.checkpoint_files import filled_model, read_metadata, save_model
 from jobs.checkpoints.store import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
 from jobs.core.errors import UserError
+from jobs.core.holdings import CLAIM
 from jobs.core.init_source import BEST_WEIGHTS, WEIGHTS, is_registered, local_weights
+from jobs.core.yaml_text import parse_yaml
+from jobs.runs.claim import CLAIM_ENTRIES
 from jobs.runs.tracking import TrackingConfig
-from jobs.weights.model_config import OVERRIDES, architecture
+from jobs.weights.model_config import OVERRIDES, overridden_config
 from jobs.weights.registry import initial_file
-from pipeline.storage.files import StorageError, exists, join, read_bytes
+from pipeline.storage.files import StorageError, exists, join, read_bytes, read_json
 
 CHECKPOINT = re.compile(r"(.+)/checkpoints/step-(\d+)/?")
 Which = Literal["last", "best"]
@@ -82,9 +83,11 @@ def _from_checkpoint(init: str, output: str, checkpoint: Checkpoint | None) -> S
             if steps
             else f"init={init}: must hold weights or a complete checkpoint; give the output of a training run"
         )
-    model = build_model(_model_config(_recipe(output), checkpoint.weights))
-    model.load_state_dict(dict(checkpoint.weights))
-    claim = json.loads(read_bytes(join(output, "run.json")))
+    try:
+        model = filled_model(_model_config(_recipe(output), checkpoint.weights), dict(checkpoint.weights), init)
+    except ValueError as error:
+        raise UserError(f"init={init}: {str(error).removeprefix(f'{init}: ')}") from error
+    claim = read_json(join(output, CLAIM), CLAIM_ENTRIES)
     facts = {
         "command": str(claim["pins"].get("command", "")),
         "run_key": str(claim["run_key"]),
@@ -104,14 +107,16 @@ def _with_recipe(found: StoredWeights, output: str) -> StoredWeights:
 def _recipe(output: str) -> dict[str, Any]:
     """The run's resolved configuration."""
     try:
-        recipe: dict[str, Any] = yaml.safe_load(read_bytes(join(output, "config.yaml")))
-    except StorageError as error:
+        recipe = parse_yaml(read_bytes(join(output, "config.yaml")))
+    except (StorageError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"init={output}: {error}; give the output of a training run") from error
+    if not isinstance(recipe, dict) or not isinstance(recipe.get(OVERRIDES), dict) or "model" not in recipe:
+        raise UserError(f"init={output}: its config.yaml is damaged; give the output of a training run")
     return recipe
 
 
 def _model_config(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
     if "head.weight" in weights:  # a classifier; its number of classes came from the data
         overrides = {key: value for key, value in recipe[OVERRIDES].items() if key != "num_classes"}
-        return architecture(recipe["model"], overrides, num_classes=weights["head.weight"].shape[0])
-    return architecture(recipe["model"], recipe[OVERRIDES], mask_ratio=recipe["mask_ratio"])
+        return overridden_config(recipe["model"], overrides, num_classes=weights["head.weight"].shape[0])
+    return overridden_config(recipe["model"], recipe[OVERRIDES], mask_ratio=recipe["mask_ratio"])

@@ -17,23 +17,47 @@ from importlib import metadata
 from typing import Any, Generic, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from jobs.core.config import KeyHelp, config_yaml, describe_keys, load_config, recipe_names, slices
+from jobs.core.clean_stderr import clean_stderr
+from jobs.core.config import (
+    KeyHelp,
+    config_dict,
+    config_yaml,
+    describe_keys,
+    flatten,
+    load_config,
+    recipe_names,
+    slices,
+)
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.core.init_source import is_registered
-from jobs.core.redaction import clean_tracebacks, public, without_secrets
+from jobs.core.pushgateway import leave_facts
+from jobs.core.redaction import public
 from jobs.core.signals import stopping_on_sigterm
-from pipeline.storage.files import StorageError, exists, is_local_relative, join, list_files, write_bytes
+from jobs.core.text import plain, shown
+from pipeline.manifest.errors import InputError
+from pipeline.storage.files import (
+    StorageError,
+    absolute,
+    exists,
+    is_local_relative,
+    join,
+    list_files,
+    local_path,
+    write_bytes,
+)
 
 ConfigT = TypeVar("ConfigT")
 Report = Mapping[str, Any]
 
 VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "boto3", "numpy")
+FIGURES = "figures.json"
 PLAN = "plan."  # prefix of the keys of `--dry-run` alone
 HELP_WIDTH = 120
-# Set first, and so shown first, by whoever has them.
+LOOKS_ONLY = {"--help", "--print-config", "--dry-run"}
+# The keys that people set first; `--help` shows them first.
 FIRST_KEYS = ("source", "data", "init", "model", "output", "workers", "seed", "epochs", "steps", "global_batch",
               "micro_batch")  # fmt: skip
 console = Console(stderr=True)
@@ -41,7 +65,12 @@ console = Console(stderr=True)
 
 def echo(message: str, *, warning: bool = False) -> None:
     """Print a line to stderr; unwrapped, because logs and `jobs.sweep` read it line by line."""
-    console.print(f"{'[yellow]warning[/]: ' if warning else ''}{escape(message)}", highlight=False, soft_wrap=True)
+    print_line(("warning", "yellow") if warning else "", ": " if warning else "", shown(message))
+
+
+def print_line(*parts: str | tuple[str, str]) -> None:
+    """Print a line to stderr of texts and (text, style); none of them is markup."""
+    console.print(Text.assemble(*parts), highlight=False, soft_wrap=True)
 
 
 def write(text: str, end: str = "\n") -> None:
@@ -62,6 +91,9 @@ class Command(Generic[ConfigT]):
     """Computes the report of ``--dry-run`` from the configuration; default: `existing_paths`."""
     dry_run_plan: type | None = None
     """Configuration of the keys ``plan.*``, which exist for ``--dry-run`` alone: the second argument of ``dry_run``."""
+    draw: Callable[[ConfigT, Report], Report] | None = None
+    """Draws pictures, from the configuration and the report, once that is written and printed: they must not cost it.
+    Returns where they lie."""
     keep_report: bool = True
     """Also write the report to ``report.json`` under the command's output."""
     load: Callable[[Sequence[str]], ConfigT] | None = None
@@ -71,32 +103,45 @@ class Command(Generic[ConfigT]):
 
     def __call__(self) -> None:
         """Run, and exit with one of the exit codes above."""
-        clean_tracebacks()
+        clean_stderr()
         code = 1
         try:
             with stopping_on_sigterm("finished work is kept; run the same command to resume"):
                 _run(self, sys.argv[1:])
             code = 0
         except (UserError, StorageError) as error:
-            _log_end(f"[bold red]{self.name}[/]", error)
+            _log_end(self.name, "bold red", error)
             code = 2
         except StopRequestedError as stopped:
-            _log_end(f"[yellow]{self.name} stopped on request[/]", stopped)
+            _log_end(f"{self.name} stopped on request", "yellow", stopped)
             code = 3
         except WorkStoppedError as stopped:
-            _log_end(f"[bold red]{self.name} stopped[/]", stopped)
+            _log_end(f"{self.name} stopped", "bold red", stopped)
+        except SystemExit as ended:  # of a command that ends as another one did
+            code = _exit_code(ended)
         except KeyboardInterrupt:
             console.print(f"[yellow]{self.name} interrupted[/]")
+        finally:
+            if not LOOKS_ONLY & set(sys.argv) and (trouble := leave_facts(self.name, code)):
+                echo(trouble, warning=True)
         sys.exit(code)
 
 
-def _log_end(prefix: str, error: Exception) -> None:
-    console.print(f"{prefix}: {escape(without_secrets(str(error)))}", highlight=False, soft_wrap=True)
+def _exit_code(ended: SystemExit) -> int:
+    """The code that Python itself would end with: of anything but a number it prints the text, and ends with 1."""
+    if ended.code is None or isinstance(ended.code, int):
+        return ended.code or 0
+    print_line(shown(ended.code))
+    return 1
+
+
+def _log_end(prefix: str, style: str, error: Exception) -> None:
+    print_line((prefix, style), ": ", shown(error))
 
 
 def _run(command: Command[ConfigT], arguments: Sequence[str]) -> None:
     flags = {argument for argument in arguments if argument.startswith("--")}
-    if unknown := flags - {"--help", "--print-config", "--dry-run"}:
+    if unknown := flags - LOOKS_ONLY:
         raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
     if "--help" in flags:
         write("\n".join(_help(command)))
@@ -109,12 +154,61 @@ def _run(command: Command[ConfigT], arguments: Sequence[str]) -> None:
         write(config_yaml(config), end="")
     elif "--dry-run" in flags:
         write(config_yaml(config))
-        report = (command.dry_run or existing_paths)(config, *plan)
+        dry_run = command.dry_run or existing_paths
+        report = _with_keys(lambda checked: dry_run(checked, *plan), config)
         print_report(f"{command.name}, dry run: nothing is written", report)
-    elif command.keep_report:
-        finish(command.name, config, command.run(config))
     else:
-        print_report(command.name, command.run(config))
+        run_and_report(command, config)
+
+
+def run_and_report(command: Command[ConfigT], config: ConfigT) -> Report:
+    """Run a command, write and print its report, then draw its pictures; the report with where they lie."""
+    report = _with_keys(command.run, config)
+    if command.keep_report:
+        finish(command.name, config, report)
+    else:
+        print_report(command.name, report)
+    if command.draw is None:
+        return report
+    draw = command.draw
+    drawn = _with_keys(lambda checked: draw(checked, report), config)
+    print_paths(drawn)
+    return {**report, **drawn}
+
+
+def _with_keys(work: Callable[[ConfigT], Report], config: ConfigT) -> Report:
+    """Do the work; an error of storage, or in a file that was given, gets the key that names the path.
+
+    Raises:
+        UserError: storage failed at a path that the configuration names, or what was given cannot be used.
+    """
+    try:
+        return work(config)
+    except StorageError as error:
+        given = _key_of(config, error.uri)
+        if given is None:
+            raise
+        key, path = given
+        where = "" if error.uri in (path, absolute(path)) else f"{error.uri}: "
+        raise UserError(f"{key}={path}: {where}{error.happened}; {error.remedy}") from error
+    except InputError as error:
+        uri, _, happened = str(error).partition(": ")
+        if (given := _key_of(config, uri)) is None:
+            raise UserError(str(error)) from error
+        key, path = given
+        where = "" if uri in (path, absolute(path)) else f"{uri}: "
+        raise UserError(f"{key}={path}: {where}{happened}") from error
+
+
+def _key_of(config: Any, uri: str) -> tuple[str, str] | None:
+    """The dotted key, and its value, of the longest path that is the URI or a folder above it."""
+    paths = {key: value for key, value in flatten(config_dict(config)).items() if value and isinstance(value, str)}
+    above = [
+        (len(value), key)
+        for key, value in paths.items()
+        if uri in (value, absolute(value)) or uri.startswith(join(absolute(value), ""))
+    ]
+    return (key := max(above)[1], paths[key]) if above else None
 
 
 def _split_plan(command: Command[ConfigT], words: Sequence[str], *, dry_run: bool) -> tuple[list[Any], list[str]]:
@@ -150,7 +244,8 @@ def _state(path: str) -> str:
         return "a model in the MLflow registry, which a dry run does not contact"
     if exists(join(path, "run.json")):
         return "a run; the same configuration resumes it, another is refused"
-    if exists(path):
+    local = local_path(path)
+    if exists(path) and not (local and local.is_dir()):
         return "a file"
     try:
         files = len(list_files(path, recursive=False))
@@ -169,6 +264,11 @@ def finish(name: str, config: Any, report: Report) -> None:
     print_report(name, report)
 
 
+def write_figures(output: str, figures: Report) -> None:
+    """Write a run's figures before its pictures are drawn, under its output."""
+    write_bytes(join(output, FIGURES), json.dumps(public(dict(figures)), indent=2, default=str).encode())
+
+
 def refuse_vanishing_output(output: str | None) -> None:
     """A submitted job runs in a directory that is deleted with it.
 
@@ -185,7 +285,8 @@ def refuse_vanishing_output(output: str | None) -> None:
 
 def _help(command: Command[ConfigT]) -> Iterator[str]:
     """Usage, recipes, exit codes, and every key with type, default and meaning; the common ones first."""
-    yield f"usage: python -m jobs.{command.name} {command.usage} [--help | --print-config | --dry-run]\n"
+    usage = command.usage if recipe_names(command.name) else command.usage.removeprefix("[RECIPE] ")
+    yield f"usage: python -m jobs.{command.name} {usage} [--help | --print-config | --dry-run]\n"
     yield f"{command.description}\n"
     recipes = ", ".join(recipe_names(command.name)) or "none needed"
     yield textwrap.fill(f"recipes: {recipes}; or the path or URI of a YAML file", HELP_WIDTH, subsequent_indent="  ")
@@ -215,20 +316,22 @@ def _topics(command: Command[ConfigT]) -> Iterator[tuple[str, list[KeyHelp]]]:
 
 def print_report(title: str, report: Report) -> None:
     """The figures of a run as a two-column table; below it paths and URIs, each whole on a line: a table cuts them."""
-    shown = {
-        key: f"{value:.4g}" if isinstance(value, float) else escape(without_secrets(str(value)))
-        for key, value in report.items()
-    }
-    paths = {key: value for key, value in shown.items() if value.startswith("/") or "://" in value}
-    table = Table("", "", title=title, show_header=False, title_justify="left")
+    figures = {key: f"{value:.4g}" if isinstance(value, float) else shown(value) for key, value in report.items()}
+    paths = {key: value for key, value in figures.items() if value.startswith("/") or "://" in value}
+    table = Table("", "", title=plain(title, "italic"), show_header=False, title_justify="left")
     for column in table.columns:
         column.overflow = "fold"
-    for key, value in shown.items():
+    for key, value in figures.items():
         if key not in paths:
-            table.add_row(key, value)
+            table.add_row(plain(key), plain(value))
     Console().print(table)
+    print_paths(paths)
+
+
+def print_paths(paths: Report) -> None:
+    """Paths and URIs, each whole on a line."""
     for key, path in paths.items():
-        write(f"{key}:\n  {path}")
+        write(f"{shown(key)}:\n  {shown(path)}")
 
 
 def versions() -> dict[str, str]:

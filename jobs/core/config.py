@@ -12,7 +12,9 @@ import difflib
 import functools
 import inspect
 import itertools
+import json
 import math
+import os
 import textwrap
 import types
 import typing
@@ -30,12 +32,16 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from jobs.core.errors import UserError, first_line
-from jobs.core.redaction import public
+from jobs.core.errors import UserError
+from jobs.core.redaction import public, without_secrets
+from jobs.core.uri_credentials import is_server, refusal, same_server
+from jobs.core.yaml_text import parse_yaml
+from pipeline.storage.errors import first_line
 from pipeline.storage.files import StorageError, read_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MOVED = {"view.size": "model_overrides.input_size", "view.num_frames": "model_overrides.input_size"}
+TRACKING, TRACKING_VARIABLE = "tracking.uri", "MLFLOW_TRACKING_URI"
 BASE = "base"  # the key by which a recipe names the one that it changes
 ConfigT = TypeVar("ConfigT")
 
@@ -47,14 +53,20 @@ def load_config(config_class: type[ConfigT], command: str, arguments: Sequence[s
     """Dataclass defaults ← recipe (optional first argument) ← ``key=value`` arguments.
 
     Raises:
-        UserError: unknown recipe, unknown key, wrong type, a value outside its rule, a missing key.
+        UserError: unknown recipe, unknown key, wrong type, a value outside its rule, a missing key, a password in a
+            URI, a server that only the recipe names, what is no Unicode.
     """
     recipe, overrides = _split_arguments(command, arguments)
     tree = OmegaConf.structured(config_class)
     _thaw(tree)
-    for key, raw in [*_recipe_leaves(config_class, command, recipe), *overrides]:
+    leaves = list(_recipe_leaves(config_class, command, recipe))
+    _refuse_unconfirmed(leaves, overrides)
+    for key, raw in [*leaves, *overrides]:
+        _refuse_password(key, raw)
         _set(tree, config_class, key, raw)
-    return typing.cast(ConfigT, _instantiate(tree, ""))
+    config = typing.cast(ConfigT, _instantiate(tree, ""))
+    _refuse_halves_of_characters(config)
+    return config
 
 
 def config_yaml(config: Any) -> str:
@@ -145,7 +157,7 @@ def recipe_names(command: str) -> list[str]:
 def _shipped_recipes(command: str) -> dict[str, list[dict[str, Any]]]:
     """Every recipe that ships with a command, by name, as the parts that it is made of; later ones win.
 
-    A file is a recipe. A file with `names` describes a set, and every name with every size is a recipe too
+    A file is a recipe. A file with `names` describes a set, and every name with each of its `sizes` is a recipe too
     (`k400_large`), of four parts: the set, the size (`sizes.yaml`), the set's `sizes`, and what follows its name.
     """
     files = {path.stem: _read_yaml(path.stem, str(path)) for path in (RECIPES / command).glob("*.yaml")}
@@ -154,8 +166,8 @@ def _shipped_recipes(command: str) -> dict[str, list[dict[str, Any]]]:
     for stem, content in files.items():
         names, own_sizes = content.pop("names", {}), content.pop("sizes", {})
         recipes[stem] = [content]
-        for name, size in itertools.product(names, sizes):
-            recipes[f"{name}_{size}"] = [content, sizes[size], own_sizes[size], names[name] or {}]
+        for name, size in itertools.product(names, own_sizes):
+            recipes[f"{name}_{size}"] = [content, sizes.get(size, {}), own_sizes[size], names[name] or {}]
     return recipes
 
 
@@ -194,8 +206,8 @@ def _read_recipe(command: str, recipe: str) -> list[dict[str, Any]]:
 def _read_yaml(recipe: str, path: str) -> dict[str, Any]:
     try:
         # BaseLoader keeps every leaf as its raw string, so that `label: no` stays "no" in a string field.
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(read_text(path), yaml.BaseLoader)
+    except (StorageError, yaml.YAMLError) as error:
         raise UserError(
             f"recipe={recipe}: must be readable YAML: {error}; give a recipe name or a YAML file"
         ) from error
@@ -216,10 +228,10 @@ def _leaves(config_class: type | None, node: dict[str, Any], prefix: str) -> Ite
 
 def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
     hint = field_type(config_class, key)
-    place, label = _label_in_table(config_class, key)
+    table, label = _label_in_table(config_class, key)
     try:
         value = _parse(hint, raw)
-        OmegaConf.update(tree, place, value if label is None else {label: value}, merge=_is_part(label, raw))
+        OmegaConf.update(tree, table, value if label is None else {label: value}, merge=_is_part(label, raw))
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise UserError(
             f"{key}={raw}: no such key{_did_you_mean(config_class, key)}; --help lists every key"
@@ -231,6 +243,43 @@ def _set(tree: DictConfig, config_class: type, key: str, raw: Any) -> None:
         raise UserError(f"{key}={raw}: {first_line(error)}; --help lists every key") from error
     except yaml.YAMLError as error:
         raise UserError(f"{key}={raw}: is not valid YAML; quote the value") from error
+
+
+def _refuse_password(key: str, raw: Any) -> None:
+    """The remedy of the refusal names the environment variable to set instead."""
+    if isinstance(raw, str) and "://" in raw and (refused := refusal(raw)):
+        raise UserError(f"{key}={without_secrets(raw)}: {refused}")
+
+
+def _refuse_halves_of_characters(config: Any) -> None:
+    """Bytes of a file name that are no UTF-8, and ``\\ud800`` in a recipe, can be neither printed nor recorded."""
+    for key, value in flatten(config_dict(config)).items():
+        text = f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = text.encode(errors="backslashreplace").decode()
+            raise UserError(f"{found}: must be Unicode text; rename what it names") from error
+
+
+def _refuse_unconfirmed(recipe: Sequence[tuple[str, Any]], overrides: Sequence[tuple[str, Any]]) -> None:
+    """The server of a recipe, which anyone may have written, would get the user's password."""
+    named = {key: raw for key, raw in recipe if key == TRACKING and isinstance(raw, str) and is_server(raw)}
+    if (
+        named
+        and TRACKING not in dict(overrides)
+        and not same_server(named[TRACKING], os.environ.get(TRACKING_VARIABLE))
+    ):
+        raise UserError(unconfirmed(named[TRACKING], "a recipe"))
+
+
+def unconfirmed(uri: str, named_by: str) -> str:
+    """What to do about a server that a file names and the user does not."""
+    uri = without_secrets(uri)
+    return (
+        f"{TRACKING}={uri}: is named by {named_by} alone, and would get your MLflow password; add {TRACKING}={uri} to "
+        f"the command to confirm it, or give another ({TRACKING}=none: no server)"
+    )
 
 
 def _did_you_mean(config_class: type, key: str) -> str:
@@ -276,7 +325,7 @@ def field_type(config_class: Any, key: str) -> Any:
 def _parse(hint: Any, raw: Any) -> Any:
     """Raw text → value. Text, also in lists and as labels, stays as written: YAML reads `no` as False, 0123 as 83."""
     if isinstance(raw, str) and typing.get_origin(hint) in (tuple, list, dict):
-        node = yaml.load(raw, Loader=yaml.BaseLoader)
+        node = parse_yaml(raw, yaml.BaseLoader)
         raw = node if isinstance(node, list | dict) else raw
     if isinstance(raw, list):
         element = next(iter(typing.get_args(hint)), None)
@@ -287,7 +336,7 @@ def _parse(hint: Any, raw: Any) -> Any:
         return raw
     if hint == (str | None):
         return None if raw in ("null", "") else raw
-    return _numbers(yaml.safe_load(raw)) if isinstance(raw, str) else raw
+    return _numbers(parse_yaml(raw)) if isinstance(raw, str) else raw
 
 
 def _numbers(value: Any) -> Any:

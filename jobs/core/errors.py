@@ -23,6 +23,10 @@ class WorkStoppedError(Exception):
     """The command cannot continue, for a reason outside its arguments; finished work is kept: exit code 1."""
 
 
+class TooManyFailuresError(WorkStoppedError):
+    """Too much of the work fails for a common cause, and going on would not help; nothing is wrong with the output."""
+
+
 class TrainingStoppedError(WorkStoppedError):
     """Training cannot continue, and new workers would not help; the checkpoints are kept: exit code 1."""
 
@@ -38,17 +42,3 @@ def storage_trouble_stops() -> Iterator[None]:
         yield
     except StorageError as error:
         raise TrainingStoppedError(f"{error}; the checkpoints are kept: run the same command to resume") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error reports, without its full stop; the error's type where it reports nothing."""
-    return _lines(error)[0].rstrip(".")
-
-
-def last_line(error: Exception) -> str:
-    """The last line of what an error reports: of a traceback, the error itself."""
-    return _lines(error)[-1]
-
-
-def _lines(error: Exception) -> list[str]:
-    return str(error).strip().splitlines() or [type(error).__name__]

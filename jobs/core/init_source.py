@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hiera_video.weights.checkpoint_files import read_metadata
 from jobs.core.errors import UserError
+from jobs.core.holdings import holding
 from pipeline.storage.files import StorageError, absolute, join, local_copy
+from pipeline.storage.records import parse_json
 
 WEIGHTS = "model.safetensors"
 BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best in validation
@@ -46,9 +49,17 @@ def local_weights(init: str) -> Iterator[Path]:
         with local_copy(uri) as path:
             yield path
     except StorageError as error:
+        if not error.missing:
+            raise UserError(f"init={init}: {error}") from error
         raise UserError(
-            f"init={init}: {error}; give the output of a finished run, or a file that ends in .safetensors or .pth"
+            f"init={init}: {_without_weights(init)}; give the output of a finished training run, or a file that ends "
+            "in .safetensors or .pth"
         ) from error
+
+
+def _without_weights(init: str) -> str:
+    found = holding(init)
+    return f"{found}, no {WEIGHTS}" if found.startswith("holds") else found
 
 
 def initial_metadata(init: str | None) -> dict[str, str]:
@@ -64,6 +75,33 @@ def initial_metadata(init: str | None) -> dict[str, str]:
             return read_metadata(path)
         except ValueError as error:
             raise UserError(f"init={init}: {error}; give another file, or the output of a run") from error
+
+
+def json_entry(init: str, metadata: Mapping[str, str], key: str, kind: type) -> Any:
+    """A JSON entry of a weights file's metadata; empty where the file has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        value = parse_json(metadata[key]) if key in metadata else kind()
+        if not isinstance(value, kind):
+            raise ValueError(f"must be a {kind.__name__}")
+    except ValueError as error:
+        raise UserError(f"init={init}: its {key} are damaged ({error}); save the weights again") from error
+    return value
+
+
+def class_names(init: str, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The class names in a weights file's metadata.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    names = tuple(json_entry(init, metadata, "classes", list))
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"init={init}: its classes are damaged: must be names; save the weights again")
+    return names
 
 
 def links_of(metadata: Mapping[str, str]) -> dict[str, str]:

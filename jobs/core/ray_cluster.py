@@ -10,23 +10,34 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.annotations import RayDeprecationWarning
 
+from jobs.core.cli import echo
 from jobs.core.errors import StopRequestedError, UserError
+from pipeline.storage.errors import StorageError
+from pipeline.storage.node_cache import private_folder
 
 # Two train workers must leave CPUs to the data tasks, also on a two-core machine (logical CPUs only).
 LOCAL_CPUS = max(4, os.cpu_count() or 1)
+LOOPBACK = "127.0.0.1"
 SOCKET_PATH_BYTES = 107
 # /session_2026-11-25_17-59-07_123456_4194304/sockets/plasma_store.123
 SOCKET_BYTES_IN_SESSION = 68
-
+TOO_LONG = f"is too long for the sockets of Ray, whose paths have at most {SOCKET_PATH_BYTES} bytes"
 
 # What every process of the job gets. The backend's own log lines stay in Ray's log files.
 JOB_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_COLOR_PREFIX": "0",
                    "PYTHONWARNINGS": "ignore"}  # fmt: skip
+
+
+# The driver alone talks to MLflow. Workers run on videos of others and need neither its address nor its password.
+TRACKING_PREFIX = "MLFLOW_"
+TRACKING_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def connect() -> None:
@@ -72,11 +83,15 @@ def _own_sigterm_handler() -> Iterator[None]:
 def _start(address: str | None) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
-        folder = session_folder(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir())
-        ray.init(address="local", num_cpus=LOCAL_CPUS, include_dashboard=False, _temp_dir=folder, **quiet)
+        folder = session_folder(*temporary_folder())
+        with _without_tracking(), _on_loopback() as ports:
+            ray.init(address="local", num_cpus=LOCAL_CPUS, include_dashboard=False, _temp_dir=folder, **ports, **quiet)
         return
+    # A variable of a job cannot be taken back, but emptied; also where `ray job submit` has set it for the whole job.
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    hidden = dict.fromkeys({*TRACKING_KEYS, *_tracking_variables()}, "")
     try:
-        ray.init(address=address, runtime_env={"env_vars": JOB_ENVIRONMENT}, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": {**JOB_ENVIRONMENT, **hidden}}, **quiet)
     except ConnectionError as error:
         raise UserError(
             f"RAY_ADDRESS={address}: must be the address of a running Ray cluster; start one with `ray start --head`, "
@@ -84,31 +99,76 @@ def _start(address: str | None) -> None:
         ) from error
 
 
-def session_folder(temporary: str, short: str = "/tmp") -> str | None:
+def _tracking_variables() -> list[str]:
+    return [name for name in os.environ if name.startswith(TRACKING_PREFIX)]
+
+
+@contextmanager
+def _without_tracking() -> Iterator[None]:
+    """Around the start of Ray's processes, whose environment all workers inherit."""
+    kept = {name: os.environ.pop(name) for name in _tracking_variables()}
+    try:
+        yield
+    finally:
+        os.environ |= kept
+
+
+def temporary_folder() -> tuple[str, str]:
+    """The variable that decides Ray's temporary folder, and the folder."""
+    given = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    return (given, os.environ[given]) if given else ("TMPDIR", tempfile.gettempdir())
+
+
+@contextmanager
+def _on_loopback() -> Iterator[dict[str, Any]]:
+    """Arguments with which a Ray that starts within listens on the loopback alone: nobody else needs to reach it.
+
+    Ray replaces 127.0.0.1 by an address that others can reach, except where it knows no clusters (Windows, macOS).
+    """
+    knows_clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield {"_node_ip_address": LOOPBACK}
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = knows_clusters
+
+
+def session_folder(variable: str, temporary: str, short: str = "/tmp") -> str | None:
     """Where a local Ray keeps its session; None for its own choice, ``ray`` below the temporary folder.
 
     Ray's sockets lie in the session, and the path of a socket has at most 107 bytes. Slurm and macOS set a TMPDIR that
-    is longer than what is left; the session is then in a short folder of this user's.
+    is longer than what is left; the session is then in a short folder of this user's, with a warning.
+
+    Args:
+        variable: the one of the environment that names ``temporary``.
 
     Raises:
         UserError: the short folder cannot be used either.
     """
-    if len(os.fsencode(os.path.join(temporary, "ray"))) + SOCKET_BYTES_IN_SESSION <= SOCKET_PATH_BYTES:
+    most = SOCKET_PATH_BYTES - SOCKET_BYTES_IN_SESSION - len("/ray")
+    if len(os.fsencode(temporary.rstrip("/"))) <= most:
         return None
-    folder = os.path.join(short, f"ray-{os.getuid()}")
+    mine = os.path.join(short, f"hiera-ray-{os.getuid()}")
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        usable = os.stat(folder).st_uid == os.getuid() and os.access(folder, os.W_OK)
-    except OSError:
-        usable = False
-    if not usable:
+        private_folder(Path(mine))
+    except StorageError as error:
         raise UserError(
-            f"TMPDIR={temporary}: is too long for the sockets of Ray (107 bytes), and {folder} cannot be used instead; "
-            "set RAY_TMPDIR to another short folder"
-        )
+            f"{variable}={temporary}: {TOO_LONG}, and {mine} cannot be used instead ({error.happened}); set "
+            "RAY_TMPDIR to another short folder"
+        ) from error
+    folder = os.path.join(mine, "s")  # Ray lets all users write to the folder that it is given
+    echo(
+        f"{variable}={temporary}: {TOO_LONG}; Ray uses {folder}; set RAY_TMPDIR to a folder of {most} bytes or less",
+        warning=True,
+    )
     return folder
 
 
 def has_gpus() -> bool:
     """Whether the cluster offers GPUs."""
     return bool(ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def node_addresses() -> set[str]:
+    """IP addresses of the cluster's living nodes."""
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}

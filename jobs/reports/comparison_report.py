@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
+from jobs.core.text import NAME_LENGTH, plain, shown
 from jobs.reports.comparison import CommandTable, ComparedRun, Node
 from jobs.reports.html import render
 from jobs.reports.plots import Panel, curve_panels
@@ -52,7 +53,7 @@ def loss_curve(run: ComparedRun, losses: Mapping[int, float], speeds: Mapping[in
     speed = np.array([speeds.get(int(step), np.nan) for step in steps])
     seconds = np.diff(steps, prepend=0.0) * batch / speed
     points = (steps, steps * batch, seconds.cumsum() / 3600, np.array([losses[int(step)] for step in steps]))
-    return Curve(f"{run.short_id} {run.name}", *(_thinned(values) for values in points))
+    return Curve(shown(f"{run.short_id} {run.name}", NAME_LENGTH), *(_thinned(values) for values in points))
 
 
 def curves_picture(commands: Mapping[str, Sequence[Curve]]) -> bytes | None:
@@ -63,19 +64,19 @@ def curves_picture(commands: Mapping[str, Sequence[Curve]]) -> bytes | None:
 
 def terminal_table(table: CommandTable) -> Table:
     """One command's runs for the terminal; the best value of a metric in green."""
-    shown = Table(title=f"{table.command}: {table.caption}", title_justify="left", title_style="bold")
-    shown.add_column("", no_wrap=True)
+    title = plain(f"{table.command}: {table.caption}", "bold")
+    view = Table(title=title, title_justify="left")
+    view.add_column("", no_wrap=True)
     for run in table.runs:
         star = "★ " if table.is_best(run) else ""
-        shown.add_column(f"{star}{run.short_id}\n{escape(run.name)}", overflow="fold")
+        heading = Text.assemble(star, plain(run.short_id), "\n", plain(run.name))
+        view.add_column(heading, overflow="fold")
     for section in table.sections:
         for row in section:
-            cells = [escape(cell) for cell in row.cells]
-            if row.best is not None:
-                cells[row.best] = f"[bold green]{cells[row.best]}[/]"
-            shown.add_row(row.name, *cells)
-        shown.add_section()
-    return shown
+            cells = [plain(cell, "bold green" * (row.best == column)) for column, cell in enumerate(row.cells)]
+            view.add_row(plain(row.name), *cells)
+        view.add_section()
+    return view
 
 
 def terminal_tree(nodes: Sequence[Node]) -> Tree:
@@ -97,18 +98,18 @@ def page(
 def _grow(branch: Tree, nodes: Sequence[Node]) -> None:
     for node in nodes:
         if node.run is None:
-            leaf = branch.add(f"{node.outside[:8]} (not among these runs)")
+            leaf = branch.add(plain(f"{node.outside[:8]} (not among these runs)"))
         else:
             data = f" data {node.run.data_digest[:8]}" if node.run.data_digest else ""
-            leaf = branch.add(
-                f"[bold]{node.run.command}[/] {node.run.short_id}{data} [dim]{escape(node.run.output)}[/]"
-            )
+            parts = (plain(node.run.command, "bold"), " ", plain(f"{node.run.short_id}{data} "),
+                     plain(node.run.output, "dim"))  # fmt: skip
+            leaf = branch.add(Text.assemble(*parts))
         _grow(leaf, node.children)
 
 
 def _panel(command: str, unit: str, curves: Sequence[Curve]) -> Panel:
     lines = {curve.name: (getattr(curve, unit), curve.loss) for curve in curves}
-    return Panel(f"{command}: loss by {unit}", unit, lines)
+    return Panel(f"{shown(command, NAME_LENGTH)}: loss by {unit}", unit, lines)
 
 
 def _thinned(values: Numbers) -> Numbers:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from hiera_video.metrics.classification import confused_pairs
+from jobs.core.text import shown
 from jobs.reports.plots import png
 
 PAIRS_SHOWN = 20
+NAME_LENGTH = 40  # of a class beside a matrix
+COUNTED_CLASSES = 20  # numbers of more do not fit into the cells
 NAMED_CLASSES = 40  # more names than this cannot be read beside a matrix
 
 
@@ -23,10 +27,15 @@ def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
         axes = figure.add_subplot()
         axes.grid(visible=False)
         image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
-        axes.set(xlabel="predicted", ylabel="true", title="share of each true class")
+        axes.set(xlabel="predicted", ylabel="true", title="counts; colour: share of each true class")
         if len(classes) <= NAMED_CLASSES:
-            axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
-            axes.set_yticks(range(len(classes)), classes)
+            names = [shown(name, NAME_LENGTH) for name in classes]
+            axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+            axes.set_yticks(range(len(names)), names)
+        if len(classes) <= COUNTED_CLASSES:
+            for (true, predicted), number in np.ndenumerate(counts.numpy()):
+                colour = "black" if shares[true, predicted] > 0.5 else "white"  # viridis is dark below
+                axes.text(predicted, true, f"{number}", ha="center", va="center", color=colour, fontsize=8)
         figure.colorbar(image, ax=axes, shrink=0.7)
 
     return png(side, side, draw)
@@ -39,7 +48,8 @@ def confused_pairs_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        names = [f"{classes[true]} → {classes[predicted]}" for true, predicted, _ in pairs]
+        short = [shown(name, NAME_LENGTH) for name in classes]
+        names = [f"{short[true]} → {short[predicted]}" for true, predicted, _ in pairs]
         bars = axes.barh(range(len(pairs)), [number / videos[true] for true, _, number in pairs])
         axes.bar_label(bars, [f"{number} of {videos[true]}" for true, _, number in pairs], padding=3)
         axes.set_yticks(range(len(pairs)), names)

@@ -14,10 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
+from jobs.core.text import NAME_LENGTH, shown
+
 DOTS_PER_INCH = 110
-CAPTION_INCHES = 0.9
+CAPTION_LINE_INCHES = 0.17  # of 8 points, and the space between lines
 PIXELS_PER_CHARACTER = 6.5
 CONTACT_COLUMNS = 8
+CAPTION_LENGTH = 24  # of a picture on a contact sheet
 STYLE: dict[RcKeyType, Any] = {
     "text.parse_math": False,  # names of classes, files and runs may contain $
     "axes.grid": True,
@@ -77,9 +80,9 @@ def curve_panels(rows: Sequence[Sequence[Panel]]) -> bytes:
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes, panel in zip(grid.flat, (panel for row in rows for panel in row), strict=True):
-            axes.set(title=panel.title, xlabel=panel.x_label)
+            axes.set(title=shown(panel.title, NAME_LENGTH), xlabel=shown(panel.x_label, NAME_LENGTH))
             for name, (x, y) in panel.lines.items():
-                axes.plot(x, y, label=name)
+                axes.plot(x, y, label=shown(name, NAME_LENGTH))
         for row, axes in zip(rows, grid[:, 0], strict=True):
             if len(row[0].lines) > 1:
                 axes.legend()
@@ -94,7 +97,7 @@ def contact_sheet(cells: Sequence[Cell]) -> bytes:
     def draw(figure: Figure) -> None:
         for number, cell in enumerate(cells):
             axes = figure.add_subplot(rows, CONTACT_COLUMNS, number + 1)
-            axes.set_title(cell.caption[:24], fontsize=7)
+            axes.set_title(shown(cell.caption, CAPTION_LENGTH), fontsize=7)
             axes.set_axis_off()
             if cell.picture is None:
                 axes.text(0.5, 0.5, "not decodable", ha="center", va="center", fontsize=7)
@@ -104,16 +107,26 @@ def contact_sheet(cells: Sequence[Cell]) -> bytes:
     return png(CONTACT_COLUMNS * 1.6, rows * 1.8, draw)
 
 
-def captioned_image(image: npt.NDArray[np.uint8] | npt.NDArray[np.float32], caption: str) -> bytes:
-    """An RGB image ``[H, W, 3]``, pixel for pixel, with text below."""
+def captioned_image(
+    image: npt.NDArray[np.uint8] | npt.NDArray[np.float32], caption: str, row_labels: Sequence[str] = ()
+) -> bytes:
+    """An RGB image ``[H, W, 3]``, pixel for pixel, with text below.
+
+    Args:
+        row_labels: names of rows of equal height that the image consists of, written into them.
+    """
     height, width = image.shape[:2]
-    total_inches = height / DOTS_PER_INCH + CAPTION_INCHES
+    lines = textwrap.wrap(shown(caption), int(width / PIXELS_PER_CHARACTER))
+    caption_inches = (len(lines) + 1) * CAPTION_LINE_INCHES
+    total_inches = height / DOTS_PER_INCH + caption_inches
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0, CAPTION_INCHES / total_inches, 1, 1 - CAPTION_INCHES / total_inches))
+        axes = figure.add_axes((0, caption_inches / total_inches, 1, 1 - caption_inches / total_inches))
         axes.imshow(image)
         axes.set_axis_off()
-        lines = textwrap.wrap(caption, int(width / PIXELS_PER_CHARACTER))
-        figure.text(0.01, 0.02, "\n".join(lines), fontsize=8, va="bottom")
+        for row, label in enumerate(row_labels):
+            top = 6 + row * height / len(row_labels)
+            axes.text(6, top, shown(label), va="top", fontsize=8, bbox={"facecolor": "white", "pad": 2, "lw": 0})
+        figure.text(0.01, 0.5 * caption_inches / total_inches, "\n".join(lines), fontsize=8, va="center")
 
     return png(width / DOTS_PER_INCH, total_inches, draw, constrained=False)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.markup import escape
 from rich.table import Table
+
+from jobs.core.text import plain
 
 UNLABELLED = "(unlabelled)"
 
@@ -40,6 +41,8 @@ def set_figures(version: Mapping[str, Any], stored: pa.Table) -> dict[str, Any]:
         "sizes": _most_common(sizes.to_pylist()),
         "pixel_aspects": _most_common([f"{aspect or 1:.4g}" for aspect in stored["pixel_aspect"].to_pylist()]),
         "trimmed_frames": pc.sum(stored["trimmed_frames"]).as_py() or 0,
+        "damaged_frames": pc.sum(stored["damaged_frames"]).as_py() or 0,
+        "damaged_videos": pc.sum(pc.greater(pc.fill_null(stored["damaged_frames"], 0), 0)).as_py() or 0,
         "fps": _most_common([f"{fps:.4g}" for fps in stored["fps"].to_pylist()]),
         "rejected": counts["rejected"],
     }
@@ -55,9 +58,9 @@ def class_table(stored: pa.Table) -> Table:
     splits = sorted({split for _, split in clips})
     table = Table("class", title="clips per class and split", title_justify="left")
     for split in splits:
-        table.add_column(split, justify="right")
+        table.add_column(plain(split), justify="right")
     for name in sorted({name for name, _ in clips}, key=lambda name: (name == UNLABELLED, name)):
-        table.add_row(escape(name), *(str(clips.get((name, split), 0)) for split in splits))
+        table.add_row(plain(name), *(str(clips.get((name, split), 0)) for split in splits))
     return table
 
 
@@ -67,7 +70,7 @@ def rejected_table(rejected: pa.Table) -> Table:
     reasons = Counter(rejected["reason"].to_pylist())
     for reason, videos in reasons.most_common():
         example = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, 1).to_pylist()[0]
-        table.add_row(reason, str(videos), escape(example["uri"].rpartition("/")[2]), escape(example["message"]))
+        table.add_row(*map(plain, (reason, videos, example["uri"].rpartition("/")[2], example["message"])))
     return table
 
 

@@ -11,15 +11,24 @@ import pyarrow.compute as pc
 
 from jobs.reports.html import duration, render
 from jobs.reports.tag_thumbnails import Shown
+from pipeline.media import Media
 
 LABELS_SHOWN = 24
 EXAMPLES_SHOWN = 3
+LEAST_SHOWN = 0.005  # a lower score is written 0.00
 VIDEO_COLUMNS = ("uri", "duration_seconds", "windows", "labels", "scores", "spans", "status", "error_class", "message")
 
 Row = Mapping[str, Any]
 
 
-def page(title: str, report: Row, videos: pa.Table, shown: Sequence[Shown], facts: Mapping[str, str]) -> bytes:
+def page(
+    title: str,
+    report: Row,
+    videos: pa.Table,
+    shown: Sequence[Shown],
+    facts: Mapping[str, str],
+    media: Media = "video",
+) -> bytes:
     """The whole report.
 
     Args:
@@ -27,18 +36,21 @@ def page(title: str, report: Row, videos: pa.Table, shown: Sequence[Shown], fact
         videos: all videos of the current snapshot, `VIDEO_COLUMNS` of them.
         shown: the gallery.
         facts: more lines of the head: source, weights, run.
+        media: what was tagged; images have no duration, windows or spans to show.
     """
     labels = _first_labels(videos)
     return render(
         "tag.html",
         title=title,
         facts=facts,
-        cards=_cards(report, videos),
+        cards=_image_cards(report) if media == "image" else _cards(report, videos),
+        media=media,
         statuses=_counts(videos["status"]).most_common(),
         num_videos=len(videos),
         num_labels=len(labels),
         labels=labels.most_common(LABELS_SHOWN),
         gallery=shown,
+        least_shown=LEAST_SHOWN,
         failures=_failures(videos),
     )
 
@@ -51,7 +63,17 @@ def _cards(report: Row, videos: pa.Table) -> dict[str, str]:
         "windows per second": f"{report['windows_per_second']:.2f}",
         "in this run": duration(report["seconds"]),
         "videos failed": f"{report['failed_videos']:,}",
-        "chunks repeated": f"{report['chunks_done_again']:,}",
+        "attempts lost": f"{report['attempts_lost']:,}",
+    }
+
+
+def _image_cards(report: Row) -> dict[str, str]:
+    return {
+        "images": f"{report['videos']:,}",
+        "images per second": f"{report['windows_per_second']:.2f}",
+        "in this run": duration(report["seconds"]),
+        "images failed": f"{report['failed_videos']:,}",
+        "attempts lost": f"{report['attempts_lost']:,}",
     }
 
 

@@ -13,10 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.decode.config import DecodeConfig, DecodeError, TimeView, VideoInfo
+from pipeline.decode.config import DecodeConfig, DecodeError, ImageView, TimeView, VideoInfo
 from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.media import Media
 from pipeline.sampling import CropBox
-from pipeline.storage.files import StorageError, local_copy
+from pipeline.storage.files import StorageError
+from pipeline.storage.members import local_content
 
 FRAMES = 4
 FRAME_SIZE = (120, 160)  # height and width in pixels, whatever the shape of the video: its middle is shown
@@ -32,7 +34,7 @@ class Shown:
     """A video of the gallery."""
 
     video: Video
-    """Its row in ``videos/``."""
+    """Its row in ``videos/``, or that of a window."""
     strip: bytes
     """A JPEG of frames side by side; empty where the video cannot be decoded any more."""
 
@@ -52,15 +54,14 @@ def choose_videos(videos: pa.Table, count: int) -> list[Video]:
     return [video for _, _, video in sorted(turns, key=lambda entry: entry[:2])[:count]]
 
 
-def gallery(videos: Sequence[Video], decode: DecodeConfig) -> Iterator[Shown]:
-    """The strips of some videos, decoded one after the other."""
-    with IsolatedDecoder(decode) as decoder:
+def gallery(videos: Sequence[Video], decode: DecodeConfig, media: Media = "video") -> Iterator[Shown]:
+    """The strips of some videos, or of the windows that have a start and an end, decoded one after the other."""
+    with IsolatedDecoder(decode, media) as decoder:
         for video in videos:
             try:
-                with local_copy(video["uri"]) as path:
+                with local_content(video["uri"], decode.max_bytes) as path:
                     info = decoder.probe(path)
-                    times = (np.arange(FRAMES) + 0.5) / FRAMES * info.duration_seconds
-                    (frames,) = decoder.decode(path, [TimeView(times, _middle(info), FRAME_SIZE)])
+                    (frames,) = decoder.decode(path, [_strip_view(info, media, video)])
                 yield Shown(video, strip_picture(frames))
             except (DecodeError, StorageError):  # deleted or changed since it was tagged
                 yield Shown(video, b"")
@@ -72,6 +73,13 @@ def strip_picture(frames: npt.NDArray[np.uint8]) -> bytes:
     side_by_side = np.concatenate(list(parted), axis=1)[:, :-GAP_PIXELS]
     _, encoded = cv2.imencode(".jpg", side_by_side[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return encoded.tobytes()
+
+
+def _strip_view(info: VideoInfo, media: Media, video: Video) -> TimeView | ImageView:
+    if media == "image":
+        return ImageView(_middle(info), FRAME_SIZE)
+    start, end = video.get("start_seconds", 0.0), video.get("end_seconds", info.duration_seconds)
+    return TimeView(start + (np.arange(FRAMES) + 0.5) / FRAMES * (end - start), _middle(info), FRAME_SIZE)
 
 
 def _middle(info: VideoInfo) -> CropBox:

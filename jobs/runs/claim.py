@@ -14,14 +14,15 @@ from typing import Any
 
 from jobs.core.config import config_dict, flatten
 from jobs.core.errors import UserError
+from jobs.core.holdings import CLAIM, command_of, with_article
 from jobs.runs.fencing import generation_numbers
 from jobs.runs.tracking import source_tags
-from pipeline.storage.files import StorageError, delete, join, read_bytes, write_if_absent
+from pipeline.storage.files import StorageError, delete, join, read_json, write_if_absent
 
-CLAIM = "run.json"
 # May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.
-FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "log_every_steps", "max_failures",
-             "picture_clips")  # fmt: skip
+FREE_KEYS = ("output", "workers", "decode_actors", "tracking", "max_failures",
+             "decode.max_cpu_seconds", "decode.max_repeated_frames", "picture_clips")  # fmt: skip
+CLAIM_ENTRIES = {"run_key": str, "config": dict, "pins": dict}
 ANOTHER_RUN = "holds a run with another configuration"
 RESUME_OR_MOVE = "give the existing values to resume that run, or choose another output"
 
@@ -58,11 +59,12 @@ def read_claim(output: str, config: Any, *, free_keys: Collection[str] = FREE_KE
         UserError: the output belongs to a run with another configuration.
     """
     try:
-        existing = json.loads(read_bytes(join(output, CLAIM)))
+        existing = read_json(join(output, CLAIM), CLAIM_ENTRIES)
     except StorageError as error:
         if not error.missing:
             raise
         return None
+    _refuse_other_command(output, command_of(existing), _command(config))
     refuse_difference(output, existing["config"], _settings(config, free_keys))
     return Claim(existing["run_key"], resumed=True, pins=existing["pins"])
 
@@ -75,7 +77,12 @@ def new_claim(output: str, config: Any, pins: Mapping[str, Any], *, free_keys: C
     """
     # Pinned, because `jobs.sync` sends them to MLflow later, perhaps from another checkout.
     pinned = {**pins, "tags": source_tags() | pins.get("tags", {})}
-    claim = {"run_key": uuid.uuid4().hex, "config": _settings(config, free_keys), "pins": pinned}
+    claim = {
+        "command": _command(config),
+        "run_key": uuid.uuid4().hex,
+        "config": _settings(config, free_keys),
+        "pins": pinned,
+    }
     try:
         created = write_if_absent(join(output, CLAIM), json.dumps(claim, indent=2).encode())
     except StorageError as error:
@@ -114,6 +121,17 @@ def refuse_difference(
     ]
     if differences:
         raise UserError(f"output={output}: {holds} ({'; '.join(differences)}); {remedy}")
+
+
+def _refuse_other_command(output: str, existing: str, now: str) -> None:
+    """Of two commands nearly every key differs, which would bury the mistake."""
+    if existing and existing != now:
+        raise UserError(f"output={output}: holds {with_article(existing)} run; choose another output")
+
+
+def _command(config: Any) -> str:
+    """The command that a configuration is of: `finetune` of `FinetuneConfig`."""
+    return type(config).__name__.removesuffix("Config").removesuffix("Claim").lower()
 
 
 def is_free(key: str, free_keys: Collection[str] = FREE_KEYS) -> bool:

@@ -4,13 +4,15 @@
 
 The newest start takes over, on purpose: a person or a scheduler that starts the command again means it, and a host that
 was cut off cannot be distinguished from a silent one. The holder of a lower number notices before it completes a
-checkpoint, deletes or ends a run: it reports who took over and stops. (`jobs.runs.exclusive_lock` is for
+checkpoint, deletes or ends a run: it reports who took over and stops. (`jobs.tagging.job_log` is for
 commands of which the first shall keep the output.)
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import re
 import socket
@@ -20,7 +22,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.core.errors import TrainingStoppedError
-from pipeline.storage.files import StorageError, exists, join, list_files, read_bytes, write_if_absent
+from pipeline.storage.files import exists, file_names, join, read_bytes, write_if_absent
+from pipeline.storage.records import DamagedError, as_record
+
+logger = logging.getLogger(__name__)
+MOST_MISSING = 1000  # records between two that exist
 
 
 class SupersededError(TrainingStoppedError):
@@ -44,7 +50,7 @@ class FencingToken:
         if not exists(successor):
             return ""
         return (
-            f"output={self.output}: a later start has taken over ({who(json.loads(read_bytes(successor)))}); "
+            f"output={self.output}: a later start has taken over ({who(_record(self.output, self.generation + 1))}); "
             f"generation {self.generation} stops and leaves the output to it; if that was not intended, stop the "
             "other one and start this command again"
         )
@@ -81,26 +87,39 @@ def claim_generation(output: str, generation: int, note: Mapping[str, Any] | Non
 
 
 def records(output: str) -> Iterator[dict[str, Any]]:
-    """The records of all generations, the newest first."""
+    """The records of all generations, the newest first; of a damaged one the number alone."""
     for generation in sorted(generation_numbers(output), reverse=True):
-        yield json.loads(read_bytes(_record_uri(output, generation)))
+        yield _record(output, generation)
 
 
 def who(record: Mapping[str, Any]) -> str:
     """Who made a generation, in words."""
-    return f"generation {record['generation']}, process {record['pid']} on {record['host']}, {record['started']}"
+    pid, host, started = (record.get(key, "unknown") for key in ("pid", "host", "started"))
+    return f"generation {record['generation']}, process {pid} on {host}, {started}"
+
+
+def _record(output: str, generation: int) -> dict[str, Any]:
+    uri = _record_uri(output, generation)
+    try:
+        return {**as_record(uri, read_bytes(uri)), "generation": generation}
+    except DamagedError as error:
+        logger.warning("%s; its number alone counts", error)
+        return {"generation": generation}
 
 
 def generation_numbers(output: str) -> list[int]:
     """The generations that have a record, in no particular order."""
-    try:
-        uris = list_files(join(output, "generations"), suffixes=[".json"])["uri"].to_pylist()
-    except StorageError as error:
-        if not error.missing:
-            raise
-        return []
-    found = (re.search(r"/(\d{8})\.json$", uri) for uri in uris)
-    return [int(match[1]) for match in found if match]
+    found = (re.fullmatch(r"(\d{8,12})\.json", name) for name in file_names(join(output, "generations")))
+    return _without_outliers(sorted(int(match[1]) for match in found if match))
+
+
+def _without_outliers(numbers: list[int]) -> list[int]:
+    """Starts count on by one: a number far above all others is no start's, and would stay the newest."""
+    for index, (before, number) in enumerate(itertools.pairwise([0, *numbers])):
+        if number - before > MOST_MISSING:
+            logger.warning("generations from %d on are damaged, left out", number)
+            return numbers[:index]
+    return numbers
 
 
 def _record_uri(output: str, generation: int) -> str:

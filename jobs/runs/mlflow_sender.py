@@ -10,38 +10,38 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import posixpath
-import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import boto3.exceptions
-import botocore.exceptions
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from jobs.core.config import flatten
 from jobs.core.redaction import public, without_secrets
-from pipeline.storage.files import StorageError, read_bytes
+from jobs.runs.mlflow_limits import (
+    FAILURES,
+    batches,
+    is_name,
+    is_refusal,
+    is_text,
+    metric_entries,
+    valid_text,
+    whole_steps,
+)
+from jobs.runs.mlflow_store import experiment_id, tracking_client_for, upload
+from pipeline.storage.files import read_bytes
 
 logger = logging.getLogger(__name__)
 
-METRICS_PER_REQUEST = 1000  # limits of MLflow's log_batch
-PARAMS_PER_REQUEST = 100
-PARAM_LENGTH = 6000
-KEY_LENGTH = 250
-PARAM_KEY = re.compile(r"[\w. :/-]+")
-OTHER_PARAMS = "params.json"
+OTHER_PARAMS, OTHER_TAGS = "params.json", "tags.json"
 REFUSED_SHOWN = 8
 OTHER_VALUE = "Changing param values is not allowed"
 SERIES = ("loss", "learning_rate", "clips_per_second", "data_wait_seconds", "model_flop_utilisation")
@@ -52,18 +52,9 @@ SECONDS_BETWEEN_SENDS = 2.0
 FINISH_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 30.0
 ARTIFACT_TRIES = 3
-# A retry would not help: for example a parameter that the run has with another value.
-REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
-FAILURES = (
-    MlflowException,
-    OSError,
-    SQLAlchemyError,
-    botocore.exceptions.BotoCoreError,
-    botocore.exceptions.ClientError,
-    boto3.exceptions.Boto3Error,
-    StorageError,
-)
-Message = Callable[[MlflowClient, str], object]
+Send = Callable[[MlflowClient, str], object]
+Message = tuple[str, Send]
+"""What is sent, for the log, and the request or requests."""
 
 
 class Run:
@@ -82,7 +73,7 @@ class Run:
         self.run_key = run_key
         self._resumes = resumes
         self.run_id: str | None = None
-        self._uri, self._experiment, self._tags = uri, experiment, public(dict(tags))
+        self._uri, self._experiment = uri, experiment
         self._outbox: deque[Message] = deque()
         self._series: deque[list[Metric]] = deque(maxlen=STEPS_KEPT)
         self._samples: deque[list[Metric]] = deque(maxlen=SAMPLES_KEPT)
@@ -93,6 +84,8 @@ class Run:
         self._warned = False
         self._sent_all = uri is None
         self._refused: list[str] = []
+        self._other: dict[str, dict[str, str]] = {OTHER_PARAMS: {}, OTHER_TAGS: {}}
+        self._tags = self._taken(public(dict(tags)), OTHER_TAGS)
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         if uri is not None:
             self._thread.start()
@@ -101,6 +94,11 @@ class Run:
     def refused(self) -> Sequence[str]:
         """Names of what MLflow refused so far."""
         return tuple(self._refused)
+
+    @property
+    def backlog(self) -> int:
+        """Messages and steps that wait to be sent."""
+        return len(self._outbox) + len(self._series)
 
     def wait_for_id(self, seconds: float) -> str | None:
         """The MLflow run id, waiting at most ``seconds`` for the server; None when it does not answer."""
@@ -113,30 +111,35 @@ class Run:
 
         What MLflow does not take, keys with other characters and long values, becomes the artifact `OTHER_PARAMS`.
         """
-        flat = flatten(public(dict(params)))
-        other = {key: value for key, value in flat.items() if not _is_param(key, str(value))}
-        entries = [Param(key, str(value)) for key, value in flat.items() if key not in other]
-        for batch in _batches(entries, PARAMS_PER_REQUEST):
-            self._post(self._each_or_all(batch, "params"))
-        if other:
-            content = json.dumps(other, indent=1, ensure_ascii=False, default=str).encode()
-            self._post_artifact(lambda: content, OTHER_PARAMS, None)
+        taken = self._taken(flatten(public(dict(params))), OTHER_PARAMS)
+        self._post_entries("params", [Param(key, value) for key, value in taken.items()])
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
-        """Set tags; those with value None are left out."""
-        entries = [RunTag(key, without_secrets(str(value))) for key, value in tags.items() if value is not None]
-        self._post(self._each_or_all(entries, "tags"))
+        """Set tags; those with value None are left out, and odd ones become the artifact `OTHER_TAGS`."""
+        given = {key: without_secrets(str(value)) for key, value in tags.items() if value is not None}
+        self._post_entries("tags", [RunTag(key, value) for key, value in self._taken(given, OTHER_TAGS).items()])
+
+    def _taken(self, entries: Mapping[str, Any], artifact: str) -> dict[str, str]:
+        """The entries that MLflow takes; the others are uploaded as an artifact."""
+        texts = {valid_text(key): valid_text(value) for key, value in entries.items()}
+        odd = {key: value for key, value in entries.items() if not _is_entry(valid_text(key), valid_text(value))}
+        if odd:
+            self._other[artifact] |= odd
+            content = json.dumps(self._other[artifact], indent=1, ensure_ascii=False, default=str)
+            self._post_artifact(lambda: content.encode(errors="backslashreplace"), artifact, None)
+        return {key: value for key, value in texts.items() if _is_entry(key, value)}
 
     def log_dataset(self, dataset: Any, context: str) -> None:
         """Record an `mlflow.data` dataset as an input of the run; ``context`` says what for."""
         tags = [InputTag("mlflow.data.context", context)]
         entry = DatasetInput(dataset._to_mlflow_entity(), tags)
-        self._post(lambda client, run_id: client.log_inputs(run_id, datasets=[entry]))
+        self._post(f"the dataset of {context}", lambda client, run_id: client.log_inputs(run_id, datasets=[entry]))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record finite numbers, with the time of the call."""
-        for batch in _batches(metric_entries(metrics, step, time.time()), METRICS_PER_REQUEST):
-            self._post(self._each_or_all(batch, "metrics"))
+        """Record finite numbers, with the time of the call; others are left out and logged by name."""
+        if wild := [key for key, value in metrics.items() if not math.isfinite(value)]:
+            self._warn(f"gets finite numbers only; left out: {', '.join(wild)}")
+        self._post_entries("metrics", metric_entries(metrics, step, time.time()))
 
     def log_sample(self, metrics: Mapping[str, float], step: int) -> None:
         """Record finite numbers of which there will be ever more; while a server is dead only the newest are kept."""
@@ -149,9 +152,9 @@ class Run:
 
         def send(client: MlflowClient, run_id: str) -> None:
             known = client.get_run(run_id).data.metrics
-            client.log_batch(run_id, metrics=[entry for entry in entries if entry.key not in known])
+            self._log("metrics", [entry for entry in entries if entry.key not in known], client, run_id)
 
-        self._post(send)
+        self._post("metrics", send)
 
     def log_steps(self, journal_lines: Iterable[Mapping[str, Any]]) -> None:
         """Record steps of a training run, those left out that the run has already.
@@ -167,10 +170,10 @@ class Run:
         def send(client: MlflowClient, run_id: str) -> None:
             known = _steps_of(client, run_id)
             missing = (series_entries(line) for line in journal_lines if line["step"] not in known)
-            for batch in _whole_steps(missing):
-                client.log_batch(run_id, metrics=batch)
+            for batch in whole_steps(missing):
+                self._log("metrics", batch, client, run_id)
 
-        self._post(send)
+        self._post("the journal's steps", send)
 
     def log_artifact(self, local_path: str | Path, folder: str | None = None) -> None:
         """Upload one local file; dropped after a few failures, so that it delays nothing else."""
@@ -181,30 +184,37 @@ class Run:
         """Upload one file from where it is stored, read when the sender reaches it."""
         self._post_artifact(lambda: read_bytes(uri), uri.rpartition("/")[2], folder)
 
-    def _each_or_all(self, entries: Sequence[Any], kind: str) -> Message:
-        """Send entries in one request; if MLflow refuses it, each alone, so that one of them costs no other."""
+    def _post_entries(self, kind: str, entries: Sequence[Any]) -> None:
+        size = MAX_METRICS_PER_BATCH if kind == "metrics" else MAX_PARAMS_TAGS_PER_BATCH
+        for batch in batches(entries, size):
+            self._post(kind, partial(self._log, kind, batch))
 
-        def send(client: MlflowClient, run_id: str) -> None:
-            try:
-                client.log_batch(run_id, **{kind: entries})
-            except MlflowException as error:
-                if error.error_code not in REFUSALS:
-                    raise
-                for entry in entries:
-                    self._send_alone(client, run_id, entry, kind)
-
-        return send
-
-    def _send_alone(self, client: MlflowClient, run_id: str, entry: Any, kind: str) -> None:
+    def _log(self, kind: str, entries: Sequence[Any], client: MlflowClient, run_id: str) -> None:
+        """Send entries in one request; if MLflow refuses it, in halves, so that an odd one costs no other."""
+        if kind == "metrics":
+            for entry in entries:
+                if not is_name(entry.key):
+                    self._refuse(entry.key, "a metric's name is a path of letters, digits, and characters of ' _.:-'")
+            entries = [entry for entry in entries if entry.key not in self._refused]
+        if not entries:
+            return
         try:
-            client.log_batch(run_id, **{kind: [entry]})
+            client.log_batch(run_id, **{kind: entries})
         except MlflowException as error:
-            if error.error_code not in REFUSALS:
+            if not is_refusal(error):
                 raise
-            if OTHER_VALUE in str(error):  # of a key that may differ between starts: the first start's value stays
-                self._warn(f"keeps the earlier value of {entry.key}: {error}")
-            else:
-                self._refuse(entry.key, error)
+            if len(entries) == 1:
+                self._refuse_entry(entries[0].key, error)
+                return
+            middle = len(entries) // 2
+            for half in (entries[:middle], entries[middle:]):
+                self._log(kind, half, client, run_id)
+
+    def _refuse_entry(self, key: str, error: MlflowException) -> None:
+        if OTHER_VALUE in str(error):  # of a key that may differ between starts: the first start's value stays
+            self._warn(f"keeps the earlier value of {key}: {error}")
+        else:
+            self._refuse(key, error)
 
     def _refuse(self, name: str, error: object) -> None:
         """Remember by its name what MLflow does not have; `drain` reports it."""
@@ -217,17 +227,17 @@ class Run:
 
         def send(client: MlflowClient, run_id: str) -> None:
             try:
-                _upload(client, run_id, read(), name, folder)
+                upload(client, run_id, read(), name, folder)
             except FAILURES as error:
                 if next(retries, None) is not None:
                     raise
                 self._refuse(name, f"{error}; it stays under the run's output")
 
-        self._post(send)
+        self._post(name, send)
 
     def finish(self, status: str = "FINISHED", wait_seconds: float = FINISH_SECONDS) -> bool:
         """End the run and wait a bounded time for the sender. Returns whether everything was sent."""
-        self._post(lambda client, run_id: client.set_terminated(run_id, status))
+        self._post(f"the status {status}", lambda client, run_id: client.set_terminated(run_id, status))
         return self.drain(wait_seconds)
 
     def drain(self, wait_seconds: float = FINISH_SECONDS) -> bool:
@@ -257,17 +267,17 @@ class Run:
         """Read again which steps the run has, before the next ones are sent: another job may have sent some."""
         self._known_steps = None
 
-    def _post(self, message: Message) -> None:
+    def _post(self, name: str, send: Send) -> None:
         if self._uri is not None:
-            self._outbox.append(message)
+            self._outbox.append((name, send))
 
     def _send_all(self) -> None:
         assert self._uri is not None
         uri = self._uri
-        client = self._retry(lambda: tracking_client_for(uri))
+        client = self._retry("the tracking URI", lambda: tracking_client_for(uri))
         if not isinstance(client, MlflowClient):
             return
-        run_id = self._retry(lambda: self._find_or_create(client))
+        run_id = self._retry("the run", lambda: self._find_or_create(client))
         if not isinstance(run_id, str):
             return
         self.run_id = run_id
@@ -275,65 +285,66 @@ class Run:
         last_round = False
         while not last_round:
             last_round = self._closing.is_set()
-            senders = (self._send_series, self._send_samples, self._send_messages)
-            if not all(send(client, run_id) for send in senders):
+            if not self._deliver(client, run_id):
                 return
             self._wake.wait(SECONDS_BETWEEN_SENDS)
         self._sent_all = True
 
     def _find_or_create(self, client: MlflowClient) -> str:
-        found = client.get_experiment_by_name(self._experiment)
-        experiment_id = found.experiment_id if found else _create_experiment(client, self._experiment)
+        experiment = experiment_id(client, self._experiment)
         its_own = f"tags.{RUN_KEY_TAG} = '{self.run_key}'"
-        runs = client.search_runs([experiment_id], filter_string=its_own, max_results=1)
+        runs = client.search_runs([experiment], filter_string=its_own, max_results=1)
         if not runs:
-            return str(client.create_run(experiment_id, tags={**self._tags, RUN_KEY_TAG: self.run_key}).info.run_id)
+            return self._create(client, experiment)
         if self._resumes:
             client.update_run(runs[0].info.run_id, status="RUNNING")
         return str(runs[0].info.run_id)
 
-    def _send_series(self, client: MlflowClient, run_id: str) -> bool:
-        """Send the steps that wait; False once the closing time has passed."""
-        if not self._series:
-            return True
+    def _create(self, client: MlflowClient, experiment: str) -> str:
+        """Create the run with its tags, or, if one of them is refused, without: `_log` then finds which."""
+        key = {RUN_KEY_TAG: self.run_key}
+        try:
+            return str(client.create_run(experiment, tags={**self._tags, **key}).info.run_id)
+        except MlflowException as error:
+            if not is_refusal(error):
+                raise
+        run_id = str(client.create_run(experiment, tags=key).info.run_id)
+        self._post_entries("tags", [RunTag(name, value) for name, value in self._tags.items()])
+        return run_id
+
+    def _deliver(self, client: MlflowClient, run_id: str) -> bool:
+        """Send what waits; False once the closing time has passed."""
+        for name, send in self._waiting():
+            if self._retry(name, partial(_sent, send, client, run_id)) is None:
+                return False
+        return True
+
+    def _waiting(self) -> Iterator[Message]:
+        """The steps, the newest samples and the messages that wait, each taken when its turn comes."""
+        if steps := list(_emptied(self._series)):
+            yield "steps", partial(self._log_new_steps, steps)
+        for batch in batches(chain.from_iterable(_emptied(self._samples)), MAX_METRICS_PER_BATCH):
+            yield "samples", partial(self._log, "metrics", batch)
+        while self._outbox:
+            yield self._outbox.popleft()
+
+    def _log_new_steps(self, steps: Sequence[Sequence[Metric]], client: MlflowClient, run_id: str) -> None:
         known = self._known_steps
         if known is None:
-            found = self._retry(lambda: _steps_of(client, run_id))
-            if found is None:
-                return False
-            known = self._known_steps = found if isinstance(found, set) else set()
-        waiting = (self._series.popleft() for _ in range(len(self._series)))
-        new = (entries for entries in waiting if entries and entries[0].step not in known)
-        for batch in _whole_steps(new):
-            if self._retry(lambda batch=batch: client.log_batch(run_id, metrics=batch) or True) is None:  # type: ignore[misc]
-                return False
+            known = self._known_steps = _steps_of(client, run_id)
+        for batch in whole_steps(entries for entries in steps if entries and entries[0].step not in known):
+            self._log("metrics", batch, client, run_id)
             known.update(entry.step for entry in batch)
-        return True
 
-    def _send_samples(self, client: MlflowClient, run_id: str) -> bool:
-        waiting = [self._samples.popleft() for _ in range(len(self._samples))]
-        for batch in _batches(list(chain.from_iterable(waiting)), METRICS_PER_REQUEST):
-            if self._retry(lambda batch=batch: client.log_batch(run_id, metrics=batch) or True) is None:  # type: ignore[misc]
-                return False
-        return True
-
-    def _send_messages(self, client: MlflowClient, run_id: str) -> bool:
-        while self._outbox:
-            message = self._outbox[0]
-            if self._retry(lambda message=message: message(client, run_id) or True) is None:  # type: ignore[misc]
-                return False
-            self._outbox.popleft()
-        return True
-
-    def _retry(self, call: Callable[[], Any]) -> Any:
+    def _retry(self, name: str, call: Callable[[], Any]) -> Any:
         """Call until it succeeds; the error if MLflow refuses for good, None once the closing time has passed."""
         pause_seconds = 0.5
         while not self._left.is_set():
             try:
                 return call()
             except FAILURES as error:
-                if getattr(error, "error_code", None) in REFUSALS:
-                    self._refuse("a request", error)
+                if is_refusal(error):
+                    self._refuse(name, error)
                     return error
                 if not self._warned:
                     self._warn(f"does not answer yet; no step waits for it, retries continue: {error}")
@@ -348,7 +359,8 @@ class Run:
         return None
 
     def _warn(self, what: str) -> None:
-        logger.warning("%s", without_secrets(f"MLflow at {self._uri} {what}")[:400])
+        if self._uri is not None:
+            logger.warning("%s", without_secrets(f"MLflow at {self._uri} {what}")[:400])
 
 
 def series_entries(journal_line: Mapping[str, Any]) -> list[Metric]:
@@ -359,87 +371,21 @@ def series_entries(journal_line: Mapping[str, Any]) -> list[Metric]:
     return metric_entries(figures, journal_line["step"], journal_line["unix_seconds"])
 
 
-def metric_entries(metrics: Mapping[str, float], step: int, unix_seconds: float) -> list[Metric]:
-    """The finite ones among the metrics, as MLflow's entities."""
-    milliseconds = int(unix_seconds * 1000)
-    finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
-    return [Metric(key, value, milliseconds, step) for key, value in finite.items()]
+def _sent(send: Send, client: MlflowClient, run_id: str) -> bool:
+    send(client, run_id)
+    return True
 
 
-def tracking_client_for(uri: str) -> MlflowClient:
-    """A client with short time-outs that retries nothing itself.
-
-    Raises:
-        MlflowException, SQLAlchemyError, OSError: the URI is none, or its database cannot be opened.
-    """
-    for noisy in ("mlflow", "alembic"):  # they log every table that they create
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # By default one request may retry for minutes; retries are this module's (see `Run._retry`).
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+def _is_entry(key: str, value: str) -> bool:
+    """Whether MLflow takes a parameter or a tag as it is."""
+    return is_name(key) and is_text(value)
 
 
-def _is_param(key: str, value: str) -> bool:
-    """Whether MLflow takes a parameter as it is: it would cut a long value, and refuse a key that is no tidy path."""
-    is_path = posixpath.normpath(key) == key and not key.startswith((".", "/"))
-    return len(key) <= KEY_LENGTH and len(value) <= PARAM_LENGTH and is_path and PARAM_KEY.fullmatch(key) is not None
-
-
-def _upload(client: MlflowClient, run_id: str, content: bytes, name: str, folder: str | None) -> None:
-    with TemporaryDirectory() as parent:
-        path = Path(parent) / name
-        path.write_bytes(content)
-        client.log_artifact(run_id, str(path), folder)
-
-
-def _create_experiment(client: MlflowClient, experiment: str) -> str:
-    try:
-        return str(client.create_experiment(experiment, artifact_location=_artifacts_beside(client.tracking_uri)))
-    except MlflowException:  # another job was faster
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise
-        return str(found.experiment_id)
-
-
-def _artifacts_beside(uri: str) -> str | None:
-    """Artifacts of a SQLite store lie beside it (MLflow's default is the working directory); servers decide."""
-    path = database_file(uri)
-    return None if path is None else (path.parent / "mlartifacts").as_uri()
-
-
-def sqlite_uri(path: str | Path) -> str:
-    """The tracking URI of a SQLite file; `?` would begin a query, and `%` an encoded character."""
-    quoted = str(path).replace("%", "%25").replace("?", "%3F")
-    # With the driver's name MLflow leaves the folder alone: otherwise it makes one of the quoted name.
-    return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
-
-
-def database_file(uri: str) -> Path | None:
-    """The file of a SQLite tracking URI; None for any other."""
-    database = make_url(uri).database if uri.startswith(("sqlite:///", "sqlite+pysqlite:///")) else None
-    return Path(database) if database else None
+def _emptied(queue: deque[list[Metric]]) -> Iterator[list[Metric]]:
+    """What a queue holds now, oldest first, taken out."""
+    return (queue.popleft() for _ in range(len(queue)))
 
 
 def _steps_of(client: MlflowClient, run_id: str) -> set[int]:
     """The steps that a run has."""
     return {entry.step for entry in client.get_metric_history(run_id, SERIES[0])}
-
-
-def _whole_steps(steps: Iterable[Sequence[Metric]]) -> Iterator[list[Metric]]:
-    """Steps in requests that MLflow takes; a step is never cut in two, so that its loss stands for all of it."""
-    batch: list[Metric] = []
-    for entries in steps:
-        if len(batch) + len(entries) > METRICS_PER_REQUEST:
-            yield batch
-            batch = []
-        batch += entries
-    if batch:
-        yield batch
-
-
-def _batches(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    remaining = iter(entries)
-    while batch := list(islice(remaining, size)):
-        yield batch

@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from jobs.core.errors import UserError, first_line
-from jobs.runs.mlflow_sender import FAILURES
+from jobs.core.errors import UserError
+from jobs.runs.mlflow_limits import FAILURES
+from pipeline.storage.errors import first_line
 
 PAGE = 500
 MESSAGE_LENGTH = 300

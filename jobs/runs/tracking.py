@@ -20,12 +20,15 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from jobs.core.cli import ConfigT, replace
-from jobs.core.errors import StopRequestedError, UserError, first_line
+from jobs.core.errors import StopRequestedError, UserError
 from jobs.core.redaction import without_secrets
 from jobs.runs.fencing import SupersededError
-from jobs.runs.mlflow_sender import FAILURES, sqlite_uri, tracking_client_for
+from jobs.runs.mlflow_limits import EXPERIMENT_NAME_LENGTH, FAILURES, RUN_NAME_LENGTH
 from jobs.runs.mlflow_sender import Run as Run
+from jobs.runs.mlflow_store import tracking_client_for
+from jobs.runs.sqlite_uri import database_file, sqlite_uri
 from pipeline.shards.reader import PreparedSet
+from pipeline.storage.errors import first_line
 from pipeline.storage.files import absolute, is_local, local_path
 
 OUTPUT_TAG = "output"
@@ -54,6 +57,11 @@ class TrackingConfig:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
+        if not self.experiment.strip() or len(self.experiment) > EXPERIMENT_NAME_LENGTH:
+            raise ValueError(
+                f"experiment={self.experiment[:40]}: must have 1 to {EXPERIMENT_NAME_LENGTH} characters, not only "
+                "spaces; give a shorter name, or leave it out"
+            )
         if self.uri is None or self.uri == "none":
             return
         shown = without_secrets(self.uri)
@@ -67,7 +75,7 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
-class TrackingPlace:
+class TrackingTarget:
     """Where runs are recorded, for commands that record none."""
 
     uri: str | None = None
@@ -77,7 +85,12 @@ class TrackingPlace:
         TrackingConfig(self.uri)  # has the rules
 
     def client(self) -> MlflowClient:
-        """A client for reading runs."""
+        """A client for reading runs.
+
+        Raises:
+            UserError: no tracking URI is known, or its database does not exist.
+        """
+        refuse_new_database(tracking_uri(TrackingConfig(uri=self.uri), output=None))
         return tracking_client(TrackingConfig(uri=self.uri), output=None)
 
 
@@ -98,6 +111,17 @@ def tracking_uri(config: TrackingConfig, output: str | None) -> str | None:
         folder.mkdir(parents=True, exist_ok=True)
         return sqlite_uri(folder / "mlflow.db")
     return None
+
+
+def refuse_new_database(uri: str | None) -> None:
+    """Where runs or models are only read: MLflow would create an empty database of a mistyped path.
+
+    Raises:
+        UserError: a SQLite file that does not exist.
+    """
+    database = database_file(uri) if uri else None
+    if database is not None and not database.exists():
+        raise UserError(f"tracking.uri={uri}: no such database; give the one that runs were recorded in")
 
 
 def tracking_client(config: TrackingConfig, output: str | None) -> MlflowClient:
@@ -143,7 +167,7 @@ def start_run(
     basics = {
         COMMAND_TAG: command,
         OUTPUT_TAG: uri,
-        "mlflow.runName": f"{command} {uri.rstrip('/').split('/')[-1]}",
+        "mlflow.runName": f"{command} {uri.rstrip('/').split('/')[-1]}"[:RUN_NAME_LENGTH],
         **(source_tags() if source is None else source),
         **({MLFLOW_PARENT_RUN_ID: parent} if (parent := os.environ.get(PARENT_RUN_VARIABLE)) else {}),
     }

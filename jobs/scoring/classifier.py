@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from hiera_video.inference import embed_frames
-from hiera_video.models.config import HieraConfig
+from hiera_video.models.config import HieraConfig, ModelConfig
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.presets import build_model
-from hiera_video.weights.checkpoint_files import load_model, load_weights
+from hiera_video.weights.checkpoint_files import load_model, load_weights, stored_config
 from hiera_video.weights.infer_config import recognize_classifier
 from jobs.core.errors import UserError
 from jobs.core.init_source import (
@@ -26,19 +26,22 @@ from jobs.core.init_source import (
     SAMPLING,
     SHIPPED_CLASSES,
     absolute_init,
+    class_names,
     initial_metadata,
     is_registered,
+    json_entry,
     links_of,
     local_weights,
 )
 from jobs.weights.model_config import typed_override
 from jobs.weights.registry import keep_under
 from pipeline.manifest.formats import read_class_list
-from pipeline.manifest.text_columns import ManifestError
+from pipeline.media import Media
 from pipeline.storage.files import absolute
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NOT_CLASSIFIERS = {"MaskedAutoencoderConfig": "a masked autoencoder, as `pretrain` makes it"}
 Floats = npt.NDArray[np.float32]
 
 
@@ -52,18 +55,29 @@ class ClassifierWeights:
     """URI of the file: ``uri`` except for a model of the registry, which only the driver can resolve."""
     digest: str
     """First characters of the file's SHA-256."""
-    input_size: tuple[int, int, int]
-    """Frames, height and width of a view."""
+    encoder: HieraConfig
+    """Model config: what a view is, and how its pixels are normalised."""
     classes: tuple[str, ...]
     """Class names in the order of the logits."""
     links: Mapping[str, str]
     """MLflow runs that made them: `pretrain_run_id`, `finetune_run_id`, as far as known."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """How frames were chosen in training (`sampling`, `frame_stride`), as far as the metadata has it."""
-    architecture: HieraConfig | None = None
+    model_config: HieraConfig | None = None
     """Model config of public weights, whose files have none; None for weights of this project."""
     has_class_names: bool = True
     """Whether the names are known; otherwise they are `class 0`, `class 1`, ..."""
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Frames, height and width of a view; an image has one frame."""
+        *frames, height, width = self.encoder.input_size
+        return (frames[0] if frames else 1, height, width)
+
+    @property
+    def media(self) -> Media:
+        """What it classifies."""
+        return "video" if self.encoder.is_video else "image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +92,11 @@ class PublicWeightsConfig:
     """Their class list: a shipped one's name, or a text file (a name a line) or JSON list. Default: `kinetics400` for
     400 classes, else unnamed."""
 
+    def given(self) -> str:
+        """The keys that are set, as they were written: `model=hiera_base_16x224 classes=names.txt`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(PublicWeightsConfig)}
+        return " ".join(f"{key}={value}" for key, value in values.items() if value)
+
 
 def find_classifier(
     init: str, public: PublicWeightsConfig | None = None, *, fetched: str | None = None
@@ -88,7 +107,8 @@ def find_classifier(
         fetched: local copy of the file that ``init`` names (`initial_file`).
 
     Raises:
-        UserError: the file does not exist, or holds no video classifier.
+        UserError: the file does not exist, or holds no classifier.
+        ManifestError: ``public.classes`` is no class list.
     """
     public = public or PublicWeightsConfig()
     file = fetched or init
@@ -98,27 +118,31 @@ def find_classifier(
             digest = hashlib.file_digest(content, "sha256").hexdigest()[:DIGEST_CHARACTERS]
         if "config_class" not in metadata:
             return _public_classifier(init, file, str(path), digest, public)
-    architecture = json.loads(metadata.get("config", "{}"))
-    if metadata["config_class"] != "HieraConfig" or len(architecture["input_size"]) != 3:
+        model_config = _own_config(init, path, metadata)
+    if not isinstance(model_config, HieraConfig):
         raise UserError(
-            f"init={init}: contains {metadata['config_class']}, not a video classifier; "
-            "fine-tune it first: `python -m jobs.finetune init=...`"
+            f"init={init}: holds {NOT_CLASSIFIERS.get(metadata['config_class'], 'another model')}, not a classifier; "
+            f"fine-tune it first: `python -m jobs.finetune init={init} ...`"
         )
     if metadata.get("part") == ENCODER:
         raise UserError(
             f"init={init}: contains the encoder of a classifier without its head; fine-tune from it, or give an export "
             "with part=model"
         )
-    if public != PublicWeightsConfig():
-        raise UserError(
-            f"model, model_overrides, classes: are for public weights, not for init={init}; remove these keys"
-        )
-    frames, height, width = architecture["input_size"]
-    classes = _class_names(init, metadata, architecture["num_classes"])
+    if given := public.given():
+        raise UserError(f"{given}: only for public weights, which init={init} is not; remove it")
+    classes = _class_names(init, metadata, model_config.num_classes)
     return ClassifierWeights(
-        absolute_init(init), absolute(file), digest, (frames, height, width), classes, links_of(metadata),
-        json.loads(metadata.get(SAMPLING, "{}")),
+        absolute_init(init), absolute(file), digest, model_config, classes, links_of(metadata),
+        json_entry(init, metadata, SAMPLING, dict),
     )  # fmt: skip
+
+
+def _own_config(init: str, path: Path, metadata: Mapping[str, str]) -> ModelConfig:
+    try:
+        return stored_config(path, metadata)
+    except ValueError as error:
+        raise UserError(f"init={init}: {str(error).replace(str(path), 'the file')}") from error
 
 
 def shared(weights: ClassifierWeights, output: str) -> ClassifierWeights:
@@ -132,26 +156,20 @@ def _public_classifier(init: str, file: str, path: str, digest: str, public: Pub
     """Official or Hugging Face weights; a pickle is read as tensors only."""
     try:
         overrides = {key: typed_override(HieraConfig, key, value) for key, value in public.model_overrides.items()}
-        architecture = recognize_classifier(path, public.model, **overrides)
+        model_config = recognize_classifier(path, public.model, **overrides)
     except ValueError as error:
         raise UserError(f"init={init}: {str(error).replace(path, 'the file')}") from error
-    if len(architecture.input_size) != 3:
-        raise UserError(f"init={init}: is a classifier of images; give a classifier of videos (`..._16x224`)")
-    frames, height, width = architecture.input_size
-    if height != width:
-        raise UserError(f"model_overrides.input_size={architecture.input_size}: views are square; give one side twice")
-    listed = public.classes or SHIPPED_CLASSES.get(architecture.num_classes)
-    try:
-        names = read_class_list(listed) if listed else _unnamed(architecture.num_classes)
-    except ManifestError as error:
-        raise UserError(str(error)) from error
-    if len(names) != architecture.num_classes:
+    if model_config.input_size[-2] != model_config.input_size[-1]:
+        raise UserError(f"model_overrides.input_size={model_config.input_size}: views are square; give one side twice")
+    listed = public.classes or SHIPPED_CLASSES.get(model_config.num_classes)
+    names = read_class_list(listed) if listed else _unnamed(model_config.num_classes)
+    if len(names) != model_config.num_classes:
         raise UserError(
-            f"classes={listed}: names {len(names)} classes, init={init} has {architecture.num_classes}; give its "
+            f"classes={listed}: names {len(names)} classes, init={init} has {model_config.num_classes}; give its "
             "class list"
         )
     return ClassifierWeights(
-        absolute_init(init), absolute(file), digest, (frames, height, width), names, {}, {}, architecture,
+        absolute_init(init), absolute(file), digest, model_config, names, {}, {}, model_config,
         has_class_names=listed is not None,
     )  # fmt: skip
 
@@ -159,16 +177,16 @@ def _public_classifier(init: str, file: str, path: str, digest: str, public: Pub
 class Classifier:
     """A classifier loaded in this process."""
 
-    def __init__(self, uri: str, precision: Precision, use_gpu: bool, architecture: HieraConfig | None = None) -> None:
+    def __init__(self, uri: str, precision: Precision, use_gpu: bool, model_config: HieraConfig | None = None) -> None:
         if not use_gpu:
             # Actors share the machine's cores with decoders: one thread each, and the same sums on every machine.
             torch.set_num_threads(1)
         self.device = torch.device("cuda" if use_gpu else "cpu")
         with local_weights(uri) as path:
-            if architecture is None:
+            if model_config is None:
                 model = load_model(path)
             else:
-                model = build_model(architecture)
+                model = build_model(model_config)
                 load_weights(model, path)
         assert isinstance(model, Hiera)  # checked by `find_classifier`
         self.model = model.to(self.device).eval()
@@ -189,7 +207,7 @@ def _unnamed(num_classes: int) -> tuple[str, ...]:
 
 
 def _class_names(init: str, metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
-    names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else _unnamed(num_classes)
+    names = class_names(init, metadata) if "classes" in metadata else _unnamed(num_classes)
     if len(names) != num_classes:
         raise UserError(
             f"init={init}: names {len(names)} classes for {num_classes} logits; fine-tune again with its class list"

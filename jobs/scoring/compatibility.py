@@ -7,6 +7,7 @@ import dataclasses
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.scoring.classifier import ClassifierWeights
+from pipeline.datasets.evaluation import ViewProtocol
 from pipeline.schema import UNLABELLED
 from pipeline.shards.reader import PreparedSet
 
@@ -54,6 +55,15 @@ def match_classes(weights: ClassifierWeights, prepared: PreparedSet, separator: 
         )
     matched = {number: tuple(logits[name] for name in names) for number, names in enumerate(parts)}
     return matched | {UNLABELLED: ()}
+
+
+def refuse_other_protocol(weights: ClassifierWeights, views: ViewProtocol) -> None:
+    """`UserError` for several views of an image: the published protocol has one, the centre."""
+    if weights.media == "image" and views.views != 1:
+        raise UserError(
+            f"views.clips={views.clips} views.crops={views.crops}: an image has one view; take the recipe "
+            "in1k, or give views.clips=1 views.crops=1"
+        )
 
 
 def warn_other_sampling(weights: ClassifierWeights, sampling: str, frame_stride: int) -> None:

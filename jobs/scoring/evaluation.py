@@ -16,9 +16,9 @@ from jobs.scoring.classifier import ClassifierWeights
 from jobs.scoring.config import EvaluateConfig
 from jobs.scoring.metrics import PREDICTION_SCHEMA, confusion, predictions
 from jobs.scoring.stage import Answers, plan_actors, score_views
+from jobs.weights.model_config import view_config
 from pipeline.datasets.evaluation import evaluation_views
 from pipeline.prepare.versions import rejections
-from pipeline.sampling import ViewConfig
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError, join, write_bytes
 from pipeline.storage.parquet import write_table
@@ -28,8 +28,7 @@ VIEW_COLUMNS = ("clip_id", "uri", "label", "view", "repeats_frames", "status")
 
 def evaluation_graph(config: EvaluateConfig, weights: ClassifierWeights, prepared: PreparedSet) -> Dataset:
     """The dataset graph: clips of the split → views, all of a clip from one decode → scores of all classes."""
-    frames, size, _ = weights.input_size
-    view = ViewConfig(num_frames=frames, frame_stride=config.frame_stride, size=size, sampling=config.sampling)
+    view = view_config(weights.encoder, frame_stride=config.frame_stride, sampling=config.sampling)
     decoders = plan_actors(config).decode
     try:
         views = evaluation_views(
@@ -74,10 +73,13 @@ def count_rejected(prepared: PreparedSet, split: str) -> dict[str, Any]:
     }
 
 
-def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWeights) -> dict[str, bytes]:
-    """Write ``predictions.parquet`` and the pictures; returns the pictures by name."""
-    table = pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
-    write_table(join(output, "predictions.parquet"), table)
+def write_predictions(output: str, rows: list[dict[str, Any]]) -> None:
+    """Write ``predictions.parquet``."""
+    write_table(join(output, "predictions.parquet"), pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA))
+
+
+def write_pictures(output: str, rows: list[dict[str, Any]], weights: ClassifierWeights) -> dict[str, str]:
+    """Draw the confusion matrix; returns the URIs of the pictures by name."""
     counts = confusion(rows, weights.classes)
     pictures = {
         "confusion.png": confusion_picture(counts, weights.classes),
@@ -85,4 +87,4 @@ def write_results(output: str, rows: list[dict[str, Any]], weights: ClassifierWe
     }
     for name, picture in pictures.items():
         write_bytes(join(output, name), picture)
-    return pictures
+    return {name.removesuffix(".png"): join(output, name) for name in pictures}

@@ -104,7 +104,7 @@ class ScoreViews:
     views_at_once: int
 
     def __post_init__(self) -> None:
-        self.classifier = Classifier(self.weights.file, self.precision, self.use_gpu, self.weights.architecture)
+        self.classifier = Classifier(self.weights.file, self.precision, self.use_gpu, self.weights.model_config)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> pa.Table:
         """``video`` uint8 ``[B, V * T, H, W, 3]`` → ``classes`` and ``scores``, each ``[B, top_k]``, best first."""

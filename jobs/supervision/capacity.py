@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -12,6 +12,7 @@ from ray.autoscaler.sdk import request_resources
 
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.core.ray_cluster import has_gpus
+from jobs.supervision.hosts import free_resources, offered_resources
 from pipeline.datasets.train import stream_cpus
 
 SECONDS_TO_SETTLE = 10.0
@@ -20,9 +21,9 @@ SECONDS_AFTER_FAILURE = 600.0
 
 
 class WorkerCapacity:
-    """The permitted, consecutive numbers of workers against what the cluster has free beside the stream's CPUs."""
+    """The permitted numbers of workers, rising, against what the cluster has free beside the stream's CPUs."""
 
-    def __init__(self, permitted: range, cpus_beside: float) -> None:
+    def __init__(self, permitted: Sequence[int], cpus_beside: float) -> None:
         self._permitted, self._cpus_beside = permitted, cpus_beside
         self._most = permitted[-1]
         self.gpus = has_gpus()
@@ -59,15 +60,15 @@ class WorkerCapacity:
         """
         begun, logged = time.monotonic(), False
         while not given_up():
-            fitting = most_that_fit(self._permitted, ray.available_resources(), self._cpus_beside, gpus=self.gpus)
+            fitting = most_that_fit(self._permitted, free_resources(), self._cpus_beside, gpus=self.gpus)
             waited = time.monotonic() - begun
             if fitting >= self._most or (fitting and waited > SECONDS_TO_SETTLE):
-                self._cpus_of_others = _cpus(ray.cluster_resources()) - _cpus(ray.available_resources())
+                self._cpus_of_others = _cpus(offered_resources()) - _cpus(free_resources())
                 return min(fitting, self._most)
             if waited > seconds:
                 raise TrainingStoppedError(
                     f"workers={self._permitted[0]}: the cluster lacked capacity for {waited / 60:.0f} minutes "
-                    f"(free: {_cpus(ray.available_resources()):g} CPUs); start the same command again later"
+                    f"(free: {_cpus(free_resources()):g} CPUs); start the same command again later"
                 )
             if waited > SECONDS_TO_SETTLE and not logged:
                 echo(f"waiting for capacity for {self._permitted[0]} workers")
@@ -78,13 +79,12 @@ class WorkerCapacity:
     def could_not_start(self, workers: int) -> bool:
         """A group was not started: resources lie scattered, or a lost host is still counted. True: fewer come next."""
         self._failed_at, self._failed_on = time.monotonic(), _hosts()
-        self._most = max(self._permitted[0], workers - 1)
+        self._most = max((number for number in self._permitted if number < workers), default=workers)
         return self._most < workers
 
     def has(self, workers: int) -> bool:
-        """Whether the hosts that are left could hold so many workers and their stream at all."""
-        exactly = range(workers, workers + 1)
-        return most_that_fit(exactly, ray.cluster_resources(), self._cpus_beside, gpus=self.gpus) > 0
+        """Whether the hosts that are left, also those that are drained, could hold so many workers and their stream."""
+        return most_that_fit([workers], ray.cluster_resources(), self._cpus_beside, gpus=self.gpus) > 0
 
     def may_grow(self, workers: int) -> bool:
         """Whether more workers than now have capacity beside those that run and their stream.
@@ -94,19 +94,20 @@ class WorkerCapacity:
         when this group began, or can be using now. After a group that could not be started: not before the hosts have
         changed, or some minutes have passed.
         """
-        if workers == self._permitted[-1]:
+        more = [number - workers for number in self._permitted if number > workers]
+        if not more:
             return False
         if self._failed_on == _hosts() and time.monotonic() - self._failed_at < SECONDS_AFTER_FAILURE:
             return False
         self._most = self._permitted[-1]
-        free, more = ray.available_resources(), range(1, self._permitted[-1] - workers + 1)
+        free = free_resources()
         if not most_that_fit(more, free, 0.0, gpus=self.gpus):
             return False
         if self.gpus:
             return True  # the stream takes none of them
-        offered = _cpus(ray.cluster_resources())
+        offered = _cpus(offered_resources())
         others = min(self._cpus_of_others, offered - _cpus(free) - workers)  # some of them may have ended since
-        return offered - others >= workers + 1 + self._cpus_beside
+        return offered - others >= workers + more[0] + self._cpus_beside
 
 
 def _cpus(resources: Mapping[str, float]) -> float:
@@ -117,7 +118,7 @@ def _hosts() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
-def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:
+def most_that_fit(permitted: Sequence[int], free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:
     """The largest permitted number of workers, one GPU or one CPU each, that fits into the resources; 0 for none."""
     cpus = _cpus(free) - cpus_beside
     if cpus < 0:
@@ -126,13 +127,13 @@ def most_that_fit(permitted: range, free: Mapping[str, float], cpus_beside: floa
     return max((number for number in permitted if number <= workers), default=0)
 
 
-def check_capacity(permitted: range, decode_actors: int) -> None:
+def check_capacity(permitted: Sequence[int], decode_actors: int) -> None:
     """Ray would wait silently for CPUs and GPUs that do not exist.
 
     Raises:
         UserError: the whole cluster has no capacity for the fewest workers.
     """
-    offered, gpus = ray.cluster_resources(), has_gpus()
+    offered, gpus = offered_resources(), has_gpus()
     needed = {"CPU": stream_cpus(decode_actors) + (0 if gpus else permitted[0]), "GPU": permitted[0] if gpus else 0}
     if not most_that_fit(permitted, offered, stream_cpus(decode_actors), gpus=gpus):
         both = [" and ".join(f"{of.get(kind, 0):g} {kind}s" for kind in needed) for of in (needed, offered)]

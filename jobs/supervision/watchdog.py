@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,14 +13,16 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from jobs.core.cli import console
 from jobs.core.errors import TrainingStoppedError
+from jobs.core.text import shown
 from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.capacity import WorkerCapacity
 from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopReason, elapsed_minutes
+from jobs.supervision.hosts import draining_hosts, hosts_of_actors
 from jobs.supervision.stack_dump import stack_of, take_stacks_and_kill, waits_for_others
 from pipeline.storage.files import StorageError, join, write_bytes
 
@@ -50,10 +53,13 @@ class Watchdog:
         capacity: WorkerCapacity,
         on_steps: Callable[[list[dict[str, Any]]], None],
     ) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._host = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(self._host, soft=False)
         self.coordinator = ray.remote(num_cpus=0)(Coordinator).options(scheduling_strategy=here).remote()
         self.lost: TrainingStoppedError | None = None
         """Why no further group may follow, once that is so: who took the output over, or that the coordinator died."""
+        self.host_announced = False
+        """Whether the end of a host with actors of this group was announced: if the group dies, it is no failure."""
         self._hang_minutes, self._saving_minutes = hang_minutes, max(hang_minutes, saving_minutes)
         self.capacity, self._on_steps = capacity, on_steps
         self._progress = _progress()
@@ -62,14 +68,16 @@ class Watchdog:
         self._warning_lock = threading.Lock()
         self._token: FencingToken | None = None
         self._workers = self._first_step = self._steps = 0
-        self._too_small = self._warned = self._acknowledged = False
+        self._too_small = self._warned = self._acknowledged = self._failed = False
         self._heartbeats: Mapping[int, Heartbeat] = {}
+        self._former_actors = frozenset[str]()
         self._moved_at = self._size_checked_at = time.monotonic()
 
     def begin(self, token: FencingToken, workers: int, step: int) -> None:
         """A group of workers starts from a step."""
         ray.get(self.coordinator.begin.remote(token.generation, step))
-        self._token, self._workers, self._too_small = token, workers, False
+        self._token, self._workers, self._too_small, self.host_announced = token, workers, False, False
+        self._former_actors = frozenset(hosts_of_actors())  # also of the last group, while it is being ended
         self._first_step = self._steps = step
         self._moved_at = self._size_checked_at = time.monotonic()
         self._progress.update(self._task, completed=step)
@@ -84,9 +92,9 @@ class Watchdog:
         """Whether SIGTERM has arrived."""
         return self._stop_requested.is_set()
 
-    def log(self, line: str) -> None:
-        """Print a line above the progress bar."""
-        self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
+    def log(self, *lines: str) -> None:
+        """Print lines above the progress bar."""
+        self._progress.console.print(Text("\n".join(map(shown, lines))), highlight=False, soft_wrap=True)
 
     def result(self) -> dict[str, Any] | None:
         """How the group ended; None when it died."""
@@ -106,8 +114,11 @@ class Watchdog:
             finally:
                 self._ended.set()
                 watcher.join()
+                lost_before = self.lost
                 self._guarded(self._poll)
                 signal.signal(signal.SIGTERM, former)
+        if self._failed and self.lost is not None and self.lost is not lost_before:
+            raise self.lost  # the last lines of the journal were taken, and reached nobody
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
@@ -134,6 +145,27 @@ class Watchdog:
                 warned, self._warned = self._warned, True
             if not warned:
                 self.log(f"warning: the watchdog continues after {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - a thread that ended silently would leave the run without a watch
+            return self._fail(error)
+        return True
+
+    def _fail(self, error: Exception) -> bool:
+        """Stop the run for an error that nobody expects here: the workers save first.
+
+        Returns:
+            False once it failed before: a hang might go unnoticed.
+        """
+        with self._warning_lock:
+            failed, self._failed = self._failed, True
+        if failed:
+            return False
+        self.log(f"the watchdog failed: {type(error).__name__}: {error}; saving and stopping")
+        self.log(*"".join(traceback.format_exception(error)).splitlines())
+        self.lost = self.lost or TrainingStoppedError(
+            f"the watchdog failed ({type(error).__name__}: {error}); the log above has the traceback; "
+            "the same command resumes"
+        )
+        self.coordinator.request.remote(StopReason.RESIZED)
         return True
 
     def _poll_and_check(self) -> None:
@@ -171,9 +203,27 @@ class Watchdog:
         self._size_checked_at = time.monotonic()
         # After a host was lost, workers can wait without an end for data that no CPU is left to decode.
         self._too_small = not self.capacity.has(self._workers)
+        self._check_announcements()
         runs = self._steps > self._first_step  # before, CPUs may be free that its stream is about to take
-        if self._too_small or (runs and self.capacity.may_grow(self._workers)):
+        if self._too_small or self.host_announced or (runs and self.capacity.may_grow(self._workers)):
             self.coordinator.request.remote(StopReason.RESIZED)
+
+    def _check_announcements(self) -> None:
+        """Hosts that are drained: the group saves and continues without them, while all of it is still there."""
+        draining = draining_hosts()
+        if self._host in draining and not self.stop_requested:
+            self.log("the host of this command is about to be taken away: saving and stopping")
+            self._stop_requested.set()
+        if not self.host_announced and draining & self._hosts_in_use():
+            taken = [beat for _, beat in sorted(self._heartbeats.items()) if beat.node_id in draining]
+            lost = f"ranks {', '.join(f'{beat.rank} on {beat.host}' for beat in taken)}" if taken else "data stream"
+            self.log(f"hosts are about to be taken away ({lost}): saving, and continuing without them")
+            self.host_announced = True
+
+    def _hosts_in_use(self) -> frozenset[str]:
+        """Where anything of this group runs: a stream ends the group, too, when its reader is lost too often."""
+        actors = {host for actor, host in hosts_of_actors().items() if actor not in self._former_actors}
+        return frozenset(actors | {beat.node_id for beat in self._heartbeats.values()})
 
     def _most_minutes(self) -> float:
         """How long the progress of all ranks may stay the same."""
@@ -202,7 +252,7 @@ class Watchdog:
         try:
             write_bytes(uri, ("\n".join(parts)).encode())
         except StorageError as error:
-            self.log(f"warning: stacks not written: {error}\n" + "\n".join(parts))
+            self.log(f"warning: stacks not written: {error}", *"\n".join(parts).splitlines())
 
 
 def _progress_of(heartbeats: Mapping[int, Heartbeat]) -> list[tuple[int, int, int]]:

@@ -12,14 +12,15 @@ from jobs.runs.tracking import TrackingConfig
 from jobs.scoring.classifier import Classifier, ClassifierWeights
 from jobs.scoring.config import ScoringConfig
 from jobs.scoring.stage import Answers
+from jobs.weights.model_config import view_config
 from pipeline.decode.config import DecodeConfig
 from pipeline.manifest.vanished import MAX_DELETED_SHARE, refuse_no_share
 from pipeline.tagging.window_views import WholeVideo, WindowViews, grid_of
 from pipeline.tagging.windows import WindowGrid
 
 # Sizes and limits that no row depends on.
-FREE_TAG_KEYS = (*FREE_KEYS, "decode_workers", "batch_size", "chunk_batches", "videos_per_commit", "max_failed_share",
-                 "max_deleted_share", "gallery_videos")  # fmt: skip
+FREE_TAG_KEYS = (*FREE_KEYS, "decode_workers", "batch_size", "videos_per_task", "commit_seconds", "videos_at_once",
+                 "max_failed_share", "max_repeated_windows", "max_deleted_share", "gallery_videos")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,13 @@ class TagConfig(ScoringConfig):
 
     source: str
     """Folder or `s3://` prefix of videos, a list of videos as `prepare` takes it (`.csv`, `.parquet`, `.txt`; columns
-    `uri`, `path`, `video`, or lines `path label`), or the `manifest.json` of an S3 Inventory."""
+    `uri`, `path`, `video`, or lines `path label`), the `manifest.json` of an S3 Inventory, or tar shards (WebDataset)
+    and Parquet files with pictures inside, or a folder of those: every member has rows."""
     init: str
     """Classifier: the output of a fine-tuning run, its `.safetensors` file, an official or Hugging Face file, or a
     model of the MLflow registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`)."""
     output: str
-    """Path or URI for tags, plans and commits. Another model or window setting needs another output."""
+    """Path or URI for the tables. Another model or window setting needs another output."""
     window_seconds: float = 2.0
     """Length of a window; best the time span that the model saw in training."""
     hop_seconds: float = 2.0
@@ -51,13 +53,20 @@ class TagConfig(ScoringConfig):
     multi_label: bool = False
     """An independent score for every label (sigmoid) instead of shares of one (softmax), for classifiers trained so."""
     embeddings: bool = False
-    """Add the features before the head to every window, as a list of fixed size for a vector index."""
-    chunk_batches: int = 8
-    """Batches in one output file: larger means fewer files, and more work lost in a crash."""
-    videos_per_commit: int = 50_000
-    """Videos that are planned, tagged and committed together; bounds the memory of the driver."""
+    """Add the features before the head to every window, as a list of float32 for a vector index."""
+    videos_per_task: int = 16
+    """Videos in one task, which writes one file for each table: more means fewer files, and more work lost when a
+    worker dies."""
+    commit_seconds: float = 60.0
+    """Time between two commits: what a job that is killed loses at most, beside the tasks at work."""
+    videos_at_once: int = 50_000
+    """Videos that are planned together; bounds the memory of the driver."""
     max_failed_share: float = 0.5
-    """The job stops when a larger share of a commit's videos has failed; of fewer than 20 any number may fail."""
+    """The job stops when a larger share of the videos that are planned together has failed for reasons outside of them
+    (storage, a full disk, a decoder that decodes nothing); of fewer than 20 any number may fail. Broken content is a
+    warning."""
+    max_repeated_windows: int = 1000
+    """Most windows of one video beyond the number of its frames: they show the same pictures again."""
     max_deleted_share: float = MAX_DELETED_SHARE
     """The job stops before it changes anything when the source no longer holds a larger share of the tagged videos (10
     or more), or no video at all: a lost mount looks like deleted videos. 1 confirms that they are deleted."""
@@ -71,9 +80,18 @@ class TagConfig(ScoringConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_no_share(self.max_deleted_share)
-        for key in ("window_seconds", "hop_seconds", "top_k", "chunk_batches", "videos_per_commit"):
+        for key in (
+            "window_seconds",
+            "hop_seconds",
+            "top_k",
+            "videos_per_task",
+            "videos_at_once",
+            "max_repeated_windows",
+        ):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)}: must be positive; give a larger value")
+        if self.commit_seconds < 0:
+            raise ValueError(f"commit_seconds={self.commit_seconds}: must not be negative; 60 is a good value")
         if self.gallery_videos < 0:
             raise ValueError(f"gallery_videos={self.gallery_videos}: must not be negative; 0 writes no report")
         shares = {f"thresholds.{label}": value for label, value in self.thresholds.items()}
@@ -124,7 +142,13 @@ def plan_scoring(config: TagConfig, weights: ClassifierWeights) -> ScoringPlan:
                 f"{', '.join(weights.classes[:8])}{', ...' if len(weights.classes) > 8 else ''}"
             )
     kept = config.labels or weights.classes
-    views = WindowViews(config.grid, weights.input_size, config.whole_video)
+    image = view_config(weights.encoder) if weights.media == "image" else None
+    if image is not None and config.whole_video.clips:
+        raise UserError(
+            f"whole_video.clips={config.whole_video.clips}: init={weights.uri} classifies images, which have one view; "
+            "leave it out"
+        )
+    views = WindowViews(config.grid, weights.input_size, config.whole_video, image)
     wanted = Answers(
         top_k=config.top_k,
         allowed=tuple(sorted(numbers[name] for name in set(config.labels))),
@@ -135,5 +159,5 @@ def plan_scoring(config: TagConfig, weights: ClassifierWeights) -> ScoringPlan:
     thresholds = {name: config.thresholds.get(name, config.threshold) for name in kept}
     size = 0
     if config.embeddings:  # from the loaded model: not every kind of file has a model config
-        size = Classifier(weights.file, "fp32", False, weights.architecture).model.config.widths[-1]
+        size = Classifier(weights.file, "fp32", False, weights.model_config).model.config.widths[-1]
     return ScoringPlan(config, weights, views, wanted, thresholds, size)

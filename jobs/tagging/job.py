@@ -1,47 +1,55 @@
-"""The work of a tagging job: versions to tag, their plans, and their chunks until the commit."""
+"""The work of a tagging job: new, changed and deleted videos, in tasks, until everything is committed."""
 
 from __future__ import annotations
 
+import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.progress import MofNCompleteColumn, Progress
 
 from jobs.core.cli import console, echo
-from jobs.core.errors import StopRequestedError, UserError
+from jobs.core.errors import StopRequestedError, TooManyFailuresError, UserError, WorkStoppedError
 from jobs.core.signals import stopping_on_sigterm
-from jobs.runs.exclusive_lock import ExclusiveLock, last_sealed
+from jobs.runs.claim import refuse_difference
+from jobs.tagging.committer import Committer
 from jobs.tagging.config import ScoringPlan, TagConfig
 from jobs.tagging.failure_budget import FailureBudget
-from jobs.tagging.pipeline import probe_videos, scored_chunks
-from pipeline.manifest.vanished import VanishedSourceError
-from pipeline.tagging.reader import KnownVideos, last_commit
-from pipeline.tagging.rows import tag_rows
-from pipeline.tagging.source import SourceListing, new_or_changed, tombstones, vanished
-from pipeline.tagging.windows import plan_units
-from pipeline.tagging.writer import PlannedVersion, publish, unfinished_version, write_plan
+from jobs.tagging.job_log import JobLog
+from jobs.tagging.pipeline import TaskRunner, task_runner
+from pipeline.media import Media
+from pipeline.series import record_windows
+from pipeline.storage.delta import ConflictError, open_table
+from pipeline.storage.errors import StorageError
+from pipeline.storage.files import join
+from pipeline.storage.records import as_record
+from pipeline.tagging.old_layout import holds_old_layout
+from pipeline.tagging.reader import KnownVideos
+from pipeline.tagging.schema import TAGS
+from pipeline.tagging.source import SourceListing, deleted, list_source, new_or_changed, vanished
+from pipeline.tagging.tables import TagTables, create_tables, open_tables
 
-PUT_THREADS = 4
 LOG_SECONDS = 20.0
-KEPT = "finished chunks are kept, the same command resumes"
+KEPT = "finished videos are kept, the same command resumes"
 
 
 @dataclass(frozen=True)
 class TagJob:
-    """One run of the command, once it holds the output's exclusive lock."""
+    """One run of the command, once it may work on the output."""
 
     plan: ScoringPlan
     output: str
-    lock: ExclusiveLock
-    run_key: str
-    facts: Mapping[str, Any]
-    """Further entries of every commit."""
+    log: JobLog
+    columns: Mapping[str, Any]
+    """Columns of every row: run key and run id."""
+    facts: Mapping[str, str]
+    """Entries of every commit."""
 
     @property
     def config(self) -> TagConfig:
@@ -49,148 +57,192 @@ class TagJob:
         return self.plan.config
 
 
-@dataclass(frozen=True)
-class VersionFigures:
-    """The work that finished one version."""
+@dataclass
+class Figures:
+    """The work of this run."""
 
-    windows: int
-    """Windows scored in this run."""
-    chunks: int
-    """Chunks finished in this run."""
-    chunks_skipped: int
-    """Chunks that an earlier run had finished."""
-    chunks_again: int
-    """Chunks that were begun more than once, over all runs: the cost of kills and dead workers."""
-    seconds: float
-    """From the first chunk to the commit."""
+    videos: int = 0
+    """Videos that got their rows, failed ones included."""
+    windows: int = 0
+    """Windows scored."""
+    deleted: int = 0
+    """Videos whose rows were removed because the source no longer holds them."""
+    seconds: float = 0.0
+    """From the first task to the last commit."""
 
 
-def publish_sealed_commit(output: str) -> None:
-    """Publish the commit of a run that died after it had sealed it."""
-    sealed = last_sealed(output)
-    if sealed is not None:
-        publish(output, sealed)
+def settled_tables(job_log: JobLog, output: str) -> TagTables | None:
+    """The tables of an output, with everything that was decided; a job that was cut off can commit no more."""
+    tables = open_tables(output)
+    if tables is not None and job_log.follows_a_dead_one:
+        tables.fence()
+    return tables
 
 
-def versions_to_tag(job: TagJob, listing: SourceListing) -> Iterator[PlannedVersion]:
-    """The unfinished version of a crashed run, then all new, changed and deleted videos in versions of bounded size."""
-    unfinished = unfinished_version(job.output, job.lock.generation)
-    if unfinished is not None:
-        echo(f"resuming version {unfinished.version} of {job.output}")
-        yield unfinished
-    known = KnownVideos(job.output)
-    if unfinished is not None:  # its videos count as well now
-        refuse_vanished(listing, known, job.config)
-    deleted = tombstones(listing, known)
-    nothing_new = True
-    for fresh in new_or_changed(listing, known, job.config.videos_per_commit):
-        nothing_new = False
-        yield plan_version(job, pa.concat_tables([probe_videos(fresh, job.config.decode, job.config), deleted]))
-        deleted = deleted.slice(0, 0)
-    if len(deleted):
-        yield plan_version(job, deleted)
-    elif nothing_new:
-        echo(f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}")
+def refuse_other_settings(output: str, settings: Mapping[str, Any]) -> None:
+    """One output never mixes the scores of two models or two ways to cut windows.
+
+    Raises:
+        UserError: the output, finished or not, was made with other settings, or by a release without tables.
+    """
+    if holds_old_layout(output):
+        raise UserError(
+            f"output={output}: holds tags in the layout of an older release; convert them with `python -m "
+            f"jobs.maintain output={output} convert=true`, or tag into a new output"
+        )
+    table = open_table(join(output, TAGS))
+    existing = settings if table is None else as_record(table.uri, table.description)
+    holds, remedy = "holds tags made with other settings", "choose another output"
+    refuse_difference(output, existing, settings, holds=holds, remedy=remedy)
+
+
+def list_videos(source: str, media: Media, tables: TagTables | None) -> SourceListing:
+    """The videos, or images, of the source.
+
+    Raises:
+        UserError: the source is missing, or holds no video, and neither does the output.
+        StorageError: the source cannot be read.
+    """
+    try:
+        listing = list_source(source, media)
+    except StorageError as error:
+        if not error.missing:
+            raise
+        raise UserError(f"source={source}: {error}") from error
+    if len(listing.videos) == 0 and tables is None:
+        raise UserError(f"source={source}: holds no {media}; give a folder or prefix of {media}s, or a list")
+    return listing
 
 
 def refuse_vanished(listing: SourceListing, known: KnownVideos, config: TagConfig) -> None:
-    """Stop before rows are replaced by tombstones because a source has lost its mount.
+    """Stop before rows are removed because a source has lost its mount.
 
     Raises:
-        UserError: more videos than `max_deleted_share` are missing, or the source is empty.
+        VanishedSourceError: more videos than `max_deleted_share` are missing, or the source is empty.
     """
-    try:
-        vanished(listing, known).refuse_above(config.max_deleted_share, config.source)
-    except VanishedSourceError as error:
-        raise UserError(str(error)) from error
+    vanished(listing, known).refuse_above(config.max_deleted_share, config.source)
 
 
-def plan_version(job: TagJob, probed: pa.Table) -> PlannedVersion:
-    """Write the plan of the next version, before any of its work begins."""
-    budget = FailureBudget(job.config.max_failed_share, len(probed))
-    budget.count(probed.to_pylist())
-    units = plan_units(probed.sort_by("uri"), job.config.grid, job.config.batch_size * job.config.chunk_batches)
-    committed = last_commit(job.output)
-    version = committed["version"] + 1 if committed else 0
-    if not write_plan(job.output, version, units, job.plan.settings()):
-        echo(f"version {version} has a plan already, by a run that was cut off: continuing with that plan")
-    return PlannedVersion(job.output, version, job.lock.generation)
+def tag_listing(job: TagJob, listing: SourceListing, known: KnownVideos) -> Figures | None:
+    """Tag what is new or changed and remove what was deleted; on SIGTERM, commit what is finished.
 
-
-def tag_version(job: TagJob, planned: PlannedVersion) -> VersionFigures:
-    """Score the missing chunks of a version, each into its file, and commit; on SIGTERM, commit the finished ones.
+    Returns:
+        None where there is nothing to do.
 
     Raises:
         StopRequestedError: SIGTERM.
-        WorkStoppedError: too many videos failed, or another job holds the output's exclusive lock.
+        WorkStoppedError: too many videos failed, or another job has taken over.
     """
-    started = time.monotonic()
-    missing = planned.missing_chunks()
-    begun = planned.count_begun(missing)
+    parts = new_or_changed(listing, known, job.config.videos_at_once)
+    first, old = next(parts, None), deleted(listing, known)
+    if first is None and not len(old):
+        echo(f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}")
+        return None
+    figures, started = Figures(deleted=len(old)), time.monotonic()
+    tables = create_tables(job.output, job.plan.settings())
+    with (
+        task_runner(job.plan, job.output, job.columns, job.log) as runner,
+        committing(job, tables, runner) as committer,
+    ):
+        committer.remove(old)
+        for part in [] if first is None else [first, *parts]:
+            tag_part(job, part, runner, committer, figures)
+    if tables.is_scattered:
+        echo("many small files: joining them into larger ones")
+        tables.compact()
+    figures.seconds = time.monotonic() - started
+    return figures
+
+
+@contextmanager
+def committing(job: TagJob, tables: TagTables, runner: TaskRunner) -> Iterator[Committer]:
+    """A committer that has committed everything at the end; at SIGTERM or too many failures, what is finished."""
+    committer = Committer(tables, runner, job.facts, job.config.commit_seconds)
+    stopped: Exception | None = None
     try:
-        with stopping_on_sigterm(KEPT):
-            windows, repeats = score_chunks(job, planned, missing, begun)
-    except StopRequestedError:
-        if len(planned.missing_chunks()) < planned.num_chunks:
-            planned.commit(job.facts, partial=True, seal=job.lock.seal)
+        try:
+            with stopping_on_sigterm(KEPT):
+                yield committer
+        except (StopRequestedError, TooManyFailuresError) as reason:
+            stopped = reason
+        committer.close()
+    except ConflictError as error:
+        job.log.check()
+        raise WorkStoppedError(f"{error}; {KEPT}") from error
+    except BaseException:
+        committer.abandon()
+        job.log.check()
         raise
-    again = planned.chunks_lost() + repeats
-    planned.commit({**job.facts, "chunks_done_again": again}, seal=job.lock.seal)
-    skipped = planned.num_chunks - len(missing)
-    return VersionFigures(windows, len(missing), skipped, again, time.monotonic() - started)
+    if stopped is not None:
+        raise stopped
 
 
-def score_chunks(job: TagJob, planned: PlannedVersion, missing: Sequence[int], begun: set[int]) -> tuple[int, int]:
-    """Score chunks into their files.
+def tag_part(job: TagJob, part: pa.Table, runner: TaskRunner, committer: Committer, figures: Figures) -> None:
+    """Tag some videos, task by task."""
+    suspects = list(job.log.state.uris.values())
+    tasks = cut_into_tasks(part, job.config.videos_per_task, last=suspects)
+    budget = FailureBudget(job.config.max_failed_share, len(part))
+    missing, waiting = set(range(len(tasks))), len(part)
+    with progress_bar(len(part)) as show:
+        for finished in runner.tag(order_of_reading(tasks, suspects)):
+            job.log.check()
+            missing.remove(finished.number)
+            committer.remove(replaced(tasks[finished.number]))
+            committer.add(finished)
+            budget.count(finished)
+            figures.videos += finished.num_videos
+            figures.windows += finished.windows
+            waiting -= finished.num_videos
+            record_windows(finished.outcomes, waiting)
+            show(finished.num_videos)
+    budget.warn()
+    if missing:
+        raise WorkStoppedError(f"{len(missing)} tasks have no result; {KEPT}")
 
-    Returns:
-        Windows scored, and chunks that were repeated because a worker died during this run.
+
+def cut_into_tasks(videos: pa.Table, size: int, last: Iterable[str] = ()) -> list[pa.Table]:
+    """Videos by URI → tables of at most ``size`` of them, with the number of the task in a column ``task``.
+
+    Args:
+        last: URIs that an earlier job may have died of. Read first, they would be at work again when the next job is
+            killed early, and after `MOST` attempts a healthy video would count as one that kills.
     """
-    plan, windows, repeats = job.plan, 0, 0
-    budget = FailureBudget(job.config.max_failed_share, planned.num_videos)
-    with chunk_writer(planned) as write, progress_bar(planned, missing) as show:
-        for chunk in scored_chunks(planned, missing, plan):
-            job.lock.check()
-            units = planned.chunk(chunk.number)
-            rows = tag_rows(units, chunk.answers, plan.views.grid, planned.version, job.run_key, plan.embedding_size)
-            write(chunk.number, rows)
-            budget.count(rows.select(["video_id", "uri", "status", "message"]).to_pylist())
-            windows += len(chunk.answers)
-            repeats += chunk.repeated and chunk.number not in begun
-            show(windows)
-    return windows, repeats
+    suspect = pc.is_in(videos["uri"], pa.array(list(last), videos.schema.field("uri").type))
+    order = pc.sort_indices(videos.append_column("suspect", suspect), [("suspect", "ascending"), ("uri", "ascending")])
+    videos = videos.take(order)
+    numbered = videos.append_column("task", pa.array(np.arange(len(videos)) // size))
+    return [numbered.slice(start, size) for start in range(0, len(videos), size)]
+
+
+def order_of_reading(tasks: Sequence[pa.Table], last: Sequence[str]) -> list[pa.Table]:
+    """Tasks in no order of names, and those with videos that are read ``last`` at the end.
+
+    Junk that sorts first would else be judged before anything good was seen (`FailureBudget`).
+    """
+    suspects = pa.array(last, pa.string())
+    mixed = random.sample(tasks, len(tasks))
+    return sorted(mixed, key=lambda task: bool(pc.any(pc.is_in(task["uri"].cast(pa.string()), suspects)).as_py()))
+
+
+def replaced(task: pa.Table) -> pa.Table:
+    """``uri, video_id`` of the rows that those of a task replace."""
+    old = task.filter(pc.is_valid(task["replaces"]))
+    return pa.table({"uri": old["uri"], "video_id": old["replaces"]})
 
 
 @contextmanager
-def chunk_writer(planned: PlannedVersion) -> Iterator[Callable[[int, pa.Table], None]]:
-    """Writes chunk files beside the scoring; a write that fails stops the job at one of the next chunks."""
-    pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(PUT_THREADS) as pool:
-
-        def write(number: int, rows: pa.Table) -> None:
-            pending.append(pool.submit(planned.write_chunk, number, rows))
-            while len(pending) > PUT_THREADS:
-                pending.popleft().result()
-
-        yield write
-        for left in pending:
-            left.result()
-
-
-@contextmanager
-def progress_bar(planned: PlannedVersion, missing: Sequence[int]) -> Iterator[Callable[[int], None]]:
-    """Windows done: a bar on a terminal, a line now and then in a log."""
-    total = planned.count_windows(missing)
-    title = f"tagging version {planned.version}"
+def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Videos done: a bar on a terminal, a line now and then in a log."""
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        task = progress.add_task(title, total=total)
-        logged_at = time.monotonic()
+        bar = progress.add_task("tagging videos", total=total)
+        logged_at, done = time.monotonic(), 0
 
-        def show(windows: int) -> None:
-            nonlocal logged_at
-            progress.update(task, completed=windows)
+        def show(videos: int) -> None:
+            nonlocal logged_at, done
+            done += videos
+            progress.update(bar, completed=done)
             if not console.is_terminal and time.monotonic() - logged_at > LOG_SECONDS:
                 logged_at = time.monotonic()
-                console.print(f"{title}: {windows} of {total} windows")
+                console.print(f"{done} of {total} videos are tagged")
 
         yield show

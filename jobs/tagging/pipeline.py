@@ -1,117 +1,183 @@
-"""The dataset graph of the tagging job: units → decoded windows → scores → whole chunks."""
+"""The dataset graph of the tagging job: tasks of whole videos → files of rows, by decoding and model actors."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import asyncio
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, Dataset
-from rich.progress import track
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.core.cli import console
+from jobs.core.errors import WorkStoppedError
 from jobs.core.ray_cluster import connect
-from jobs.scoring.config import ScoringConfig
-from jobs.scoring.stage import ACTOR_RETRIES, plan_actors, score_views
+from jobs.scoring.scorers import Scorers, start_scorers
+from jobs.scoring.stage import ACTOR_RETRIES, plan_actors
 from jobs.tagging.config import ScoringPlan
-from pipeline.decode.config import DecodeConfig
+from jobs.tagging.job_log import Begin, JobLog
+from jobs.tagging.stage import FinishedTask, TagVideos
 from pipeline.ray_data import configure_execution
-from pipeline.schema import OK
-from pipeline.tagging.stages import DecodeWindows, ProbeVideos
-from pipeline.tagging.writer import PlannedVersion
+from pipeline.storage.delta import Change
+from pipeline.tagging.schema import TAGS, VIDEO_SCHEMA, tag_schema
+from pipeline.tagging.tables import Ids, Rewrite, rewritten
 
-PROBES_PER_TASK = 16
 DECODER_BYTES = 512 * 2**20
-RUN_AHEAD_BATCHES = 4  # per actor: decoded windows that are not scored yet are lost in a crash
-WINDOW_COLUMNS = ("chunk", "unit_id", "window_index", "status", "message", "attempts", "repeated")
+BLOCK_BYTES = 2**20
+ASK_SECONDS = 1.0
+PAUSE_SECONDS = 0.05  # from commit to commit of the job log: what is asked meanwhile is answered together
 
 
-@dataclass(frozen=True)
-class ScoredChunk:
-    """A chunk of the plan with all of its answers."""
-
-    number: int
-    answers: Mapping[tuple[int, int], Mapping[str, Any]]
-    """(unit id, window index) → labels and scores, or the reason why there are none."""
-    repeated: bool
-    """Whether it was begun before, by a worker or a job that did not finish it."""
-
-
-def probe_videos(fresh: pa.Table, decode: DecodeConfig, scoring: ScoringConfig) -> pa.Table:
-    """The properties of new videos that the plan needs (`PROBED_SCHEMA`), probed in parallel."""
-    connect()
-    tasks = [fresh.slice(start, PROBES_PER_TASK) for start in range(0, len(fresh), PROBES_PER_TASK)]
-    blocks = ray.data.from_arrow(tasks)
-    blocks.context.enable_progress_bars = False
-    probed = blocks.map_batches(
-        ProbeVideos,
-        fn_constructor_args=(decode,),
-        **_actors(min(plan_actors(scoring).decode, len(tasks))),
-    )
-    batches = probed.iter_batches(batch_size=None, batch_format="pyarrow")
-    return pa.concat_tables(track(batches, "probing videos", total=len(tasks), console=console))
-
-
-def tagging_graph(chunks: Sequence[pa.Table], plan: ScoringPlan, begun_folder: str | None = None) -> Dataset:
-    """Chunks of units → a row per window with classes and scores, in no particular order.
-
-    A chunk is one block and its windows leave the decoder in blocks of exactly one batch, so that the model always
-    runs full batches, also over short videos.
-    """
-    scoring, actors = plan.config, plan_actors(plan.config)
-    frames, height, width = plan.views.stacked_size
-    batch = plan.wanted.rows_at_once(scoring.batch_size)
-    blocks = ray.data.from_arrow(list(chunks))
-    batch_bytes = batch * frames * height * width * 3
-    ahead = RUN_AHEAD_BATCHES * (actors.decode + actors.model) * batch_bytes
-    options = ray.data.ExecutionOptions()
-    options.resource_limits = options.resource_limits.copy(object_store_memory=ahead)
-    configure_execution(blocks, block_bytes=batch_bytes, options=options)
-    windows = blocks.map_batches(
-        DecodeWindows,
-        fn_constructor_args=(scoring.decode, plan.views, batch, begun_folder),
+def tagging_graph(
+    tasks: Sequence[pa.Table],
+    plan: ScoringPlan,
+    output: str,
+    columns: Mapping[str, Any],
+    scorers: Sequence[ActorHandle],
+    attempts: ActorHandle,
+) -> Dataset:
+    """Tasks → a row for each that is finished, in no particular order."""
+    blocks = ray.data.from_arrow(list(tasks))
+    configure_execution(blocks, block_bytes=BLOCK_BYTES)
+    return blocks.map_batches(
+        TagOnRay,
+        fn_constructor_args=(plan, output, columns, list(scorers), attempts),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(plan_actors(plan.config).decode, len(tasks))),
+        num_cpus=1,
         memory=DECODER_BYTES,
-        **_actors(min(actors.decode, len(chunks))),
+        **ACTOR_RETRIES,
     )
-    return score_views(windows, plan.weights, scoring, plan.wanted, keep=WINDOW_COLUMNS)
 
 
-def _actors(size: int) -> dict[str, Any]:
-    """Arguments of ``map_batches`` for a pool of actors that take whole blocks."""
-    pool = {"compute": ActorPoolStrategy(size=size), "num_cpus": 1, **ACTOR_RETRIES}
-    return {"batch_size": None, "batch_format": "pyarrow", **pool}
+class TagOnRay(TagVideos):
+    """`TagVideos` in a Ray actor."""
+
+    def __init__(
+        self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], scorers: list[ActorHandle], board: ActorHandle
+    ) -> None:
+        super().__init__(plan, output, columns, Scorers(scorers), RemoteAttempts(board))
 
 
-def scored_chunks(planned: PlannedVersion, missing: Sequence[int], plan: ScoringPlan) -> Iterator[ScoredChunk]:
-    """Each missing chunk as soon as all of its windows are scored."""
-    expected = {number: planned.count_windows([number]) for number in missing}
-    yield from (ScoredChunk(number, {}, repeated=False) for number in missing if expected[number] == 0)
-    chunks = [planned.chunk(number) for number in missing if expected[number] > 0]
-    if not chunks:
-        return
+class RemoteAttempts:
+    """Asks the driver by its `Board`."""
+
+    def __init__(self, board: ActorHandle) -> None:
+        self._board = board
+
+    def begin(self, asked: Begin) -> int:
+        """See `jobs.tagging.stage.AttemptCount`."""
+        return int(ray.get(self._board.begin.remote(asked)))
+
+
+class Board:
+    """Where tasks ask, and the driver answers, many at a time: an actor, because nobody can call the driver."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[Begin, asyncio.Future[int]]] = []
+        self._answering: list[asyncio.Future[int]] = []
+        self._news = asyncio.Event()
+        self._refused = ""
+
+    async def begin(self, asked: Begin) -> int:
+        """Wait for the driver's answer.
+
+        Raises:
+            WorkStoppedError: the job stops.
+        """
+        if self._refused:
+            raise WorkStoppedError(self._refused)
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._asked.append((asked, answer))
+        self._news.set()
+        return await answer
+
+    async def asked(self, seconds: float) -> list[Begin]:
+        """What has been asked, as soon as there is something; nothing after so many seconds."""
+        try:
+            await asyncio.wait_for(self._news.wait(), seconds)
+        except TimeoutError:
+            return []
+        self._news.clear()
+        asked, self._asked = self._asked, []
+        self._answering = [answer for _, answer in asked]
+        return [one for one, _ in asked]
+
+    async def answer(self, lost: list[int]) -> None:
+        """The answers to what `asked` has returned, in that order."""
+        for future, count in zip(self._answering, lost, strict=True):
+            if not future.done():  # the caller may have died
+                future.set_result(count)
+
+    async def refuse(self, why: str) -> None:
+        """All calls, waiting and later ones, get an error."""
+        self._refused = why
+        for future in [*self._answering, *(answer for _, answer in self._asked)]:
+            if not future.done():
+                future.set_exception(WorkStoppedError(why))
+
+
+@contextmanager
+def answering_board(log: JobLog) -> Iterator[ActorHandle]:
+    """A board whose questions the job log answers, in a thread, while the context lasts."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # dies with the driver
+    board = ray.remote(Board).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.wait(PAUSE_SECONDS):
+            if asked := ray.get(board.asked.remote(ASK_SECONDS)):
+                try:
+                    board.answer.remote(log.begin(asked))
+                except Exception as error:  # noqa: BLE001 - the tasks get it, and the driver theirs
+                    board.refuse.remote(str(error))
+                    return
+
+    thread = threading.Thread(target=serve, daemon=True, name="attempts")
+    thread.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        thread.join()
+
+
+class TaskRunner:
+    """Runs tasks on the cluster, with model actors that stay from part to part."""
+
+    def __init__(self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], board: ActorHandle) -> None:
+        self._plan, self._output, self._columns, self._board = plan, output, columns, board
+        self._scorers = start_scorers(plan.weights, plan.config, plan.wanted)
+
+    def tag(self, tasks: Sequence[pa.Table]) -> Iterator[FinishedTask]:
+        """Each task as soon as its files are written."""
+        graph = tagging_graph(tasks, self._plan, self._output, self._columns, self._scorers, self._board)
+        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from map(FinishedTask.from_json, batch["finished"].to_pylist())
+
+    def rewrite(self, files: Sequence[Rewrite], video_ids: Ids) -> list[tuple[Rewrite, Change]]:
+        """The files that hold rows of these videos, rewritten without them."""
+        embeddings = bool(self._plan.embedding_size)
+        # No CPU: all of them may belong to the actors of the graph.
+        task, ids = ray.remote(rewrite_file).options(num_cpus=0, max_retries=2), ray.put(video_ids)
+        answers = ray.get([task.remote(self._output, file, ids, embeddings) for file in files])
+        return [(file, change) for file, change in zip(files, answers, strict=True) if change is not None]
+
+
+def rewrite_file(output: str, file: Rewrite, video_ids: Ids, embeddings: bool) -> Change | None:
+    """`rewritten` with the schema of the file's table."""
+    return rewritten(output, file, video_ids, tag_schema(embeddings) if file.table == TAGS else VIDEO_SCHEMA)
+
+
+@contextmanager
+def task_runner(plan: ScoringPlan, output: str, columns: Mapping[str, Any], log: JobLog) -> Iterator[TaskRunner]:
+    """The cluster, ready to tag."""
     connect()
-    waiting: dict[int, dict[tuple[int, int], dict[str, Any]]] = defaultdict(dict)
-    repeated: set[int] = set()
-    scored = tagging_graph(chunks, plan, planned.begun_folder)
-    for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in batch.to_pylist():
-            waiting[row["chunk"]][row["unit_id"], row["window_index"]] = answer(row, plan)
-            repeated |= {row["chunk"]} if row["repeated"] else set()
-        for number in [number for number, answers in waiting.items() if len(answers) == expected[number]]:
-            yield ScoredChunk(number, waiting.pop(number), number in repeated)
-    if waiting:
-        raise RuntimeError(f"chunks {sorted(waiting)} are incomplete after the last window; run tag again")
-
-
-def answer(row: Mapping[str, Any], plan: ScoringPlan) -> dict[str, Any]:
-    """Of one window's row the labels that reach their thresholds and their scores, or the reason why it has none."""
-    common = {name: row[name] for name in ("status", "message", "attempts")}
-    if row["status"] != OK:
-        return {"labels": [], "scores": [], **common}
-    named = [(plan.weights.classes[index], score) for index, score in zip(row["classes"], row["scores"], strict=True)]
-    kept = [(label, score) for label, score in named if score >= plan.thresholds[label]]
-    embedding = {"embedding": row["embedding"]} if plan.embedding_size else {}
-    return {"labels": [label for label, _ in kept], "scores": [score for _, score in kept], **common, **embedding}
+    with answering_board(log) as board:
+        yield TaskRunner(plan, output, columns, board)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hiera_video.optimization import OptimizerConfig, ScheduleConfig
+from hiera_video.models.config import EncoderConfig
+from hiera_video.optimization import OptimizerConfig, ScheduleConfig, scaled_learning_rate
 from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.background_writer import CheckpointConfig
 from jobs.runs.tracking import TrackingConfig
-from pipeline.decode.config import DecodeConfig
+from jobs.supervision.process_group import collective_seconds
+from jobs.weights.model_config import view_config
+from pipeline.decode.config import Backend, DecodeConfig
 from pipeline.sampling import DrawConfig, ViewConfig
 
 LOSS, KNN_TOP1 = "loss", "knn_top1"
+AUTO = "auto"
+DECODERS_FOR_CPUS = 2
 BestBy = Literal["loss", "top1", "knn_top1"]
 
 
@@ -64,19 +70,36 @@ class ProbedValidationConfig(ValidationConfig):
         yield "knn_clips", self.knn_clips >= 0, "must not be negative; use 0 for none"
 
 
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Who decodes clips; the limits are the defaults, since clips that `prepare` has transcoded come near none."""
+
+    backend: Backend = "auto"
+    """Decoding library: `auto` and `pyav` are PyAV; `decord` is decord, with PyAV where decord fails or is known to be
+    wrong."""
+
+    def __post_init__(self) -> None:
+        DecodeConfig(backend=self.backend)  # refuses a library that is not installed
+
+    @property
+    def limits(self) -> DecodeConfig:
+        """What the decoders take."""
+        return DecodeConfig(backend=self.backend)
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Checked):
+class TrainConfig(Checked, ABC):
     """What both phases configure. Constants of training stand here too, but are no keys (`ClassVar`)."""
 
-    # Training decodes clips that `prepare` has cut, transcoded and validated, so no clip comes near a default limit.
-    decode: ClassVar[DecodeConfig] = DecodeConfig()
     # It decides the order of floating-point sums, so a run must not depend on the machine's number of cores.
     threads_per_worker: ClassVar[int] = 1
+    # Optimizer steps between printed lines; the journal has every step.
+    log_every_steps: ClassVar[int] = 10
 
     TOPICS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "speed and memory": ("precision", "compile", "activation_checkpointing", "zero_stage", "decode_actors"),
         "failures": ("max_failures", "hang_minutes"),
-        "logging": ("log_every_steps", "trace_samples", "picture_clips"),
+        "logging": ("trace_samples", "picture_clips"),
     }
     """Headings of `--help` for keys outside slices."""
 
@@ -89,7 +112,8 @@ class TrainConfig(Checked):
     registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), of which a copy is kept under `output`."""
     workers: Any = 1
     """Training workers, one GPU each where there are GPUs; does not change what is computed. `[fewest, most]` is
-    elastic: as many as the cluster has capacity for, fewer when a host is lost, more when one joins."""
+    elastic: as many as the cluster has capacity for, fewer when a host is lost, more when one joins. Only numbers that
+    divide `global_batch` / `micro_batch` are taken: of `[4,8]` with 256 micro-batches 4 and 8."""
     seed: int = 0
     """Seed of every random draw."""
     epochs: float | None = None
@@ -97,12 +121,14 @@ class TrainConfig(Checked):
     steps: int | None = None
     """Length in optimizer steps; or give `epochs`."""
     global_batch: int = 512
-    """Views per optimizer step, over all workers."""
+    """Views per optimizer step, over all workers: videos times `view.repeats`."""
     micro_batch: int = 8
     """Views per forward pass on one worker."""
     view: DrawConfig = field(default_factory=DrawConfig)
-    decode_actors: int = 2
-    """Decoding processes of Ray Data."""
+    decode_actors: Any = AUTO
+    """Decoding processes of Ray Data for all workers together; `auto`: what the GPUs want (see `--dry-run`), as far as
+    there are CPUs for them; two for training on CPUs."""
+    decode: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -116,19 +142,20 @@ class TrainConfig(Checked):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    log_every_steps: int = 10
-    """Optimizer steps between printed lines; the journal has every step."""
     trace_samples: bool = False
     """Write the sample ids of every step to the journal."""
     max_failures: int = 3
-    """How often dead or hanging workers are restarted before the run fails."""
+    """How often dead or hanging workers are restarted without a new checkpoint in between before the run fails."""
     hang_minutes: float = 30.0
-    """Minutes without a step after which the stacks of all workers are written and the workers are restarted."""
+    """Minutes without a step after which the stacks of all workers are written and the workers are restarted; time-outs
+    of collective operations follow from it."""
 
     def rules(self) -> Rules:
         rule = f"with steps={self.steps}, exactly one must be given; set the other to null"
         yield "epochs", (self.epochs is None) != (self.steps is None), rule
-        for key in ("global_batch", "micro_batch", "decode_actors", "log_every_steps"):
+        actors = self.decode_actors
+        yield "decode_actors", actors == AUTO or (type(actors) is int and actors >= 1), "must be 1 or more, or auto"
+        for key in ("global_batch", "micro_batch"):
             yield key, getattr(self, key) >= 1, "must be at least 1; use 1 or more"
         yield "max_failures", self.max_failures >= 0, "must not be negative; use 0 for none"
         yield "hang_minutes", self.hang_minutes > 0, "must be positive; use 30"
@@ -142,13 +169,18 @@ class TrainConfig(Checked):
         yield "global_batch", whole == self.global_batch, rule
         micro_batches = self.global_batch // self.micro_batch
         fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
-        who = "" if len(self.worker_range) == 1 else "every permitted number "
+        who = "one of its numbers " if isinstance(self.workers, list | tuple) else ""
         rule = f"{who}must divide global_batch / micro_batch = {micro_batches}; use one of {', '.join(fitting)}"
-        yield "workers", not any(micro_batches % workers for workers in self.worker_range), rule
+        yield "workers", bool(self.worker_numbers), rule
 
     @property
-    def worker_range(self) -> range:
-        """The permitted numbers of workers.
+    def decoders(self) -> int:
+        """Decoding actors; of `auto` before the cluster is known: two."""
+        return DECODERS_FOR_CPUS if self.decode_actors == AUTO else int(self.decode_actors)
+
+    @property
+    def worker_numbers(self) -> tuple[int, ...]:
+        """The permitted numbers of workers, rising: those that give every worker as many micro-batches.
 
         Raises:
             ValueError: ``workers`` is not a number or ``[fewest, most]``.
@@ -159,23 +191,43 @@ class TrainConfig(Checked):
             raise ValueError(
                 f"workers={self.workers}: must be a whole number of at least 1, or [fewest, most]; use 1 or [1,2]"
             )
-        return range(bounds[0], bounds[1] + 1)
+        micro_batches = self.global_batch // self.micro_batch
+        return tuple(workers for workers in range(bounds[0], bounds[1] + 1) if micro_batches % workers == 0)
+
+    @property
+    def fewest_views(self) -> int:
+        """The smallest micro-batch that the phase permits."""
+        return 1
+
+    @property
+    def collective_seconds(self) -> int:
+        """How long a rank may wait for the others in a collective operation."""
+        return collective_seconds(self.hang_minutes, self.checkpoint.max_unsaved_minutes)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Of the whole global batch, at the end of the warm-up."""
+        return scaled_learning_rate(self.optimizer, self.global_batch, self.view.repeats)
+
+    @property
+    @abstractmethod
+    def encoder(self) -> EncoderConfig:
+        """The model's configuration, without what its classes decide."""
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """What the model takes: T, H, W for videos."""
-        raise NotImplementedError(f"{type(self).__name__} must give its model's input size")
+        """What the model takes: T, H, W for videos, H, W for images."""
+        return self.encoder.input_size
 
     @property
     def views(self) -> ViewConfig:
         """Training views in the shape that the model takes."""
-        frames, size, _ = self.input_size
-        return ViewConfig(num_frames=frames, size=size, **asdict(self.view))
+        return view_config(self.encoder, **asdict(self.view))
 
     def check_input_size(self) -> None:
-        """Refuse a model of images, or of videos that are not square: views are drawn square."""
-        if len(self.input_size) != 3 or self.input_size[1] != self.input_size[2]:
+        """Refuse a model of videos or images that are not square: views are drawn square."""
+        if self.input_size[-2] != self.input_size[-1]:
             raise ValueError(
-                f"model_overrides.input_size={'x'.join(map(str, self.input_size))}: training takes square videos; "
-                "use a video preset, or model_overrides.input_size=[T,S,S]"
+                f"model_overrides.input_size={'x'.join(map(str, self.input_size))}: training takes square views; "
+                "use model_overrides.input_size=[T,S,S], or [S,S] for images"
             )

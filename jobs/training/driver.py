@@ -12,18 +12,21 @@ from torch import nn
 
 from hiera_video.weights.checkpoint_files import save_model
 from jobs.checkpoints.store import Checkpoint, best_checkpoint, latest_checkpoint, read_journal
+from jobs.core.cli import echo, write_figures
 from jobs.core.config import config_dict, config_yaml
 from jobs.core.errors import TrainingStoppedError, UserError, storage_trouble_stops
 from jobs.core.init_source import BEST_WEIGHTS, WEIGHTS
-from jobs.core.ray_cluster import connect
+from jobs.core.ray_cluster import connect, has_gpus, node_addresses
 from jobs.reports.plots import Panel, curve_panels
 from jobs.runs.fencing import acquire_token
 from jobs.runs.node_metrics import node_metrics
 from jobs.runs.tracking import Run, recorded, start_run
 from jobs.supervision.capacity import check_capacity
+from jobs.supervision.process_group import listening
 from jobs.training.elastic import train
 from jobs.training.job import Phase, TrainingJob, plan_job
 from jobs.training.start import Start
+from jobs.training.stream import with_decoders
 from pipeline.storage.files import join, read_bytes, write_bytes
 
 CURVES = ("loss", "learning_rate", "clips_per_second")
@@ -34,7 +37,7 @@ def run_training(start: Start[Any], phase: Phase) -> dict[str, Any]:
 
     Raises:
         UserError: a mistake in the configuration, found before any worker starts.
-        StopRequestedError: SIGTERM or a pre-emption notice arrived; a checkpoint was written.
+        StopRequestedError: SIGTERM arrived, or the notice that this host is taken away; a checkpoint was written.
         TrainingStoppedError: training cannot continue, storage fails, or another start took the output over.
     """
     assert start.claim is not None
@@ -42,7 +45,9 @@ def run_training(start: Start[Any], phase: Phase) -> dict[str, Any]:
     _check_weights(start, phase)
     job = plan_job(start.command, start.claim.run_key, config, phase, start.prepared)
     connect()
-    check_capacity(config.worker_range, config.decode_actors)
+    job = with_decoders(job, gpus=has_gpus())
+    check_capacity(config.worker_numbers, job.config.decoders)
+    echo(listening(node_addresses(), has_gpus()))
     run = start_run(
         config.tracking,
         command=job.command,
@@ -82,6 +87,7 @@ def _finished(job: TrainingJob, run: Run) -> dict[str, Any]:
     lines = journal_lines(output)
     run.fill_gaps(lines)
     run.log_metrics({"final_loss": figures["final_loss"]})
+    write_figures(output, figures)  # before the pictures, which must not cost them
     with tempfile.TemporaryDirectory() as folder:
         curves = Path(folder) / "curves.png"
         steps = range(1, len(lines) + 1)

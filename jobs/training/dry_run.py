@@ -12,13 +12,13 @@ from hiera_video.analysis.flops import complexity_of
 from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.store import read_journal
 from jobs.core.init_source import is_registered, local_weights
-from jobs.training.config import TrainConfig
+from jobs.training.config import AUTO, TrainConfig
 from jobs.training.job import Phase, TrainingJob, plan_job
 from jobs.training.start import Start
+from jobs.training.stream import DECODE_SECONDS_PER_VIEW, decoders_wanted, views_per_gpu_second
 
 GIB = 2**30
 FLOAT32_BYTES, BF16_BYTES = 4, 2
-DECODE_SECONDS_PER_VIEW = 0.015  # 16 frames of 224 pixels from prepared clips, one core (measured, PyAV)
 # What each ZeRO stage cuts into one share a worker.
 PARTITIONED: Mapping[int, tuple[str, ...]] = {
     0: (),
@@ -56,9 +56,10 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
     job = plan_job("dry run", "", config, phase, prepared)
     clips = prepared.num_clips("train", labelled_only=phase.labelled_only)
     views = job.total_steps * config.global_batch
-    architecture: Any = phase.build_step(load_init=False).model.config
-    size = complexity_of(architecture)
-    activations = activation_bytes(architecture, recompute=config.activation_checkpointing)
+    step = phase.build_step(load_init=False)
+    model_config: Any = step.model.config
+    size = complexity_of(model_config)
+    activations = activation_bytes(model_config, recompute=config.activation_checkpointing)
     memory = worker_memory(config, size.parameters, activations)
     checkpoint = checkpoint_bytes(config, size.parameters) / GIB
     return {
@@ -68,11 +69,15 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
         "steps": job.total_steps,
         "warm-up steps": job.warmup_steps,
         "views": views,
+        "videos a step, each of view.repeats views": config.global_batch / config.view.repeats,
+        "permitted numbers of workers": ", ".join(map(str, config.worker_numbers)),
+        "peak learning rate": config.peak_learning_rate,
         "effective epochs (views / clips)": views / clips,
         "passes over the data, each of view.repeats views a clip": views / clips / config.view.repeats,
         "parameters": size.parameters,
         "multiply-adds a view, forward": f"{size.multiply_adds / 1e9:.4g} G",
         **_speed(config, plan, job, start.cursor.step, size.multiply_adds),
+        **_decoding(config, step.multiply_adds()),
         **{f"GiB a worker, ZeRO {n}{' (chosen)' * (n == config.zero_stage)}": gib for n, gib in memory.items()},
         "GiB a checkpoint": checkpoint,
         # One is being written while the next one is gathered and waits; all workers read the same one.
@@ -96,7 +101,7 @@ def worker_memory(config: TrainConfig, parameters: int, bytes_per_view: int) -> 
     activations = float(config.micro_batch * bytes_per_view)
     if config.precision == "bf16":  # and autocast keeps a copy of the weights in bfloat16
         activations = activations * BF16_SHARE + BF16_BYTES * parameters
-    workers = config.worker_range[0]  # the fewest have the largest shares
+    workers = config.worker_numbers[0]  # the fewest have the largest shares
     memory = {}
     for stage, cut in PARTITIONED.items():
         shares = {name: size / (workers if name in cut else 1) for name, size in parts.items()}
@@ -133,6 +138,23 @@ def _speed(config: TrainConfig, plan: PlanConfig, job: TrainingJob, done: int, m
         f"views a second {basis}": rate,
         f"cores that decode, {basis}": rate * DECODE_SECONDS_PER_VIEW,
         f"model TFLOP/s {basis}": rate * multiply_adds * 6 / 1e12,
+    }
+
+
+def _decoding(config: TrainConfig, step_multiply_adds: int | None) -> dict[str, Any]:
+    """What GPUs would take, against what is configured."""
+    if not step_multiply_adds:
+        return {}
+    workers = config.worker_numbers[-1]
+    wanted = decoders_wanted(workers, step_multiply_adds)
+    actors = wanted if config.decode_actors == AUTO else config.decoders
+    verdict = (
+        "" if actors >= wanted else f"; too few for GPUs, which want {wanted}: use decode_actors={wanted}, or auto"
+    )
+    return {
+        f"views a second that {workers} GPUs take (A100, or this machine's, 35 % utilisation)": workers
+        * views_per_gpu_second(step_multiply_adds),
+        "decode_actors on GPUs": f"{actors}, {actors / DECODE_SECONDS_PER_VIEW:.0f} views a second{verdict}",
     }
 
 

@@ -12,7 +12,7 @@ from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.runs.tracking import unrecorded
 from jobs.training.config import KNN_TOP1, LOSS, TrainConfig, ValidationConfig
-from jobs.training.step import TrainStep
+from jobs.training.steps.step import TrainStep
 from pipeline.shards.reader import PreparedSet
 
 
@@ -68,7 +68,7 @@ class WorkerResult:
     step: int
     """Optimizer steps that are saved."""
     stopped: bool = False
-    """Whether it was asked to stop (SIGTERM, pre-emption)."""
+    """Whether it was asked to stop (SIGTERM to the driver, or the notice that its host is taken away)."""
     failure: str = ""
     """Why training cannot continue, if it cannot; replacing the workers would not help."""
 

@@ -28,7 +28,8 @@ class Journal:
     Args:
         multiply_adds: of all that a step does with one view; None when unknown.
         peak: TFLOP/s of one rank's device; None when unknown.
-        timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not repeat.
+        timed_out: (epoch, sample id) of views that failed before a restart, for a reason that may not repeat; those of
+            a pass over the set that has ended are dropped.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Journal:
             self.timed_out += [
                 (failure.epoch, failure.sample_id) for failure in failures if failure.reason in MAY_NOT_REPEAT
             ]
+        reached = consumed[-1].epochs[-1]  # no view of an earlier pass comes again
+        self.timed_out = [(epoch, sample) for epoch, sample in self.timed_out if epoch >= reached]
         used = utilisation(figures["clips_per_second"], self._multiply_adds, dist.get_world_size(), self._peak)
         if used is not None:
             figures["model_flop_utilisation"] = used

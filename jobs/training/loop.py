@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hiera_video.optimization import build_optimizer, learning_rate_at, scaled_learning_rate, set_learning_rate
+from hiera_video.optimization import build_optimizer, learning_rate_at, set_learning_rate
 from jobs.checkpoints.background_writer import CheckpointWriter
 from jobs.checkpoints.optimizer_state import (
     gather_optimizer_state,
@@ -30,12 +31,15 @@ from jobs.checkpoints.optimizer_state import (
 from jobs.checkpoints.store import Checkpoint, read_checkpoint
 from jobs.runs.fencing import FencingToken
 from jobs.supervision.coordinator import Activity, CoordinatorClient, StopReason
+from jobs.supervision.process_group import limit_collectives
 from jobs.training.agreement import Agreed, Agreement
+from jobs.training.device_memory import DeviceMemory, does_not_fit, resident_bytes
 from jobs.training.job import TrainingJob, WorkerResult
 from jobs.training.journal import Journal, gather_in_stream_order
 from jobs.training.mfu import peak_tflops
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns, one_ahead
-from jobs.training.step import TrainStep
+from jobs.training.steps.step import TrainStep
+from jobs.training.stream import known_failures
 from jobs.training.validation import Validator
 from pipeline.datasets.train import iter_micro_batches
 from pipeline.seeds import derive_seed
@@ -103,21 +107,22 @@ class Worker:
             self._journal.step,
             total_steps=self._job.total_steps,
             warmup_steps=self._job.warmup_steps,
-            peak=scaled_learning_rate(self._job.config.optimizer, self._job.config.global_batch),
+            peak=self._job.config.peak_learning_rate,
             final=self._job.config.schedule.final_learning_rate,
         )
         set_learning_rate(self._engine.optimizer, learning_rate)
         losses, consumed = list[Tensor](), list[MicroBatch]()
-        for micro_batch in range(self._engine.gradient_accumulation_steps()):
-            self._mark(Activity.WAITING_FOR_DATA, micro_batch)
-            batch = self._journal.next_batch(self._batches)
-            self._mark(Activity.FORWARD, micro_batch)
-            loss = self._engine(batch)
-            self._mark(Activity.BACKWARD, micro_batch)
-            self._engine.backward(loss)
-            self._engine.step()  # takes a step only when the global batch is complete
-            losses.append(loss.detach())
-            consumed.append(replace(batch, frames=NO_FRAMES))  # the journal needs no pixels, the device its memory
+        with self._memory_reported():
+            for micro_batch in range(self._engine.gradient_accumulation_steps()):
+                self._mark(Activity.WAITING_FOR_DATA, micro_batch)
+                batch = self._journal.next_batch(self._batches)
+                self._mark(Activity.FORWARD, micro_batch)
+                loss = self._engine(batch)
+                self._mark(Activity.BACKWARD, micro_batch)
+                self._engine.backward(loss)
+                self._engine.step()  # takes a step only when the global batch is complete
+                losses.append(loss.detach())
+                consumed.append(replace(batch, frames=NO_FRAMES))  # the journal needs no pixels, the device its memory
         self._mark(Activity.AGREEING, len(losses))
         # A finite loss may have gradients that are not: neither what they made of the weights nor a lost step is saved.
         sound_loss = torch.where(step_was_sound(self._engine), torch.stack(losses).mean(), torch.nan)
@@ -162,6 +167,19 @@ class Worker:
             self._coordinator.end(result)
         self._coordinator.close()
 
+    @contextmanager
+    def _memory_reported(self) -> Iterator[None]:
+        """Report a micro-batch that does not fit, which new workers would not change, before this rank dies of it."""
+        resident = resident_bytes(self._engine.device)
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            config = self._job.config
+            memory = DeviceMemory.of(self._engine.device, resident)
+            failure = does_not_fit(config.micro_batch, config.fewest_views, memory)
+            self._coordinator.end(WorkerResult(self._journal.step, failure=failure))
+            raise
+
     def _mark(self, activity: Activity, micro_batch: int = 0) -> None:
         self._coordinator.mark(self._journal.step, micro_batch, activity)
 
@@ -170,13 +188,8 @@ class Worker:
         weights = gather_weights(self._engine, keep=self._saves)
         optimizer = gather_optimizer_state(self._engine, keep=self._saves)
         step, journal = self._journal.step, self._journal
-        extra = {"run_key": self._job.run_key, "mlflow_run_id": self._run_id, "timed_out": journal.timed_out}
+        extra = {"run_key": self._job.run_key, "mlflow_run_id": self._run_id, "timed_out": list(journal.timed_out)}
         return Checkpoint(step, step * self._job.config.global_batch, weights, optimizer, extra, metric)
-
-
-def known_failures(extra: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """(epoch, sample id) of the views whose decoding took too long, so that a resumed run makes the same decision."""
-    return [(epoch, sample) for epoch, sample in extra.get("timed_out", [])]
 
 
 def _checkpoint(output: str, step: int) -> Checkpoint | None:
@@ -207,6 +220,7 @@ def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
         "steps_per_print": 2**31,
     }
     engine = start_engine(step, build_optimizer(step.model, config.optimizer), settings)
+    limit_collectives(config.collective_seconds)  # of the groups that DeepSpeed has made, too
     if checkpoint:
         scatter_optimizer_state(engine, checkpoint.optimizer)
     return engine

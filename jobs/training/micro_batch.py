@@ -45,6 +45,13 @@ class MicroBatch:
     failures: list[Failure] = field(default_factory=list)
     """Views that could not be decoded."""
 
+    @property
+    def videos(self) -> list[str]:
+        """The clip that each sample shows, ``[B]``: of a view that could not be decoded, the one that stands in."""
+        shown = {(failure.epoch, failure.sample_id): failure.replaced_by for failure in self.failures}
+        samples = zip(self.epochs, self.sample_ids, strict=True)
+        return [(shown.get((epoch, sample)) or sample).rpartition("#")[0] for epoch, sample in samples]
+
     def sample_seeds(self, purpose: str) -> list[int]:
         """One seed per sample, a function of (run seed, purpose, epoch, sample id)."""
         samples = zip(self.epochs, self.sample_ids, strict=True)

@@ -7,7 +7,6 @@ run resumes as it began, even if the set has grown, an alias has moved or `init`
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from jobs.core.init_source import (
     RUN_LINK,
     SHIPPED_CLASSES,
     absolute_init,
+    class_names,
     initial_metadata,
     is_registered,
     links_of,
@@ -31,6 +31,7 @@ from jobs.core.init_source import (
 from jobs.runs.claim import Claim, new_claim, read_claim, release_output
 from jobs.runs.tracking import data_tags, tracking_uri
 from jobs.training.config import TrainConfig
+from jobs.weights.model_config import refuse_other_media
 from jobs.weights.registry import KEPT, initial_file, keep_under
 from pipeline.manifest.formats import read_class_list
 from pipeline.shards.reader import PreparedSet, open_prepared
@@ -39,6 +40,12 @@ from pipeline.storage.files import StorageError, absolute, join
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 DATA_VERSION, INIT, NEW_HEAD, TAGS = "data_version", "init", "new_head", "tags"  # pins of a run
+ARITHMETIC = "arithmetic"
+# Counted up when the same configuration and data give other samples, draws or updates; pinned by every run since 2.
+# 2: mixing partners are of other videos; the decoder's position table and mask token decay.
+# 3: the batch that the learning rate is for counts videos, not their repeats; copies of rare clips (balanced classes)
+# are spread over the epoch; RandAugment's moves leave the mean colour in images, which had grey.
+ARITHMETIC_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,10 @@ def _read(command: str, config: ConfigT, claim: Claim | None, *, labelled: bool,
         raise UserError(
             f"data={config.data}: has no classes; prepare it with `annotations` or from a folder of classes"
         )
+    refuse_other_media(config.encoder, prepared)
     cursor = newest_cursor(config.output)
     if claim is not None:
+        _refuse_other_arithmetic(config.output, claim)
         init = join(config.output, KEPT, claim.pins[INIT]) if INIT in claim.pins else config.init
         links = {key: value for key, value in claim.pins[TAGS].items() if key.endswith(RUN_LINK)}
         return Start(command, config, claim, prepared, init, links, claim.pins[NEW_HEAD], cursor)
@@ -131,10 +140,25 @@ def _pins(start: Start[Any]) -> dict[str, Any]:
         "command": start.command,
         DATA_VERSION: start.prepared.version,
         NEW_HEAD: start.new_head,
+        ARITHMETIC: ARITHMETIC_VERSION,
         TAGS: {**start.links, **data_tags(start.prepared)},
     }
     # By its name alone: an output that is moved takes the copy along.
     return pins | ({INIT: posixpath.basename(str(start.init))} if start.init != start.config.init else {})
+
+
+def _refuse_other_arithmetic(output: str, claim: Claim) -> None:
+    """A run resumed by other rules would be neither the old one nor the new one.
+
+    Raises:
+        UserError: the run was started under other rules of training.
+    """
+    if (version := claim.pins.get(ARITHMETIC, 1)) != ARITHMETIC_VERSION:
+        raise UserError(
+            f"output={output}: holds a run that an {'older' if version < ARITHMETIC_VERSION else 'newer'} release "
+            f"started, which trains otherwise (arithmetic {version}, here {ARITHMETIC_VERSION}); resume it with that "
+            "release, or choose another output"
+        )
 
 
 def classes_of(init: str | None) -> tuple[str, ...] | None:
@@ -148,7 +172,7 @@ def classes_of(init: str | None) -> tuple[str, ...] | None:
     metadata = initial_metadata(init)
     if init is None or "config_class" in metadata:
         has_head = metadata.get("part") != ENCODER
-        return tuple(json.loads(metadata["classes"])) if has_head and "classes" in metadata else None
+        return class_names(init, metadata) if init and has_head and "classes" in metadata else None
     with local_weights(init) as path:
         try:
             head = read_weights(path).tensors.get("head.bias")

@@ -23,7 +23,7 @@ from hiera_video.metrics.knn_probe import nearest_neighbour_top1
 from jobs.training.config import KNN_TOP1, LOSS
 from jobs.training.job import TrainingJob
 from jobs.training.micro_batch import MicroBatch
-from jobs.training.step import TrainStep
+from jobs.training.steps.step import TrainStep
 from pipeline.datasets.validation import FixedView, fixed_views
 from pipeline.storage.files import StorageError, join, write_bytes
 
@@ -117,7 +117,7 @@ class Validator:
     def _clips(self, split: str, count: int, *, labelled_only: bool) -> Iterator[FixedView]:
         """This rank's share; storage that does not answer ends it early, with a warning."""
         share = {"part": dist.get_rank(), "parts": dist.get_world_size(), "count": count}
-        views, decode = self._job.config.views, self._job.config.decode
+        views, decode = self._job.config.views, self._job.config.decode.limits
         clips = fixed_views(self._job.prepared, views, split=split, labelled_only=labelled_only, decode=decode, **share)
         try:
             for clip in clips:
@@ -131,7 +131,7 @@ class Validator:
         return MicroBatch(
             frames=torch.from_numpy(clip.frames)[None].to(self._device),
             labels=torch.tensor([clip.label], device=self._device),
-            sample_ids=[f"{clip.clip_id}#held-out"],
+            sample_ids=[f"{clip.clip_id}#validation"],
             epochs=[0],
             position=0,
             seed=self._job.config.seed,

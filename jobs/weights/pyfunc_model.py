@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from hiera_video.inference import Probabilities
 from hiera_video.models.hiera import Hiera
 from hiera_video.weights.checkpoint_files import load_model, read_metadata
-from pipeline.decode.config import DecodeConfig, DecodeError, TimeView, VideoInfo
+from pipeline.decode.config import DecodeConfig, DecodeError, ImageView, TimeView, VideoInfo
 from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.media import Media
 from pipeline.sampling import center_crop
 from pipeline.schema import OK
-from pipeline.storage.files import absolute, local_copy
+from pipeline.storage.fetch import fetched
+from pipeline.storage.files import absolute
 from pipeline.tagging.windows import WindowGrid, window_times
 
 BATCH = 16
@@ -42,7 +45,8 @@ class VideoClassifier(PythonModel):  # type: ignore[misc]  # MLflow has no types
         model = load_model(weights)
         assert isinstance(model, Hiera)  # checked when it was registered
         self._score = Probabilities(model).eval()
-        self._size = model.config.input_size
+        self._config = model.config
+        self._media: Media = "video" if model.config.is_video else "image"
         self.classes: list[str] = json.loads(read_metadata(weights)["classes"])
         settings = context.model_config
         self._grid = WindowGrid(float(settings["window_seconds"]), float(settings["hop_seconds"]))
@@ -54,9 +58,9 @@ class VideoClassifier(PythonModel):  # type: ignore[misc]  # MLflow has no types
         """Scores of each class, a column each.
 
         Args:
-            model_input: uint8 frames ``[B, T, H, W, 3]`` → a row per view; or the path or URI of one video → a row per
-                window, with ``start_seconds``, ``end_seconds``, and in ``status`` and ``message`` why a window
-                has no scores.
+            model_input: uint8 frames ``[B, T, H, W, 3]``, of images ``[B, H, W, 3]`` → a row per view; or the path or
+                URI of one video or image → a row per window (an image has one), with ``start_seconds``,
+                ``end_seconds``, and in ``status`` and ``message`` why a window has no scores.
         """
         if isinstance(model_input, str | os.PathLike):
             return self._video(absolute(str(model_input)))
@@ -76,9 +80,12 @@ class VideoClassifier(PythonModel):  # type: ignore[misc]  # MLflow has no types
 
     def _windows(self, uri: str) -> Iterator[dict[str, Any]]:
         """A row per window; one without times for a video that cannot be opened."""
+        limits = DecodeConfig(deadline_seconds=DECODE_SECONDS)
         try:
-            with local_copy(uri) as path, IsolatedDecoder(DecodeConfig(deadline_seconds=DECODE_SECONDS)) as decoder:
+            with fetched(uri, limits.max_bytes) as path, IsolatedDecoder(limits, self._media) as decoder:
                 info = decoder.probe(path)
+                if self._media == "image":
+                    info = replace(info, num_frames=1)
                 seconds = info.duration_seconds or info.num_frames / NOMINAL_FPS
                 for index in range(int(self._grid.count(seconds))):
                     yield self._window(decoder, path, info, self._grid.span(index, seconds), seconds / info.num_frames)
@@ -88,15 +95,21 @@ class VideoClassifier(PythonModel):  # type: ignore[misc]  # MLflow has no types
     def _window(
         self, decoder: IsolatedDecoder, path: Path, info: VideoInfo, span: tuple[float, float], frame_seconds: float
     ) -> dict[str, Any]:
-        frames, height, width = self._size
         row = {"start_seconds": span[0], "end_seconds": span[1]}
-        times = window_times(span, frame_seconds, frames)
         try:
-            (clip,) = decoder.decode(path, [TimeView(times, center_crop(info.height, info.width), (height, width))])
+            (clip,) = decoder.decode(path, [self._view(info, span, frame_seconds)])
         except DecodeError as error:
             return {**row, "status": error.reason, "message": error.message}
         scores = dict(zip(self.classes, self._probabilities(clip[None])[0], strict=True))
         return {**row, "status": OK, "message": "", **scores}
+
+    def _view(self, info: VideoInfo, span: tuple[float, float], frame_seconds: float) -> TimeView | ImageView:
+        *frames, height, width = self._config.input_size
+        if not frames:
+            resized = int(height / self._config.test_crop_share)
+            return ImageView(None, (height, width), self._config.interpolation, resized)
+        times = window_times(span, frame_seconds, frames[0])
+        return TimeView(times, center_crop(info.height, info.width), (height, width))
 
 
 mlflow.models.set_model(VideoClassifier())

@@ -19,10 +19,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from jobs.core.cli import echo
-from jobs.core.errors import UserError, first_line
+from jobs.core.errors import UserError
 from jobs.core.init_source import DIGEST_CHARACTERS, WEIGHTS, is_registered
-from jobs.runs.mlflow_sender import FAILURES, database_file
-from jobs.runs.tracking import TrackingConfig, tracking_client, tracking_uri
+from jobs.runs.mlflow_limits import FAILURES
+from jobs.runs.mlflow_store import refuse_other_host
+from jobs.runs.tracking import TrackingConfig, refuse_new_database, tracking_client, tracking_uri
+from pipeline.storage.errors import first_line
 from pipeline.storage.files import exists, join, write_bytes
 
 IN_THE_MODEL = f"artifacts/{WEIGHTS}"
@@ -43,7 +45,7 @@ def initial_file(init: str, tracking: TrackingConfig, output: str | None) -> Ite
     if not is_registered(init):
         yield init
         return
-    _refuse_new_database(tracking_uri(tracking, output))
+    refuse_new_database(tracking_uri(tracking, output))
     client = tracking_client(tracking, output)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -66,21 +68,13 @@ def keep_under(output: str, file: str) -> str:
     return uri
 
 
-def _refuse_new_database(uri: str | None) -> None:
-    """MLflow would make an empty one of a mistyped path."""
-    database = database_file(uri) if uri else None
-    if database is not None and not database.exists():
-        raise UserError(
-            f"tracking.uri={uri}: no such database, so no registry; give the one that `python -m jobs.register` used"
-        )
-
-
 def _fetch(client: MlflowClient, init: str, folder: str) -> Path:
     named = NAMED.fullmatch(init)
     if named is None:
         raise UserError(f"init={init}: must be models:/NAME@ALIAS or models:/NAME/VERSION; write it so")
     name, version = named["name"], _version(client, init, named)
     model = client.get_model_version_download_uri(name, version)
+    refuse_other_host(client, model)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with _long_timeout():
         stored = mlflow.artifacts.list_artifacts(join(model, "artifacts"), tracking_uri=client.tracking_uri)

@@ -18,7 +18,9 @@ TOLERANCE = 1e-5
 
 @torch.no_grad()
 def export_program(model: Hiera, path: Path, metadata: Mapping[str, str]) -> float:
-    """Write a program from uint8 frames ``[B, T, H, W, 3]``, B free, to scores ``[B, classes]``, and read it back.
+    """Write a program from uint8 frames to scores ``[B, classes]``, B free, and read it back.
+
+    Frames are ``[B, T, H, W, 3]``; of a model of images ``[B, H, W, 3]``.
 
     Args:
         metadata: kept inside as ``metadata.json`` (``extra_files`` of `torch.export.load`); the class names are there.

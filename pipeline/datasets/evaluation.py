@@ -20,7 +20,8 @@ from pipeline.decode.config import DecodeConfig
 from pipeline.ray_data import configure_execution
 from pipeline.sampling import ViewConfig
 from pipeline.schema import OK
-from pipeline.shards.reader import PreparedSet, RowGroupReader, Selection, label_indices
+from pipeline.shards.reader import PreparedSet, RowGroupReader, label_indices
+from pipeline.shards.selection import Selection
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -94,7 +95,7 @@ class DecodeEvaluationViews:
 
     def __post_init__(self) -> None:
         self.reader = RowGroupReader(self.selection, cache_bytes=0)
-        self.decoder = ClipDecoder(self.decode)
+        self.decoder = ClipDecoder(self.decode, self.view.media)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for group in batch["group"]:
@@ -116,9 +117,7 @@ class DecodeEvaluationViews:
                 "uri": pa.array([clip["uri"]] * count, pa.string()),
                 "label": np.repeat(label_indices(row["label"], self.classes), count),
                 "view": np.arange(count, dtype=np.int64),
-                "repeats_frames": pa.array(
-                    [len(np.unique(view.frame_indices)) < len(view.frame_indices) for view in views]
-                ),
+                "repeats_frames": pa.array([len(np.unique(view.keys)) < len(view.keys) for view in views]),
                 "status": pa.array([failure or OK] * count, pa.string()),
                 "video": ArrowTensorArray.from_numpy(video),
             }

@@ -2,7 +2,9 @@
 
 Epoch e's views are a permutation of all (clip, repeat) pairs; epoch e + 1's follow without a seam. Row groups are
 shuffled over the whole set, clips within a window of row groups, and the repeats of a clip stay together, so that they
-come from one decode and one window of reads. Prepare has shuffled the clips over the row groups before, once.
+come from one decode and one window of reads; or, where a micro-batch must not hold one clip alone, some clips take
+turns. Prepare has shuffled the clips over the row groups before, once. Of balanced classes, each number of copies of a
+row group's clips is a group of its own (`pipeline.shards.selection`), so these copies are spread over the epoch.
 """
 
 from __future__ import annotations
@@ -56,11 +58,22 @@ class StreamPart:
 class StreamOrder:
     """Where each position of the stream comes from."""
 
-    def __init__(self, clips_per_group: Ints, *, seed: int, digest: str, repeats: int, window_groups: int) -> None:
+    def __init__(
+        self,
+        clips_per_group: npt.NDArray[np.signedinteger],
+        *,
+        seed: int,
+        digest: str,
+        repeats: int,
+        window_groups: int,
+        clips_side_by_side: int = 1,
+    ) -> None:
         """
         Args:
-            clips_per_group: int64 [groups], the clips to train on in each row group.
+            clips_per_group: [groups], the clips to train on in each group of reads.
             window_groups: row groups over which clips are shuffled; what a reader holds in memory at a time.
+            clips_side_by_side: that many clips (at an epoch's end up to twice as many) take turns, repeat by repeat.
+                As many consecutive views of an epoch are then of different clips.
         """
         if clips_per_group.sum() == 0:
             raise ValueError("clips=0: a stream needs at least one clip; check split and labels of the data")
@@ -70,6 +83,7 @@ class StreamOrder:
         self.digest = digest
         self.repeats = repeats
         self.window_groups = window_groups
+        self.clips_side_by_side = clips_side_by_side
         # The last epoch's and window's order: neighbouring positions share them.
         self._groups: tuple[int, Ints, Ints] | None = None
         self._window: tuple[tuple[int, int], Ints] | None = None
@@ -88,10 +102,18 @@ class StreamOrder:
         position = start
         while position < stop:
             epoch, offset = divmod(position, self.views_per_epoch)
-            ordinal, repeat = divmod(offset, self.repeats)
-            views = min(self.repeats - repeat, stop - position)
+            ordinal, repeat = self._clip_and_repeat(offset)
+            views = 1 if self.clips_side_by_side > 1 else min(self.repeats - repeat, stop - position)
             yield Run(position, epoch, self._clip(epoch, ordinal), repeat, views)
             position += views
+
+    def _clip_and_repeat(self, offset: int) -> tuple[int, int]:
+        """A view's clip, by its ordinal in the epoch, and its repeat."""
+        several = self.clips_side_by_side
+        first = min(offset // (several * self.repeats), max(1, self.clips // several) - 1) * several
+        clips = several if first + 2 * several <= self.clips else self.clips - first  # the last ones take the rest
+        repeat, number = divmod(offset - first * self.repeats, clips)
+        return first + number, repeat
 
     def _clip(self, epoch: int, ordinal: int) -> int:
         """The ``ordinal``-th clip of an epoch."""
@@ -105,8 +127,8 @@ class StreamOrder:
             return self._groups[1:]
         groups = generator(self.seed, "row groups", self.digest, epoch).permutation(len(self.clips_per_group))
         sizes = self.clips_per_group[groups]
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        self._groups = (epoch, groups, starts[:: self.window_groups])
+        starts = np.cumsum(sizes) - sizes
+        self._groups = (epoch, groups, starts[:: self.window_groups].copy())  # not a view, which would keep them all
         return self._groups[1:]
 
     def _shuffled_window(self, epoch: int, window: int) -> Ints:

@@ -9,8 +9,9 @@ Every block is one row, and every row is one micro-batch: blocks can then neithe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ import ray.data
 from ray.data.extensions import ArrowTensorArray
 
 from pipeline.datasets.order import Run, StreamOrder, StreamPart, segments
-from pipeline.decode.clip_decoder import ClipDecoder
-from pipeline.decode.config import DecodeConfig, FrameView
+from pipeline.decode.clip_decoder import ClipDecoder, training_view
+from pipeline.decode.config import DecodeConfig, FrameView, ImageView
 from pipeline.ray_data import configure_execution
 from pipeline.sampling import ViewConfig, generator, random_resized_crop, training_indices
 from pipeline.schema import CLIP_SCHEMA, UNLABELLED
-from pipeline.shards.reader import PreparedSet, RowGroupReader, Selection, label_indices
+from pipeline.shards.reader import PreparedSet, RowGroupReader, label_indices
+from pipeline.shards.selection import Selection
 
 Columns = dict[str, Any]
 
@@ -75,13 +77,16 @@ def training_stream(
     Raises:
         ValueError: the split holds no clip to train on, or the positions are none or no whole micro-batches.
     """
+    if prepared.num_clips(split, labelled_only) == 0:
+        raise ValueError("clips=0: a stream needs at least one clip; check split and labels of the data")
     selection = prepared.selection(split, labelled_only, view.balance_classes)
-    order = StreamOrder(
-        selection.clips_per_group,
+    order = partial(
+        StreamOrder,
         seed=seed,
         digest=prepared.digest,
         repeats=view.repeats,
-        window_groups=WINDOW_GROUPS,
+        window_groups=WINDOW_GROUPS * selection.groups_per_row_group,
+        clips_side_by_side=view.clips_side_by_side,
     )
     pieces = segments(start_position, stop_position, micro_batch)
     plan = ray.data.from_items([{"start": int(a), "stop": int(b)} for a, b in pieces], override_num_blocks=len(pieces))
@@ -151,13 +156,15 @@ class ReadMicroBatches:
     """Stage: segments of the stream in, the encoded clips of one micro-batch per row out."""
 
     selection: Selection
-    order: StreamOrder
+    new_order: Callable[[npt.NDArray[np.int32]], StreamOrder]
+    """Makes the order from the clips of each group, where it is used: it is as large as there are groups."""
     micro_batch: int
     classes: Sequence[str]
     start_position: int = 0
     part: StreamPart | None = None
 
     def __post_init__(self) -> None:
+        self.order = self.new_order(self.selection.clips_per_group)
         self.reader = RowGroupReader(self.selection)
 
     def __call__(self, batch: Columns) -> Iterator[pa.Table]:
@@ -169,9 +176,9 @@ class ReadMicroBatches:
     def _row(self, runs: list[Run]) -> pa.Table:
         self.reader.prefetch(run.clip for run in runs)
         clips = pa.concat_tables([self.reader.clip(run.clip) for run in runs]).combine_chunks()
-        copies = self.selection.copies
         # Each copy of a clip (balanced classes) counts its repeats after the others', so that its draws differ.
-        offsets = [self.order.repeats * int(copies[run.clip]) for run in runs]
+        copies = [self.selection.copy(self.selection.group(run.clip)) for run in runs]
+        offsets = [self.order.repeats * copy for copy in copies]
         runs = [replace(run, first_repeat=run.first_repeat + add) for run, add in zip(runs, offsets, strict=True)]
         arrays = [pa.array([getattr(run, name) for run in runs], pa.int64()) for name in RUN_SCHEMA.names[:4]]
         arrays.append(pa.array(label_indices(clips["label"], self.classes)))
@@ -190,7 +197,7 @@ class DecodeMicroBatches:
     known_failures: frozenset[tuple[int, str]]
 
     def __post_init__(self) -> None:
-        self.decoder = ClipDecoder(self.decode)
+        self.decoder = ClipDecoder(self.decode, self.view.media)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         runs = table["runs"].combine_chunks().flatten()
@@ -217,13 +224,13 @@ class DecodeMicroBatches:
         micro_batch.replace_failures()
         return micro_batch.table()
 
-    def _draw(self, run: dict[str, Any], sample: str) -> FrameView:
+    def _draw(self, run: dict[str, Any], sample: str) -> FrameView | ImageView:
         """The frames and the box of one view: a function of (seed, epoch, sample id)."""
         start = generator(self.seed, "start", run["epoch"], sample)
         crop = generator(self.seed, "crop", run["epoch"], sample)
         indices = training_indices(run["num_frames"], run["fps"], self.view, start)
         box = random_resized_crop(run["height"], run["width"], self.view.crop_scale, self.view.crop_aspect, crop)
-        return FrameView(indices, box, (self.view.size, self.view.size))
+        return training_view(self.view, indices, box)
 
 
 class _MicroBatch:

@@ -46,7 +46,7 @@ def fixed_views(
     numbers = range(part, min(count, int(selection.clips_per_group.sum())), parts)
     if not numbers:
         return
-    reader, decoder = RowGroupReader(selection), ClipDecoder(decode or DecodeConfig())
+    reader, decoder = RowGroupReader(selection), ClipDecoder(decode or DecodeConfig(), view.media)
     with decoder.decoder:
         for number in numbers:
             row = reader.clip(number)

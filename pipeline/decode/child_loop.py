@@ -1,28 +1,38 @@
 """The child's side: one loop that answers requests about videos, one at a time, confined.
 
-Its imports are few, so that a child starts in 0.2 s, and it holds nothing that a damaged video could hurt.
+Its imports are few, so that a child starts in 0.2 s, and it holds nothing that a damaged video could hurt. All of them
+come before it is confined: afterwards no file can be opened by name, and a late import fails.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.error
+import av.subtitles.codeccontext
+import av.subtitles.stream
+import numpy.ma
 
+from pipeline.confinement.messages import Refusal, write_message
+from pipeline.confinement.system_calls import refuse_system_calls
 from pipeline.decode.child_process import MOST_DEADLINES
 from pipeline.decode.config import DecodeConfig, DecodeError
 
 # The child's own alarm rings after the parent has given up: the last resort when the parent cannot kill it.
 ALARM_DEADLINES = 2 * MOST_DEADLINES
 PROGRESS_REPORTS_A_DEADLINE = 10
+OPEN_FILES = 64
+MOST_FILES_OF_A_REQUEST = 2
+# What PyAV and NumPy would import when they first need it.
+IMPORTED_EARLY = (av.subtitles.codeccontext, av.subtitles.stream, numpy.ma)
 # What a library raises for a video that it cannot read.
 LIBRARY_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError)
 
@@ -30,9 +40,11 @@ LIBRARY_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError)
 class Replies:
     """How a handler answers before it has its result. Each message begins a new deadline, here and in the parent."""
 
-    def __init__(self, connection: Connection, limits: DecodeConfig) -> None:
+    def __init__(self, parent: BinaryIO, limits: DecodeConfig, memory: Sequence[int] = ()) -> None:
         self.limits = limits
-        self._connection = connection
+        self.memory = memory
+        """Descriptors that came with the request beside the video's."""
+        self._parent = parent
         self._reported = 0.0
 
     def emit(self, output: Any) -> None:
@@ -47,67 +59,70 @@ class Replies:
 
     def _send(self, kind: str, content: Any) -> None:
         arm(self.limits.deadline_seconds)
-        self._connection.send((kind, content))
+        write_message(self._parent, kind, content)
 
 
 Handler = Callable[[str, Any, Replies], Any]
-"""Path, request and replies → the request's result. A ``DecodeError``, or what a library raises, rejects the video."""
+"""Path, request and replies → the request's result. A ``DecodeError``, or what a library raises, rejects the video.
+
+The path is that of an open descriptor (``/proc/self/fd/N``); `media` reads it without opening anything."""
 
 
-def serve(connection_file: int, handlers: Mapping[type, Handler]) -> None:
-    """Answer the parent at the other end of an inherited socket until it closes the connection."""
-    connection = Connection(connection_file)
+def serve(
+    connection_file: int, handlers: Mapping[type, Handler], starts_threads: bool = False, opens_files: bool = False
+) -> None:
+    """Answer the parent at the other end of an inherited socket until it closes the connection.
+
+    Args:
+        starts_threads: whether a library needs threads of its own.
+        opens_files: whether a library needs to open files by name.
+    """
+    requests = socket.socket(fileno=connection_file)
+    connection = Connection(os.dup(connection_file))
     limits: DecodeConfig = connection.recv()
-    confine(limits.memory_bytes)
-    connection.send(("ready", None))
-    while True:
-        try:
-            path, request = connection.recv()
-        except EOFError:
-            return
-        arm(limits.deadline_seconds)
-        connection.send(_answer(path, request, handlers, Replies(connection, limits)))
-        arm(0)
+    with open(os.dup(connection_file), "wb") as parent:
+        write_message(parent, "ready", confine(limits.memory_bytes, starts_threads, opens_files))
+        while True:
+            mark, files, _, _ = socket.recv_fds(requests, 1, MOST_FILES_OF_A_REQUEST)
+            if not mark:
+                return
+            request = connection.recv()
+            arm(limits.deadline_seconds)
+            replies = Replies(parent, limits, files[1:])
+            write_message(parent, *_answer(f"/proc/self/fd/{files[0]}", request, handlers, replies))
+            arm(0)
+            for file in files:
+                os.close(file)
 
 
 def _answer(path: str, request: Any, handlers: Mapping[type, Handler], replies: Replies) -> tuple[str, Any]:
     try:
-        with _openable(path) as name:
-            return "done", handlers[type(request)](name, request, replies)
+        return "done", handlers[type(request)](path, request, replies)
     except DecodeError as error:
-        return "rejected", (error.reason, error.message)
+        return "rejected", Refusal(error.reason, error.message)
     except MemoryError:
-        return "rejected", ("out_of_memory", "decoding needs more than memory_bytes")
+        return "rejected", Refusal("out_of_memory", "decoding needs more than memory_bytes")
     except LIBRARY_ERRORS as error:
-        return "rejected", DecodeError.quoting("damaged", f"{type(error).__name__}: {error}").args
+        return "rejected", Refusal(*DecodeError.quoting("damaged", f"{type(error).__name__}: {error}").args)
 
 
-def confine(memory_bytes: int) -> None:
-    """The child's limits: memory, no core file, nothing on the terminal."""
+def confine(memory_bytes: int, starts_threads: bool, opens_files: bool) -> str:
+    """The child's limits: memory, open files, no file written, few system calls, nothing on the terminal.
+
+    Returns:
+        '' or why its system calls are not filtered.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file can be written; memory is shared by mapping it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    if not starts_threads:  # they count; where the filter below is refused, this one holds for all users but root
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     av.logging.set_level(av.logging.PANIC)
+    return refuse_system_calls(opens_files, starts_threads)
 
 
 def arm(deadline_seconds: float) -> None:
     """Die of SIGALRM when the parent could not kill a hang (it may be dead itself); 0 takes the alarm back."""
     signal.setitimer(signal.ITIMER_REAL, ALARM_DEADLINES * deadline_seconds)
-
-
-@contextlib.contextmanager
-def _openable(path: str) -> Iterator[str]:
-    """The path itself, or another name of the file where the path is no valid UTF-8 (the libraries want that)."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DecodeError("missing", str(error.strerror)) from error
-        try:
-            yield f"/proc/self/fd/{file}"
-        finally:
-            os.close(file)
-    else:
-        yield path

@@ -10,23 +10,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.decode.config import DecodeConfig, DecodeError, FrameView, TimeView
+from pipeline.decode.config import DecodeConfig, DecodeError, FrameView, ImageView, TimeView
 from pipeline.decode.decoder import Clip, IsolatedDecoder
-from pipeline.sampling import ViewConfig, evaluation_crops, evaluation_indices
-from pipeline.storage.files import StorageError, local_copy
+from pipeline.media import Media
+from pipeline.sampling import CropBox, Indices, ViewConfig, evaluation_crops, evaluation_indices
+from pipeline.storage.blame import Blame, blame
+from pipeline.storage.files import StorageError
+from pipeline.storage.members import local_content
 
 
 class ClipDecoder:
     """Decodes rows of a prepared set; one child process."""
 
-    def __init__(self, config: DecodeConfig) -> None:
-        self.decoder = IsolatedDecoder(config)
+    def __init__(self, config: DecodeConfig, media: Media = "video") -> None:
+        self.decoder = IsolatedDecoder(config, media)
 
     def decode(
         self,
         clip: Mapping[str, Any],
         video: pa.LargeBinaryScalar,
-        views: Sequence[FrameView],
+        views: Sequence[FrameView | ImageView],
         outputs: Sequence[Clip],
     ) -> str:
         """Decode views into ``outputs``, each uint8 [T, H, W, 3].
@@ -36,7 +39,7 @@ class ClipDecoder:
             video: its bytes; null where they stay at the clip's ``uri``.
 
         Returns:
-            '' or the reason why it cannot be decoded: one of `DecodeError`'s, or "missing" for a missing object.
+            '' or the reason why it cannot be decoded: one of `DecodeError`'s.
 
         Raises:
             StorageError: the storage does not answer.
@@ -45,22 +48,34 @@ class ClipDecoder:
             if video.is_valid:
                 self.decoder.decode(video.as_buffer(), views, outputs)
             else:
-                with local_copy(clip["uri"]) as path:
+                with local_content(clip["uri"], self.decoder.limits.max_bytes) as path:
                     self.decoder.decode(path, _within_span(views, clip), outputs)
         except DecodeError as error:
             return error.reason
         except StorageError as error:
-            if not error.missing:
+            if blame(error) is not Blame.OBJECT and not error.missing:
                 raise  # the storage is down, not the video bad: Ray retries the task, then the job stops
-            return "missing"
+            return error.reason
         return ""
 
 
-def protocol_views(clip: Mapping[str, Any], view: ViewConfig, clips: int, crops: int) -> list[FrameView]:
+def training_view(view: ViewConfig, indices: Indices, crop: CropBox) -> FrameView | ImageView:
+    """A part of the frames that were drawn, resized as the model takes it."""
+    size = (view.size, view.size)
+    if view.media == "image":
+        return ImageView(crop, size, view.interpolation)
+    return FrameView(indices, crop, size)
+
+
+def protocol_views(
+    clip: Mapping[str, Any], view: ViewConfig, clips: int, crops: int
+) -> Sequence[FrameView | ImageView]:
     """The test protocol's views of one stored clip: ``clips`` over its length, each in ``crops`` parts of the picture.
 
-    In the order of the evaluation's column ``view``: clip * crops + crop.
+    In the order of the evaluation's column ``view``: clip * crops + crop. An image has one.
     """
+    if view.media == "image":
+        return [image_test_view(view)]
     boxes = evaluation_crops(clip["height"], clip["width"], crops)
     return [
         FrameView(evaluation_indices(clip["num_frames"], clip["fps"], view, number, clips), box, (view.size, view.size))
@@ -69,11 +84,19 @@ def protocol_views(clip: Mapping[str, Any], view: ViewConfig, clips: int, crops:
     ]
 
 
-def _within_span(views: Sequence[FrameView], clip: Mapping[str, Any]) -> Sequence[FrameView | TimeView]:
+def image_test_view(view: ViewConfig) -> ImageView:
+    """The short side resized, then the centre: MAE's test transform (util/datasets.py), 256 for a side of 224."""
+    return ImageView(None, (view.size, view.size), view.interpolation, int(view.size / view.crop_share))
+
+
+def _within_span(
+    views: Sequence[FrameView | ImageView], clip: Mapping[str, Any]
+) -> Sequence[FrameView | TimeView | ImageView]:
     """Views of a clip whose bytes are the whole original: by time, unless the clip begins with it."""
     if clip["start_seconds"] == 0:
         return views
     return [
         TimeView(clip["start_seconds"] + (view.frame_indices + 0.5) / clip["fps"], view.crop, view.size)
         for view in views
+        if isinstance(view, FrameView)
     ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.sampling import CropBox
+from pipeline.sampling import CropBox, Interpolation
 
 Backend = Literal["auto", "decord", "pyav"]
 
@@ -21,9 +22,8 @@ class DecodeConfig:
     """How videos are decoded, and what one of them may cost."""
 
     backend: Backend = "auto"
-    """Decoding library. `auto`: the faster one (PyAV, by 1.3 to 1.7 times in `make bench`), with decord for the retry
-    when it crashes or hangs. `decord`: decord, with PyAV where decord has no wheel, fails or is known to be wrong.
-    `pyav`: PyAV alone."""
+    """Decoding library. `auto`, `pyav`: PyAV, the faster one by 1.3 to 1.7 times in `make bench`. `decord`: it, with
+    PyAV where decord fails or is known to be wrong. Its FFmpeg is old and gets no repairs: `auto` never uses it."""
 
     deadline_seconds: float = 5.0
     """Seconds for one request (in validation: for each step of it), after which the child is killed."""
@@ -31,14 +31,24 @@ class DecodeConfig:
     max_pixels: int = 2**24
     """Largest picture (width times height) that is decoded; 4096 x 4096."""
 
+    max_image_pixels: int = 2**26
+    """Largest image (width times height) that is decoded: 67 million pixels; known before any pixel is decoded."""
+
     max_frames: int = 1_000_000
     """Most frames of one video."""
+
+    max_repeated_frames: int = 200_000
+    """Most frames that `prepare` stores of one video beyond those that it holds: a picture that stays on screen is
+    stored as often as the frame rate asks for."""
 
     max_seconds: float = 12 * 3600.0
     """Longest video, in seconds."""
 
     max_bytes: int = 64 * 2**30
     """Largest file, in bytes."""
+
+    max_cpu_seconds: float = 3600.0
+    """Most seconds of CPU for one video, over all steps of its preparation or all windows of a chunk of tagging."""
 
     memory_bytes: int = 2 * 2**30
     """Memory that a decoding child may allocate, in bytes."""
@@ -51,6 +61,8 @@ class DecodeConfig:
             value = getattr(self, field.name)
             if field.name != "backend" and value <= 0:
                 raise ValueError(f"{field.name}={value}: must be positive; leave it out for the default")
+        if self.backend == "decord" and importlib.util.find_spec("decord") is None:
+            raise ValueError("backend=decord: needs decord, which is not installed here; install it, or use auto")
         if self.memory_bytes < 2**28:
             raise ValueError(f"memory_bytes={self.memory_bytes}: must be at least 256 MiB; use {2**28} or more")
 
@@ -79,6 +91,20 @@ class VideoInfo:
     """Width of a coded pixel by its height; ``width`` and ``height`` are in square pixels."""
     trimmed_frames: int = 0
     """Leading pictures that cannot be decoded because what they refer to was cut off; ``num_frames`` omits them."""
+    missing_seconds: float = 0.0
+    """What the container promises behind its last frame, where that is more than rounding: the file was cut off."""
+    damaged_frames: int = 0
+    """Frames that the decoder called damaged, or that never came; known once all were decoded."""
+
+    def is_plausible(self) -> bool:
+        """Whether any video can have these facts. Without frames it is one of which all turned out damaged."""
+        return min(self.width, self.height) > 0 and self.rotation in (0, 90, 180, 270) and self.pixel_aspect > 0
+
+    @property
+    def cut_off(self) -> str:
+        """What is missing at the end of the file, as a message; '' where nothing is."""
+        promised = self.duration_seconds + self.missing_seconds
+        return f"the file ends after {self.duration_seconds:.2f} of {promised:.2f} s" if self.missing_seconds else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +142,32 @@ class TimeView:
         return _checked(np.asarray(self.times_seconds, np.float64))
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageView:
+    """A view of an image, resized as Pillow does it, with antialiasing. ``size``: H, W of the result.
+
+    With ``crop`` (pixels as shown; None: the whole image) that part is resized, as in training. With ``short_side`` the
+    whole image is resized to it and the centre is cut out, as torchvision's test transform does.
+    """
+
+    crop: CropBox | None
+    size: tuple[int, int]
+    interpolation: Interpolation = "bicubic"
+    short_side: int | None = None
+
+    @property
+    def keys(self) -> npt.NDArray[np.int64]:
+        """An image has one frame. [1]"""
+        return np.zeros(1, np.int64)
+
+
 class DecodeError(Exception):
     """A video that cannot be used; ``reason`` is one word to count by, ``message`` explains it to a person.
 
-    Reasons: missing, unreadable, empty, not_a_video, no_video_stream, unsupported, damaged, missing_frames, max_pixels,
-    max_frames, max_seconds, max_bytes, too_long_to_store, out_of_memory, timeout, crashed, interrupted.
+    Reasons, of the object: missing, forbidden, unreadable, not_a_file, replaced; of its content: empty, not_a_video,
+    not_an_image, no_video_stream, unsupported, damaged, missing_frames; of limits: max_pixels, max_image_pixels,
+    max_frames, max_repeated_frames, max_seconds, max_bytes, max_cpu_seconds, too_long_to_store; of the decoder:
+    out_of_memory, timeout, crashed, interrupted.
     """
 
     def __init__(self, reason: str, message: str) -> None:

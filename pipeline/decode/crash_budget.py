@@ -7,11 +7,15 @@ a worker dies, the next one reads the file. Other videos of the chunk lose nothi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.decode.config import DecodeError
 from pipeline.storage.files import StorageError, read_bytes, write_bytes
+from pipeline.storage.records import DamagedError, as_record, is_whole_number
+
+logger = logging.getLogger(__name__)
 
 MOST = 2
 FATAL = ("crashed", "timeout")
@@ -20,12 +24,10 @@ FATAL = ("crashed", "timeout")
 class Attempts:
     """The attempts at the videos of one chunk, kept in one file over all retries of the job."""
 
-    def __init__(self, place: str, refused_as: str = "crashed") -> None:
-        self.place = place
+    def __init__(self, path: str, refused_as: str = "crashed") -> None:
+        self.path = path
         self.refused_as = refused_as
         """The reason for a video that has no attempt left before it is tried."""
-        self.begun_before = False
-        """Whether an earlier worker began with this chunk."""
         self._unended = self._read()
 
     @contextmanager
@@ -64,7 +66,7 @@ class Attempts:
 
     def write(self) -> None:
         """Keep the counts. An attempt does it when it begins; the chunk once more after the last one has ended."""
-        write_bytes(self.place, json.dumps(self._unended).encode())
+        write_bytes(self.path, json.dumps(self._unended).encode())
 
     def _take_back(self, video: str, count: int) -> None:
         """In memory; the file follows with the next attempt."""
@@ -74,10 +76,14 @@ class Attempts:
 
     def _read(self) -> dict[str, int]:
         try:
-            counts: dict[str, int] = json.loads(read_bytes(self.place))
+            content = read_bytes(self.path)
         except StorageError as error:
             if not error.missing:
                 raise
             return {}
-        self.begun_before = True
-        return counts
+        try:
+            counts = as_record(self.path, content)
+        except DamagedError as error:
+            logger.warning("%s; its videos are tried as if for the first time", error)
+            return {}
+        return {video: count for video, count in counts.items() if is_whole_number(count)}

@@ -9,52 +9,54 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import mmap
 import os
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.confinement.memory import Bytes, MemoryFile, SharedPixels
 from pipeline.decode.child_process import IsolatedService
-from pipeline.decode.config import Backend, DecodeConfig, DecodeError, VideoInfo
+from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.decode.requests import DecodeViews, Probe, Validate, View
+from pipeline.media import Media
 
 Path = str | os.PathLike[str]
 Clip = npt.NDArray[np.uint8]
-Bytes = bytes | bytearray | memoryview
+CHILDREN: dict[Media, str] = {"video": "pipeline.decode.child", "image": "pipeline.decode.images.child"}
+DECORD_CHILD = "pipeline.decode.decord_child"
+"""Of videos, with the backend `decord`."""
 
 
 class IsolatedDecoder(IsolatedService):
     """Decodes in a child process.
 
     Every method takes a local path and raises ``DecodeError`` for a video that cannot be used.
+
+    Args:
+        media: "image": every file is an image, of which ``ImageView`` are decoded.
     """
 
-    def __init__(self, config: DecodeConfig | None = None) -> None:
-        self._input = _MemoryFile("video")
-        self._output = _MemoryFile("frames")
-        files = (self._input.file, self._output.file)
-        super().__init__("pipeline.decode.child", config or DecodeConfig(), files)
+    def __init__(self, config: DecodeConfig | None = None, media: Media = "video") -> None:
+        self._input = MemoryFile(media)
+        self._output = SharedPixels()
+        config = config or DecodeConfig()
+        by_decord = media == "video" and config.backend == "decord"
+        super().__init__(DECORD_CHILD if by_decord else CHILDREN[media], config, (VideoInfo,))
 
     def probe(self, path: Path) -> VideoInfo:
         """Facts, from the headers, the packets and the first frame."""
-        info: VideoInfo
-        (info,) = self.answers(path, Probe())
-        return info
+        return self._facts(path, Probe())
 
     def validate(self, path: Path) -> VideoInfo:
         """Decode every frame with PyAV and refuse damage; the deadline holds for every few frames, not for all."""
-        info: VideoInfo
-        (info,) = self.answers(path, Validate())
-        return info
+        return self._facts(path, Validate())
 
     def decode(self, video: Path | Bytes, views: Sequence[View], outputs: Sequence[Clip] | None = None) -> list[Clip]:
         """All views (of one kind) of one video from one pass over it, each uint8 ``[T, H, W, 3]``.
 
         They are written into ``outputs`` where given. A frame that is missing for at most two numbers (wrong counts,
-        empty packets) is its neighbour's repeat. When one library crashes or hangs, the other gets one try in a new
-        child, unless ``backend`` is "pyav".
+        empty packets) is its neighbour's repeat. When a child crashes or hangs, PyAV gets one more try in a new one.
 
         Args:
             video: a path, or the bytes, which the child reads from an anonymous memory file.
@@ -62,53 +64,26 @@ class IsolatedDecoder(IsolatedService):
         layout = _Layout.of(views)
         self._output.reserve(layout.total_bytes)
         path = video if isinstance(video, str | os.PathLike) else self._input.store(video)
-        backend = self.limits.backend
-        request = DecodeViews(layout.views, layout.offsets, self._output.file, self._output.size, backend)
+        request = DecodeViews(layout.views, layout.offsets, self.limits.backend)
         try:
-            list(self.answers(path, request))
+            self.answer(path, request, str, [self._output.file])
         except DecodeError as error:
-            if error.reason not in ("crashed", "timeout") or backend == "pyav":
+            if error.reason not in ("crashed", "timeout"):
                 raise
-            other: Backend = "pyav" if backend == "decord" else "decord"
-            list(self.answers(path, dataclasses.replace(request, backend=other)))
+            self.answer(path, dataclasses.replace(request, backend="pyav"), str, [self._output.file])
         return layout.copied(self._output.pixels, outputs)
+
+    def _facts(self, path: Path, request: Probe | Validate) -> VideoInfo:
+        info = self.answer(path, request, VideoInfo)
+        if not info.num_frames:  # what has none is refused by a child that works
+            raise self._distrusted("the decoder answered with a video without frames")
+        return info
 
     def close(self) -> None:
         """End the child and give the shared memory back."""
         super().close()
         self._input.close()
         self._output.close()
-
-
-class _MemoryFile:
-    """Anonymous memory that a child inherits as an open file: limited by no mount's size, freed with its last user."""
-
-    def __init__(self, name: str) -> None:
-        self.file = os.memfd_create(name)
-        self.size = 0
-        self.pixels: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def store(self, content: Bytes) -> str:
-        """Replace the content; returns the path under which a child opens it."""
-        view = memoryview(content).cast("B")
-        os.ftruncate(self.file, len(view))
-        written = 0
-        while written < len(view):  # Linux writes at most 2 GiB at once
-            written += os.pwrite(self.file, view[written:], written)
-        return f"/proc/self/fd/{self.file}"
-
-    def reserve(self, size: int) -> None:
-        """Grow to ``size`` bytes, mapped as ``pixels``; it never shrinks, since views of a run are alike."""
-        if size > self.size:
-            self.size = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
-            os.ftruncate(self.file, self.size)
-            self.pixels = np.frombuffer(mmap.mmap(self.file, self.size), np.uint8)
-
-    def close(self) -> None:
-        self.pixels = np.empty(0, np.uint8)
-        if self.file >= 0:
-            os.close(self.file)
-            self.file = -1
 
 
 @dataclasses.dataclass(frozen=True)

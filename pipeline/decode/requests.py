@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
-from pipeline.decode.config import Backend, FrameView, TimeView
+import numpy as np
+import numpy.typing as npt
 
-View = FrameView | TimeView
+from pipeline.decode.config import Backend, FrameView, ImageView, TimeView
+
+View = FrameView | TimeView | ImageView
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +26,18 @@ class Validate:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeViews:
-    """Views (all of one kind) into shared memory, from one pass over the video; the answer is who decoded it."""
+    """Views (all of one kind) into shared memory, whose file comes with the request, from one pass over the video.
+
+    The answer is who decoded it.
+    """
 
     views: Sequence[View]
     offsets: Sequence[int]
     """Where each view's frames begin in the shared memory, in bytes."""
-    memory_file: int
-    """File descriptor of the shared memory; the child inherits it under the same number."""
-    memory_bytes: int
     backend: Backend
+
+    def outputs(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+        """In the child: where each view's frames go in the shared memory, [T, H, W, 3]."""
+        shapes = [(len(view.keys), *view.size, 3) for view in self.views]
+        places = zip(self.offsets, shapes, strict=True)
+        return [pixels[start : start + math.prod(shape)].reshape(shape) for start, shape in places]

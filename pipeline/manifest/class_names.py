@@ -8,10 +8,11 @@ a column of names, and perhaps one of indices.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pipeline.storage.records import parse_json
 
 _HEADER = ("name", "label", "class", "class_name", "action", "id", "index", "label_id", "class_id")
 _NAME_HEADER = ("name", "label", "class", "class_name")  # of a single column: `action` may be a class
@@ -28,7 +29,7 @@ def parse_class_names(text: str, suffix: str) -> list[str]:
         ValueError: a JSON value of another form, or indices that are not 0 to n - 1, each once.
     """
     if suffix == ".json":
-        names = _from_json(json.loads(text))
+        names = _from_json(parse_json(text))
     elif suffix == ".csv":
         names = _from_rows(list(csv.reader(text.split("\n"), skipinitialspace=True)))
     else:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline.manifest.class_names import parse_class_names
+from pipeline.manifest.errors import ManifestError
+from pipeline.manifest.image_readers import TRUTHS, read_inaturalist, read_places365
+from pipeline.manifest.packed import holds_pictures, read_huggingface, read_webdataset
 from pipeline.manifest.readers import (
     PATH_COLUMNS,
     Annotations,
@@ -18,11 +22,27 @@ from pipeline.manifest.readers import (
     read_table,
     read_ucf101,
 )
-from pipeline.manifest.text_columns import ManifestError, first_line, malformed_named
-from pipeline.storage.files import absolute, as_text, exists, join, list_files, read_bytes
+from pipeline.manifest.text_columns import first_line, malformed_named
+from pipeline.media import Media
+from pipeline.storage.files import absolute, exists, join, list_files, read_text
 
 Convention = Literal[
-    "auto", "folder", "bare", "csv", "parquet", "kinetics", "ssv2", "ucf101", "hmdb51", "list", "inventory"
+    "auto",
+    "folder",
+    "bare",
+    "csv",
+    "parquet",
+    "kinetics",
+    "ssv2",
+    "ucf101",
+    "hmdb51",
+    "list",
+    "inventory",
+    "imagenet",
+    "inaturalist",
+    "places365",
+    "webdataset",
+    "huggingface",
 ]
 
 CLASS_LISTS = Path(__file__).parent / "class_lists"
@@ -34,10 +54,13 @@ _FOUND_BY_ITSELF = ("annotations.csv", "annotations.parquet")
 class ManifestConfig:
     """How annotations are read."""
 
+    media: Media = "video"
+    """What the source holds: videos, or images. An image is a clip of one frame, stored as its original bytes."""
     annotations: str | None = None
     """Annotation file or folder. Default: `annotations.csv` or `.parquet` in the source when there is one."""
     convention: Convention = "auto"
-    """Convention of the annotations; `auto` detects it by the names and the first line. `folder`: class folders."""
+    """Convention of the annotations; `auto` detects it by the names and the first line. `folder`: class folders;
+    `webdataset`: tar files; `huggingface`: Parquet files with the pictures inside."""
     classes: str | None = None
     """The full class list, in the order of the indices: a text file (a name a line), JSON (a list, or an object of
     names and indices), a CSV, or a name that ships with the project (kinetics400). Default: the list that the
@@ -64,7 +87,7 @@ def is_list(source: str) -> bool:
 
 def locate(source: str, config: ManifestConfig) -> tuple[str, ManifestConfig]:
     """The root folder of the videos, and the configuration with the URI of the annotations filled in."""
-    if is_list(source) and config.annotations is None:
+    if (is_list(source) or source.lower().endswith(".tar")) and config.annotations is None:
         annotations: str | None = source
         source = source.rpartition("/")[0]
     elif config.annotations is not None:
@@ -82,10 +105,17 @@ def detect(root: str, annotations: str | None) -> Convention:
     if annotations is None:
         return "folder"
     name = annotations.rpartition("/")[2].lower()
+    if name in map(str.lower, TRUTHS):
+        return "imagenet"
+    if name.endswith(".tar"):
+        return "webdataset"
     if name.endswith(".parquet"):
-        return "parquet"
+        return "huggingface" if holds_pictures(annotations) else "parquet"
     if name.endswith(".json"):
-        return "inventory" if b"fileSchema" in read_bytes(annotations) else "ssv2"
+        content = read_text(annotations)
+        if "fileSchema" in content:
+            return "inventory"
+        return "inaturalist" if '"images"' in content and '"categories"' in content else "ssv2"
     if name.endswith((".csv", ".txt")):
         return _detect_table(annotations)
     return _detect_folder(annotations)
@@ -103,6 +133,10 @@ def _detect_table(uri: str) -> Convention:
 def _detect_folder(folder: str) -> Convention:
     files = list_files(folder, recursive=False)["uri"].to_pylist()
     names = [file.rpartition("/")[2].lower() for file in files]
+    if "categories_places365.txt" in names:
+        return "places365"
+    if any(re.fullmatch(r"(train|val)\d{4}\.json", name) for name in names):
+        return "inaturalist"
     if "classind.txt" in names:
         return "ucf101"
     if any("_test_split" in name for name in names):
@@ -115,20 +149,27 @@ def _detect_folder(folder: str) -> Convention:
     return _detect_table(tables[0])
 
 
-def read_annotations(convention: str, config: ManifestConfig) -> Annotations:
+def read_annotations(convention: str, config: ManifestConfig, root: str) -> Annotations:
     uri = config.annotations
+    if convention == "webdataset":
+        return read_webdataset(uri or root, config.media)
+    if convention == "huggingface":
+        return read_huggingface(uri or root)
     if uri is None:
         raise ManifestError(f"annotations: missing, convention={convention} reads them; give annotations=FILE")
     if convention == "ucf101":
         return read_ucf101(uri, config.split_number)
     if convention == "hmdb51":
         return read_hmdb51(uri, config.split_number)
+    if convention == "places365":
+        return read_places365(root, uri)
     readers = {
         "csv": read_table,
         "parquet": read_table,
         "kinetics": read_kinetics,
         "ssv2": read_something,
         "list": read_list,
+        "inaturalist": read_inaturalist,
     }
     return readers[convention](uri)
 
@@ -137,12 +178,13 @@ def read_class_list(name_or_uri: str) -> tuple[str, ...]:
     """A class list by its shipped name, or from a file in one of the forms of `class_names`.
 
     Raises:
-        ManifestError: it is empty, no text, of another form, or names a class twice.
+        ManifestError: it is empty, of another form, or names a class twice.
+        StorageError: it cannot be read, or is no text.
     """
     shipped = CLASS_LISTS / f"{name_or_uri}.txt"
-    content = shipped.read_bytes() if shipped.exists() else read_bytes(name_or_uri)
+    content = read_text(str(shipped) if shipped.exists() else name_or_uri)
     with malformed_named(f"classes={name_or_uri}"):
-        names = parse_class_names(as_text(content), PurePosixPath(name_or_uri.lower()).suffix)
+        names = parse_class_names(content, PurePosixPath(name_or_uri.lower()).suffix)
     if not names or len(set(names)) != len(names):
         raise ManifestError(f"classes={name_or_uri}: is empty or names a class twice; give each name once, one a line")
     return tuple(names)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.schema import VIDEO_SUFFIXES
+from pipeline.media import SUFFIXES, Media
 
-_VIDEO_NAME = "(" + "|".join(re.escape(suffix) for suffix in VIDEO_SUFFIXES) + ")$"
+_NAMES = {media: "(" + "|".join(map(re.escape, suffixes)) + ")$" for media, suffixes in SUFFIXES.items()}
 # Hidden files and folders (`.git`, `._a.mp4`; not `.` and `..`), and the folders of macOS, Synology, QNAP, NetApp,
 # Windows, Linux and Python. A class folder of such a name is none: `source=` may still name it itself.
 _SYSTEM = (
@@ -20,9 +21,9 @@ _SYSTEM = (
 _SUFFIX = r"[^/]+(?P<suffix>\.[^./]+)$"
 
 
-def is_video(paths: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Whether each name ends as the names of videos do (`VIDEO_SUFFIXES`)."""
-    return pc.match_substring_regex(pc.utf8_lower(paths), _VIDEO_NAME)
+def is_video(paths: pa.ChunkedArray | pa.Array, media: Media = "video") -> pa.ChunkedArray | pa.Array:
+    """Whether each name ends as the names of videos do, or of images (`SUFFIXES`)."""
+    return pc.match_substring_regex(pc.utf8_lower(paths), _NAMES[media])
 
 
 def is_leftover(relative: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -39,20 +40,29 @@ def below(uris: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
     )
 
 
-def videos_of(listed: pa.Table, prefix: str, skipped: Counter[str]) -> pa.Table:
-    """The videos of a listing; the other files are added to ``skipped`` by their kind.
+def videos_of(listed: pa.Table, prefix: str, skipped: Counter[str], media: Media = "video") -> pa.Table:
+    """The videos of a listing, or its images; the other files are added to ``skipped`` by their kind.
 
-    Kinds: a folder (``.git/``), hidden files (``._*``, ``.*``), or a suffix.
+    Kinds: a folder (``.git/``), hidden files (``._*``, ``.*``), a folder that cannot be listed
+    (``class/ (unreadable)``), or a suffix.
     """
     relative = below(listed["uri"], prefix)
-    kept = pc.and_(is_video(relative), pc.invert(is_leftover(relative)))
+    kept = pc.and_(is_video(relative, media), pc.invert(is_leftover(relative)))
     skipped.update(map(_kind, relative.filter(pc.invert(kept)).to_pylist()))
     return listed.filter(kept)
+
+
+def of_the_other_kind(skipped: Mapping[str, int], media: Media) -> int:
+    """How many skipped files are images where videos were looked for, or videos where images were."""
+    others = [suffix for kind, suffixes in SUFFIXES.items() if kind != media for suffix in suffixes]
+    return sum(skipped.get(suffix, 0) for suffix in others)
 
 
 def _kind(path: str) -> str:
     system = re.search(_SYSTEM, path)
     if system is None:
+        if path.endswith("/"):  # see `pipeline.storage.files.listed_in_parts`
+            return f"{path} (unreadable)"
         suffix = re.search(_SUFFIX, path.lower())
         return suffix["suffix"] if suffix else "(none)"
     if system["folder"]:

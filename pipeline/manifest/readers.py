@@ -6,9 +6,8 @@ million videos are read here. Conventions are described in their own words below
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.manifest.errors import ManifestError
 from pipeline.manifest.text_columns import (
-    ManifestError,
     as_text,
     csv_batches,
     empty_to_null,
@@ -29,8 +28,9 @@ from pipeline.manifest.text_columns import (
     read_csv,
     read_lines,
 )
-from pipeline.schema import VIDEO_SUFFIXES
+from pipeline.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pipeline.storage.files import join, list_files, read_text
+from pipeline.storage.records import parse_json
 
 ANNOTATION_SCHEMA = pa.schema(
     [
@@ -42,11 +42,12 @@ ANNOTATION_SCHEMA = pa.schema(
         pa.field("source_video", pa.large_string()),
     ]
 )
+
 """One annotated video. ``path``: relative to the source, absolute, or a URI; null where the convention gives an id
 alone (then ``stem`` is the file's name without suffix, and ``bare_id`` what some copies are named instead).
 ``source_video``: clips of one source video share it, so that a split never separates them."""
 
-PATH_COLUMNS = ("uri", "path", "video", "video_path", "filename", "file")
+PATH_COLUMNS = ("uri", "path", "video", "video_path", "image", "image_path", "filename", "file")
 _LABEL_COLUMNS = ("label", "class", "class_name", "action")
 _SPLIT_COLUMNS = ("split", "subset", "set")
 _SOURCE_COLUMNS = ("source_video", "group", "youtube_id")
@@ -60,7 +61,7 @@ _SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-_SUFFIX_PATTERN = "|".join(re.escape(suffix[1:]) for suffix in VIDEO_SUFFIXES)
+_SUFFIX_PATTERN = "|".join(re.escape(suffix[1:]) for suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Annotations:
     """Labels that are all whole numbers are class indices; negative ones mean "no label", beside names too."""
     unused: frozenset[str] = field(default_factory=frozenset)
     """Values of ``split`` that mean "not used in this split"."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Names for people of classes that are called otherwise: wnid → words."""
 
 
 def read_table(uri: str) -> Annotations:
@@ -97,7 +100,7 @@ def read_something(uri: str) -> Annotations:
     if "labels" not in files:
         raise ManifestError(f"{uri}: has no labels.json, the full class list; add it")
     with malformed_named(files["labels"]):
-        indices = json.loads(read_text(files["labels"]))
+        indices = parse_json(read_text(files["labels"]))
         classes = tuple(sorted(indices, key=lambda name: int(indices[name])))
     parts = [
         _something_rows(files[part], split)
@@ -185,7 +188,7 @@ def _kinetics_rows(uri: str, table: pa.Table) -> pa.Table:
         stem=joined("_", table["youtube_id"], *times),
         bare_id=table["youtube_id"],
         label=empty_to_null(_column(table, ("label",))),
-        split=_split_of_file(uri) if split is None else split,
+        split=split_of_file(uri) if split is None else split,
         source_video=table["youtube_id"],
     )
 
@@ -204,7 +207,7 @@ def _something_rows(uri: str, split: str) -> pa.Table:
     # The files are JSON arrays, which Arrow cannot stream; json parses 170,000 entries in a second.
     with malformed_named(uri):
         schema = pa.schema([("id", pa.string()), ("template", pa.string())])
-        table = pa.Table.from_pylist(json.loads(read_text(uri)), schema)
+        table = pa.Table.from_pylist(parse_json(read_text(uri)), schema)
     label = pc.replace_substring_regex(table["template"], r"[\[\]]", "")
     return annotation_table(stem=table["id"], label=label, split=split, source_video=table["id"])
 
@@ -227,7 +230,7 @@ def _list_rows(uri: str, lines: pa.ChunkedArray) -> pa.Table:
     if pc.any(unread).as_py():
         line = lines.filter(unread)[0].as_py()
         raise ManifestError(f"{uri}: the line {line[:120]!r} is no `path label`; give a list of video files and labels")
-    return annotation_table(path=listed["path"], label=empty_to_null(listed["label"]), split=_split_of_file(uri))
+    return annotation_table(path=listed["path"], label=empty_to_null(listed["label"]), split=split_of_file(uri))
 
 
 def _files(uri: str, suffixes: Sequence[str]) -> list[str]:
@@ -235,13 +238,14 @@ def _files(uri: str, suffixes: Sequence[str]) -> list[str]:
     if uri.lower().endswith(tuple(suffixes)):
         return [uri]
     listed: list[str] = list_files(uri, suffixes, recursive=False)["uri"].to_pylist()
-    known = [file for file in listed if _split_of_file(file) or _something_part(file) == "labels"]
+    known = [file for file in listed if split_of_file(file) or _something_part(file) == "labels"]
     if not known:
         raise ManifestError(f"{uri}: contains no annotation file named after train, val or test; name the file itself")
     return known
 
 
-def _split_of_file(uri: str) -> str | None:
+def split_of_file(uri: str) -> str | None:
+    """The split that a file's name says: `train2018.json`, `ssv2-validation.json`."""
     words = re.split(r"[^a-z]+", PurePosixPath(uri).stem.lower())
     return next((_SPLIT_NAMES[word] for word in reversed(words) if word in _SPLIT_NAMES), None)
 

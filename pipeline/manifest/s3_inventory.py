@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -11,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.orc
 
-from pipeline.manifest.text_columns import ManifestError, as_text, csv_batches, joined, parquet_batches
+from pipeline.manifest.errors import ManifestError
+from pipeline.manifest.text_columns import as_text, csv_batches, joined, malformed_named, parquet_batches
 from pipeline.storage.files import join, read_bytes, read_text
+from pipeline.storage.records import parse_json
 
 
 def inventory_parts(uri: str) -> Iterator[pa.Table]:
@@ -20,13 +21,15 @@ def inventory_parts(uri: str) -> Iterator[pa.Table]:
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
     """
-    manifest = json.loads(read_text(uri))
+    with malformed_named(uri):
+        content = read_text(uri)
     try:
+        manifest = parse_json(content)
         bucket = manifest["destinationBucket"].rpartition(":")[2]
         columns = [name.strip() for name in manifest["fileSchema"].split(",")]
         files = [f"s3://{bucket}/{entry['key']}" for entry in manifest["files"]]
         read = {"CSV": _inventory_csv, "Parquet": _inventory_parquet, "ORC": _inventory_orc}[manifest["fileFormat"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(
             f"{uri}: is not an S3 Inventory manifest ({error!r} is missing); give its manifest.json"
         ) from error

@@ -10,17 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from pipeline.storage.files import UTF16_MARKS, StorageError, local_copy
+from pipeline.manifest.errors import ManifestError
+from pipeline.storage.expansion import Expansion
+from pipeline.storage.files import StorageError, local_copy
+from pipeline.storage.parquet import flat_batches
+from pipeline.storage.text import Utf8Stream
 
 _BLOCK_BYTES = 16 * 2**20
 _ROWS_AT_ONCE = 250_000
-_HEADER_BYTES = 2**16
-
-
-class ManifestError(ValueError):
-    """Annotations that do not follow their convention: file, error and remedy."""
 
 
 @contextlib.contextmanager
@@ -54,11 +52,11 @@ def csv_batches(
     uri: str, columns: list[str] | None = None, parse: pyarrow.csv.ParseOptions | None = None
 ) -> Iterator[pa.Table]:
     """Every column as text: an id such as 007 or 1e5 must not become a number."""
-    with _stream(uri) as stream:
-        names = columns or _header(uri)
+    with _text_stream(uri) as stream:
+        names = columns or _names(stream.first_line())
         reader = pyarrow.csv.open_csv(
             stream,
-            pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK_BYTES, encoding=_encoding(uri)),
+            pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK_BYTES),
             parse,
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False),
         )
@@ -66,36 +64,40 @@ def csv_batches(
             yield pa.Table.from_batches([batch])
 
 
-def _header(uri: str) -> list[str]:
-    names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(first_line(uri).encode() + b"\n")).column_names
+def _names(header: str) -> list[str]:
+    names: list[str] = pyarrow.csv.read_csv(pa.BufferReader(header.encode() + b"\n")).column_names
     return names
 
 
 def first_line(uri: str) -> str:
     """The first line, up to 64 KiB of it, without its end and byte order mark."""
-    with _stream(uri) as stream:
-        start: bytes = stream.read(_HEADER_BYTES)
-    encoding = "utf-16" if start.startswith(UTF16_MARKS) else "utf-8-sig"
-    return re.split(r"\r\n|\r|\n", start.decode(encoding, errors="replace"), maxsplit=1)[0]
-
-
-def _encoding(uri: str) -> str:
-    """Of the columns; Arrow itself skips the byte order mark of UTF-8 and takes all three line ends."""
-    with _stream(uri) as stream:
-        return "utf-16" if stream.read(2).startswith(UTF16_MARKS) else "utf8"
+    with _text_stream(uri) as stream:
+        return stream.first_line()
 
 
 def parquet_batches(uri: str) -> Iterator[pa.Table]:
     with _errors_named(uri), local_copy(uri) as path:
-        for batch in pq.ParquetFile(path).iter_batches(_ROWS_AT_ONCE):
-            yield pa.Table.from_batches([batch])
+        yield from flat_batches(path, uri, _ROWS_AT_ONCE)
 
 
 @contextlib.contextmanager
-def _stream(uri: str) -> Iterator[Any]:
+def _text_stream(uri: str) -> Iterator[Utf8Stream]:
     """An open annotation file, uncompressed by its suffix. Copied first: a stream from a server cannot be retried."""
     with _errors_named(uri), local_copy(uri) as path, pa.input_stream(path, compression="detect") as stream:
-        yield stream
+        yield Utf8Stream(_Counted(stream, Expansion(uri, path.stat().st_size)), uri)
+
+
+class _Counted:
+    """A stream of which all that is read is counted."""
+
+    def __init__(self, stream: Any, expansion: Expansion) -> None:
+        self._stream = stream
+        self._expansion = expansion
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._expansion.add(len(data))
+        return data
 
 
 @contextlib.contextmanager

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.manifest.errors import VanishedSourceError
+
 FEWEST_VIDEOS = 10
 EXAMPLES = 3
 MAX_DELETED_SHARE = 0.2
-
-
-class VanishedSourceError(ValueError):
-    """Too many of an output's videos are missing in its source: how many, examples, and how to confirm."""
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ import pyarrow as pa
 from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
 from pipeline.decode.crash_budget import FATAL, Attempts
 from pipeline.manifest.formats import ManifestConfig
+from pipeline.prepare.images import ImageChecker, refuse_other_media
 from pipeline.schema import REJECTED_SCHEMA, clip_id
 from pipeline.shards.writer import ShardWriter, StoreConfig
-from pipeline.storage.errors import is_of_the_object
-from pipeline.storage.files import StorageError, content_version, exists, join, local_copy
+from pipeline.storage.blame import Blame, blame
+from pipeline.storage.files import StorageError, exists, join
+from pipeline.storage.members import local_content, version_of
 from pipeline.storage.parquet import read_table, write_table
 from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode.transcoder import IsolatedTranscoder
@@ -51,6 +53,7 @@ VIDEO_SCHEMA = pa.schema(
         pa.field("duration_seconds", pa.float64()),
         pa.field("pixel_aspect", pa.float64()),
         pa.field("trimmed_frames", pa.int64()),
+        pa.field("damaged_frames", pa.int64()),
     ]
 )
 """One video that was looked at: ``status`` is ``ok`` or the reason it was rejected for; facts are the source's."""
@@ -70,6 +73,12 @@ class PrepareSettings:
     decode: DecodeConfig
     store: StoreConfig
     seed: int
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether a clip is stored as the original bytes; an image always is, unless none are stored."""
+        as_it_is = self.transcode.mode == "passthrough"
+        return as_it_is or (self.manifest.media == "image" and self.transcode.mode != "reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +120,7 @@ class PrepareChunk:
 
     def __init__(self, settings: ChunkSettings) -> None:
         self.settings = settings
-        self.transcoder = IsolatedTranscoder(settings.prepare.transcode, settings.prepare.decode)
+        self.transcoder = self._transcoder()
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """One chunk; failing storage is reported in the row, because Ray would wrap the error in pages of traceback."""
@@ -122,6 +131,12 @@ class PrepareChunk:
         except StorageError as error:
             failure = json.dumps([error.uri, error.happened, error.remedy])
         return {"chunk": batch["id"], "videos": np.array([videos]), "failure": np.array([failure], object)}
+
+    def _transcoder(self) -> IsolatedTranscoder | ImageChecker:
+        prepare = self.settings.prepare
+        if prepare.manifest.media == "image":
+            return ImageChecker(prepare.decode)
+        return IsolatedTranscoder(prepare.transcode, prepare.decode)
 
     def prepare(self, chunk: int) -> int:
         """Do one chunk unless its record exists; returns its number of videos."""
@@ -143,7 +158,8 @@ class PrepareChunk:
             rows_of_rejected = pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
             write_table(join(settings.output, "rejected", f"{name}.parquet"), rows_of_rejected)
         record = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
-        record = record.replace_schema_metadata({"shards": json.dumps(shards.written)})
+        clips = [dataclasses.asdict(of_shard) for of_shard in shards.clips]
+        record = record.replace_schema_metadata({"shards": json.dumps(shards.written), "clips": json.dumps(clips)})
         # Last, because it decides that the chunk is done; a worker killed before it leaves files that are overwritten.
         write_table(settings.record(chunk), record)
 
@@ -171,9 +187,9 @@ class PrepareChunk:
 
     def _outputs(self, uri: str, attempts: Attempts, facts: dict[str, Any]) -> Iterator[StoredClip | Damage]:
         """The clips of a video; its facts are added to ``facts`` on the way."""
-        with _fetched(uri) as path:
+        with _fetched(uri, self.settings.prepare.decode.max_bytes) as path:
             facts |= _file_facts(path, uri, facts["content_version"])
-            keeps_bytes = self.settings.prepare.transcode.mode == "passthrough"
+            keeps_bytes = self.settings.prepare.keeps_bytes
             for output in self._processed(path, uri, attempts):
                 if isinstance(output, VideoInfo):
                     facts |= dataclasses.asdict(output)
@@ -192,6 +208,7 @@ class PrepareChunk:
                         begun = True
                         yield output
             except DecodeError as error:
+                refuse_other_media(path, error)
                 if begun or error.reason not in FATAL or not attempts.left(uri):
                     raise
             else:
@@ -223,21 +240,22 @@ def _file_facts(path: Path, uri: str, listed_version: str | None) -> dict[str, A
     """Size, digest (whatever the file's times are) and content version of a video at hand; errors as `_fetched`."""
     with _objects_faults(), path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        version = listed_version or content_version(uri)
+        version = listed_version or version_of(uri)
         return {"bytes": path.stat().st_size, "digest": digest, "content_version": version}
 
 
 @contextlib.contextmanager
-def _fetched(uri: str) -> Iterator[Path]:
-    """A local path with the video's content. What is wrong with one object rejects it; a storage that is down raises.
+def _fetched(uri: str, max_bytes: int) -> Iterator[Path]:
+    """A local path with the video's content. What is wrong with one object rejects it; what is wrong with the storage
+    or this machine raises.
 
     Raises:
-        DecodeError: missing, forbidden, unreadable.
-        StorageError: the storage does not answer.
+        DecodeError: missing, forbidden, unreadable, not_a_file, max_bytes.
+        StorageError: the storage does not answer, or this machine's disk is full.
     """
     with contextlib.ExitStack() as stack:
         with _objects_faults():
-            path = stack.enter_context(local_copy(uri))
+            path = stack.enter_context(local_content(uri, max_bytes))
         yield path
 
 
@@ -249,7 +267,7 @@ def _objects_faults() -> Iterator[None]:
     except OSError as error:
         raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
     except StorageError as error:
-        if error.reason == "unreadable" and not is_of_the_object(error):
+        if blame(error) is Blame.SURROUNDINGS and not error.missing:  # what is missing is taken as soon as it exists
             raise
         raise DecodeError(error.reason, error.happened) from error
 

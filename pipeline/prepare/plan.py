@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.build import Manifest, placed_uri, read_manifest, shuffled_order
-from pipeline.manifest.text_columns import ManifestError
+from pipeline.manifest.build import Manifest, read_manifest, shuffled_order
+from pipeline.manifest.errors import ManifestError
+from pipeline.manifest.leftovers import of_the_other_kind
+from pipeline.manifest.path_index import uri_of_path
 from pipeline.manifest.vanished import EXAMPLES, MAX_DELETED_SHARE, Vanished
+from pipeline.media import Media
 from pipeline.prepare.chunk import VIDEO_SCHEMA, ChunkSettings, PrepareSettings
 from pipeline.prepare.versions import (
     READERS,
@@ -24,6 +27,7 @@ from pipeline.prepare.versions import (
     times_rejected,
 )
 from pipeline.schema import REJECTED_SCHEMA
+from pipeline.storage.errors import size_of_file
 from pipeline.storage.files import (
     StorageError,
     absolute,
@@ -34,6 +38,7 @@ from pipeline.storage.files import (
     read_json,
     write_if_absent,
 )
+from pipeline.storage.members import container_of
 from pipeline.storage.parquet import write_table
 from pipeline.storage.retry import in_threads
 
@@ -71,7 +76,7 @@ class PlannedSet:
     @property
     def forgets_exclude(self) -> bool:
         """Whether another version has to follow that takes out the rest."""
-        return not {placed_uri(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
+        return not {uri_of_path(self.source, uri) for uri in self.exclude} <= set(self.plan["excluded"])
 
 
 def plan_set(
@@ -98,9 +103,9 @@ def plan_set(
     newest = next(reversed(read_versions(output)), None)
     if newest is not None:
         publish(output, newest)
-    place = _plan_place(output, 1 if newest is None else newest["version"] + 1)
-    if exists(place):
-        return PlannedSet(source, output, settings, read_json(place), newest, exclude, max_deleted_share)
+    path = _plan_path(output, 1 if newest is None else newest["version"] + 1)
+    if exists(path):
+        return PlannedSet(source, output, settings, read_json(path), newest, exclude, max_deleted_share)
     draft = _draft(source, output, settings, newest, exclude)
     draft.vanished.refuse_above(max_deleted_share, source)
     if newest is not None and len(draft.rows) == 0 and draft.excluded == set(newest["excluded"]):
@@ -132,7 +137,7 @@ def preview_set(source: str, output: str, settings: PrepareSettings, exclude: Se
     }
 
 
-def _plan_place(output: str, version: int) -> str:
+def _plan_path(output: str, version: int) -> str:
     return join(output, "_prepare", f"v{version:04d}", "plan.json")
 
 
@@ -159,9 +164,9 @@ def _draft(
     splits = known.filter(pc.is_valid(known["split"])).select(["uri", "split"])
     manifest = read_manifest(source, settings.manifest, seed=settings.seed, known_splits=splits)
     if newest is None:  # an empty first version would only hold the output against the corrected command
-        _refuse_nothing_to_prepare(source, manifest)
+        _refuse_nothing_to_prepare(source, manifest, settings.manifest.media)
     excluded_before = set(newest["excluded"] if newest else ())
-    excluded = excluded_before.union(placed_uri(source, uri) for uri in exclude)
+    excluded = excluded_before.union(uri_of_path(source, uri) for uri in exclude)
     again = _to_try_again(output, newest["version"], known) if newest else []
     rows, changed, missing = _new_or_changed(manifest.rows, known, excluded, again)
     present = _among(known["uri"], excluded)
@@ -172,11 +177,16 @@ def _draft(
     return _Draft(manifest, rows, excluded, unmatched, taken_out, vanished, version)
 
 
-def _refuse_nothing_to_prepare(source: str, manifest: Manifest) -> None:
+def _refuse_nothing_to_prepare(source: str, manifest: Manifest, media: Media) -> None:
     if len(manifest.rows):
         return
     if not len(manifest.rejected):
-        raise ManifestError(f"source={source}: holds no video; give a folder or prefix of videos, or a list of them")
+        if others := of_the_other_kind(manifest.skipped, media):
+            other = "image" if media == "video" else "video"
+            raise ManifestError(f"source={source}: holds no {media}, but {others} {other}s; set media={other}")
+        raise ManifestError(
+            f"source={source}: holds no {media}; give a folder or prefix of {media}s, or a list of them"
+        )
     reasons = Counter(manifest.rejected["reason"].to_pylist())
     counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
     raise ManifestError(
@@ -196,8 +206,8 @@ def _vanished(manifest: Manifest, stored: pa.ChunkedArray, excluded: set[str], m
     present = present.filter(pc.invert(pc.is_in(present, pa.array(missing, held.type))))
     rejected = manifest.rejected.filter(pc.not_equal(manifest.rejected["reason"], "missing"))
     named = pa.chunked_array([*present.chunks, *rejected["uri"].chunks], held.type).combine_chunks()
-    gone = held.filter(pc.invert(pc.is_in(held, named)))
-    return Vanished(len(gone), gone.slice(0, EXAMPLES).to_pylist(), len(held), len(present) == 0)
+    absent = held.filter(pc.invert(pc.is_in(held, named)))
+    return Vanished(len(absent), absent.slice(0, EXAMPLES).to_pylist(), len(held), len(present) == 0)
 
 
 def _write_plan(
@@ -226,16 +236,17 @@ def _write_plan(
         "files_skipped": manifest.skipped,
         # Indices of earlier versions stay: new classes come behind.
         "classes": [*earlier, *(name for name in manifest.classes if name not in set(earlier))],
+        "class_names": dict(manifest.names),
         "excluded": excluded,
         "exclude_unmatched": draft.exclude_unmatched,
         "taken_out": draft.taken_out,
         "missing_in_source": draft.vanished.count,
         "rejected": [rejected_file] if len(rejected) else [],
     }
-    place = _plan_place(output, draft.version)
+    path = _plan_path(output, draft.version)
     # The first plan holds: chunks of it may be done, and their numbers mean nothing under another plan.
-    if not write_if_absent(place, json.dumps(plan).encode()):
-        return read_json(place)
+    if not write_if_absent(path, json.dumps(plan).encode()):
+        return read_json(path)
     return plan
 
 
@@ -250,27 +261,27 @@ def _new_or_changed(
         rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(excluded), pa.large_string()))))
     if len(known) == 0:
         return rows, [], []
-    place = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())
-    versions = _versions_now(rows, place)
-    unread = pc.and_(pc.is_null(versions), pc.and_(pc.is_valid(place), pc.invert(pc.starts_with(rows["uri"], "s3://"))))
+    index = pc.index_in(rows["uri"], pc.cast(known["uri"], pa.large_string()).combine_chunks())
+    versions = _versions_now(rows, index)
+    unread = pc.and_(pc.is_null(versions), pc.and_(pc.is_valid(index), pc.invert(pc.starts_with(rows["uri"], "s3://"))))
     missing = rows["uri"].filter(unread).to_pylist()
     rows = rows.set_column(rows.column_names.index("content_version"), "content_version", versions)
-    same = pc.and_not(pc.is_valid(place), pc.is_in(rows["uri"], pa.array(again, pa.large_string())))
+    same = pc.and_not(pc.is_valid(index), pc.is_in(rows["uri"], pa.array(again, pa.large_string())))
     for name in ("content_version", "label"):
-        mine, theirs = pc.cast(rows[name], pa.large_string()), pc.cast(pc.take(known[name], place), pa.large_string())
+        mine, theirs = pc.cast(rows[name], pa.large_string()), pc.cast(pc.take(known[name], index), pa.large_string())
         equal = pc.fill_null(pc.equal(mine, theirs), False)
         # A version that is not known on one side cannot say that a file changed.
         either = pc.or_ if name == "content_version" else pc.and_
         same = pc.and_(same, pc.or_(equal, either(pc.is_null(mine), pc.is_null(theirs))))
     fresh = pc.invert(same)
-    changed = rows.filter(pc.and_(fresh, pc.is_valid(place)))["uri"].to_pylist()
+    changed = rows.filter(pc.and_(fresh, pc.is_valid(index)))["uri"].to_pylist()
     return rows.filter(fresh), changed, missing
 
 
-def _versions_now(rows: pa.Table, place: pa.ChunkedArray) -> pa.Array:
+def _versions_now(rows: pa.Table, index: pa.ChunkedArray) -> pa.Array:
     """The rows' content versions; those of known local files are looked up where the manifest lists none."""
     versions = rows["content_version"].combine_chunks()
-    unlisted = pc.and_(pc.is_null(versions), pc.is_valid(place).combine_chunks())
+    unlisted = pc.and_(pc.is_null(versions), pc.is_valid(index).combine_chunks())
     uris = rows["uri"].filter(unlisted).to_pylist()
     found = pa.array([None if uri.startswith("s3://") else _version_now(uri) for uri in uris], versions.type)
     return pc.replace_with_mask(versions, unlisted, found)
@@ -288,8 +299,10 @@ def _to_try_again(output: str, version: int, known: pa.Table) -> list[str]:
 
 def _version_now(uri: str) -> str | None:
     """The content version of a video that can be read; None where it cannot."""
+    uri = container_of(uri)
     try:
         if (path := local_path(uri)) is not None:
+            size_of_file(uri, path)  # opening what is no file may hang
             with path.open("rb") as file:
                 file.read(1)
         return content_version(uri)

@@ -1,6 +1,7 @@
 """From a manifest to a prepared set: plan, chunks in Ray Data, commit. Sets grow by versions.
 
-Under ``output``: ``shards/`` and ``rejected/`` (`schema.CLIP_SCHEMA`, `schema.REJECTED_SCHEMA`), ``classes.json``,
+Under ``output``: ``shards/`` and ``rejected/`` (`schema.CLIP_SCHEMA`, `schema.REJECTED_SCHEMA`), ``index/`` (of every
+version, see `pipeline.shards.index`), ``classes.json``,
 ``dataset.json`` (the newest version), ``versions/N.json`` (every version; its conditional write is the commit), and
 ``_prepare/vN/`` with the plan and the record of every video that was looked at.
 
@@ -22,6 +23,7 @@ import ray.data
 from pipeline.prepare.chunk import ChunkSettings, PrepareChunk, PrepareSettings
 from pipeline.prepare.plan import Outcome, PlannedSet, plan_set, preview_set
 from pipeline.prepare.versions import (
+    clips_of_shards,
     current_videos,
     kept_rejected,
     publish,
@@ -30,10 +32,11 @@ from pipeline.prepare.versions import (
     rejected_files,
     shards_of,
     version_counts,
-    version_digest,
 )
 from pipeline.schema import CLIP_SCHEMA
-from pipeline.shards.reader import read_shard
+from pipeline.shards.digests import version_digest
+from pipeline.shards.index import write_index
+from pipeline.shards.reader import read_shard, read_whole_shard
 from pipeline.shards.writer import write_shard
 from pipeline.storage.files import StorageError, join, read_json, write_if_absent
 
@@ -94,9 +97,10 @@ def _chunks_done(settings: ChunkSettings, todo: list[int], workers: int | None) 
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(size, len(todo))),
         num_cpus=1,
-        # Ray Data would restart a crashing worker without limit. No retry of storage: a failing chunk returns a row.
-        max_restarts=3,
-        max_task_retries=2,
+        # Ray Data would restart a crashing worker without limit. A video may take two workers with it before it is left
+        # out, so ten deaths admit five such videos in a chunk. No retry of storage: a failing chunk returns a row.
+        max_restarts=10,
+        max_task_retries=10,
     )
     yield from summaries.iter_rows()
 
@@ -108,12 +112,12 @@ def _commit(planned: PlannedSet) -> dict[str, Any]:
     """
     output, plan = planned.output, planned.plan
     version = _version(output, plan, planned.parent, planned.settings)
-    place = join(output, "versions", f"{plan['version']:04d}.json")
+    path = join(output, "versions", f"{plan['version']:04d}.json")
     # Equal plans give equal shards: a twin that committed the same digest did this work already, and is no conflict.
-    if not write_if_absent(place, json.dumps(version, indent=1).encode()):
-        theirs = read_json(place)
+    if not write_if_absent(path, json.dumps(version, indent=1).encode()):
+        theirs = read_json(path)
         if theirs["digest"] != version["digest"]:
-            raise StorageError(place, "another writer committed this version first", "run again to add to it")
+            raise StorageError(path, "another writer committed this version first", "run again to add to it")
         version = theirs
     # Last, as it may be repeated: after a kill here the next call publishes the committed version (`plan_set`).
     publish(output, version)
@@ -130,16 +134,21 @@ def _version(
     videos = videos.filter(pc.invert(pc.is_in(videos["uri"], pa.array(plan["excluded"], pa.string()))))
     earlier = kept_rejected(output, plan, newest["rejected"]) if newest else []
     rejected = [*earlier, *plan["rejected"], *rejected_files(output, plan["version"])]
-    counts = version_counts(videos, read_rejected(output, rejected), shards, plan["classes"])
+    digest = version_digest(shards, plan["classes"])
+    index_name = f"{plan['version']:04d}-{digest[:16]}"  # a twin that commits other shards has other names
+    index = write_index(output, index_name, shards, plan["classes"], clips_of_shards(output, plan["version"]))
+    counts = version_counts(videos, read_rejected(output, rejected), shards, plan["classes"], settings.manifest.media)
     return {
         "version": plan["version"],
         "parent": plan["parent"],
-        "digest": version_digest(shards, plan["classes"]),
+        "digest": digest,
         "counts": counts | {"skipped_files": plan["skipped_files"], "files_skipped": plan.get("files_skipped", {})},
         "classes": plan["classes"],
+        "class_names": {**(newest or {}).get("class_names", {}), **plan.get("class_names", {})},
         "settings": {**dataclasses.asdict(settings), "convention": plan["convention"]},
         "excluded": plan["excluded"],
         "exclude_unmatched": plan.get("exclude_unmatched", []),
+        "index": index,
         "shards": shards,
         "rejected": rejected,
     }
@@ -149,15 +158,15 @@ def _without(output: str, plan: Mapping[str, Any], shards: list[dict[str, Any]])
     """Shards of the parent version; those with clips that were taken out or replaced are rewritten without them."""
     if not plan["taken_out"]:
         return shards
-    gone = pa.array(plan["taken_out"], pa.string())
+    taken_out = pa.array(plan["taken_out"], pa.string())
     kept = []
     for number, shard in enumerate(shards):
-        place = join(output, shard["file"])
-        stays = pc.invert(pc.is_in(read_shard(place, ["uri"])["uri"], gone))
+        path = join(output, shard["file"])
+        stays = pc.invert(pc.is_in(read_shard(path, ["uri"])["uri"], taken_out))
         if pc.all(stays).as_py():
             kept.append(shard)
         elif pc.any(stays).as_py():
             name = f"v{plan['version']:04d}-kept-{number:06d}.parquet"
-            clips = read_shard(place).filter(stays).cast(CLIP_SCHEMA)
+            clips = read_whole_shard(output, shard).filter(stays).cast(CLIP_SCHEMA)
             kept.append(write_shard(output, name, clips, max(1, shard["bytes"] // len(shard["row_groups"]))))
     return kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,122 +14,169 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
-import pyarrow.parquet as pq
 
-from pipeline.schema import CLIP_SCHEMA, UNLABELLED
-from pipeline.storage.files import StorageError, absolute, filesystem, join, read_json
+from pipeline.media import Media
+from pipeline.schema import UNLABELLED
+from pipeline.shards.digests import REMEDY, refuse_contradictions, refuse_other_clips
+from pipeline.shards.index import READERS, ClipIndex, IndexFiles, ShardFile, built_index, stored_index
+from pipeline.shards.row_groups import OpenShard
+from pipeline.shards.selection import Selection, Wanted
+from pipeline.storage.files import StorageError, absolute, join, read_json
 from pipeline.storage.parquet import read_by_arrow, read_columns
-from pipeline.storage.retry import in_threads
+from pipeline.storage.records import Types, is_whole_number, paths_within
 
 Split = Literal["train", "val", "test", "all"] | str
 Ints = npt.NDArray[np.int64]
 
-READERS = 8
 CACHE_BYTES = 512 * 2**20
-_REMEDY = "check the prepared set, or prepare it again"
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardFile:
-    """One Parquet file of clips."""
-
-    uri: str
-    row_groups: tuple[int, ...]
-    """Rows of each row group."""
+SET_RECORD: Mapping[str, Types] = {"version": int, "digest": str, "classes": list, "counts": dict}
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSet:
-    """A committed version of a prepared set."""
+    """A committed version of a prepared set. Small, whatever the set holds: it travels to every worker."""
 
     uri: str
     version: int
     digest: str
     """Of its shards' content and its class list; pins what a run was trained on."""
     classes: tuple[str, ...]
-    """Class names; a label's index is its place here."""
+    """Class names; a label's index is its position here."""
     shards: tuple[ShardFile, ...]
+    """Of a version that an earlier release wrote, without an index; empty otherwise."""
     counts: Mapping[str, Any] = dataclasses.field(compare=False)
     """Figures of prepare's report."""
+    index: IndexFiles | None = None
+    media: Media = "video"
+    """What its clips are; an image is a clip of one frame."""
 
     def num_clips(self, split: Split, labelled_only: bool = False) -> int:
         """Clips of a split, optionally only those with a label."""
-        return int(self.selection(split, labelled_only).clips_per_group.sum())
+        counts = clip_index(self).counts_of(split)
+        return int(counts[1:].sum() if labelled_only else counts.sum())
 
     def selection(self, split: Split, labelled_only: bool = False, balance_classes: bool = False) -> Selection:
-        """The clips to use, by a pass over the small columns of all shards (no video is read).
+        """The clips to use, by a pass over the index (no shard is read).
 
         Args:
             balance_classes: clips of small classes several times, so that every class has as many as the largest.
         """
-        return _select(self, split, labelled_only, balance_classes)
+        return _selection(self, Wanted(split, labelled_only, balance_classes))
 
     def classes_without_clips(self, split: Split) -> list[str]:
         """Names of the class list that no clip of a split has."""
-        index = clip_index(self)
-        mask = pc.fill_null(pc.equal(index["split"], split), False)
-        there = set(pc.unique(index["label"].filter(mask)).to_pylist())
-        return [name for name in self.classes if name not in there]
+        counts = clip_index(self).counts_of(split)[1:].tolist()
+        return [name for name, clips in zip(self.classes, counts, strict=True) if not clips]
 
     def splits(self) -> dict[str, int]:
         """Clips by split name."""
-        values = pc.value_counts(pc.fill_null(clip_index(self)["split"], "none"))
-        return {entry["values"].as_py(): entry["counts"].as_py() for entry in values}
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Which rows of which row groups are used, counted over the row groups in the set's order."""
-
-    groups: tuple[tuple[str, int], ...]
-    """Shard URI and number within the shard, of every row group of the set."""
-    clips_per_group: Ints
-    """Wanted clips of each row group. [groups]"""
-    rows: npt.NDArray[np.int32]
-    """Row within its row group of each wanted clip. [clips]"""
-    copies: npt.NDArray[np.int32]
-    """How often each of these clips came before: 0 everywhere, unless classes are balanced. [clips]"""
-
-    @functools.cached_property
-    def first_clip(self) -> Ints:
-        """Number of the first wanted clip of each row group, and at last that of all clips. [groups + 1]"""
-        return np.concatenate([[0], np.cumsum(self.clips_per_group)])
+        index = clip_index(self)
+        clips = index.counts.sum(axis=1).tolist()
+        return {name: number for name, number in zip(("none", *index.splits), clips, strict=True) if number}
 
 
 def open_prepared(uri: str, version: int | None = None) -> PreparedSet:
     """The newest version of a prepared set, or a given one; `StorageError` where none is committed."""
     uri = absolute(uri)
-    place = join(uri, "dataset.json") if version is None else join(uri, "versions", f"{version:04d}.json")
+    record_uri = join(uri, "dataset.json") if version is None else join(uri, "versions", f"{version:04d}.json")
     try:
-        record = read_json(place)
+        record = read_json(record_uri, SET_RECORD)
     except StorageError as error:
         if not error.missing:
             raise
         remedy = f"run `python -m jobs.prepare source=... output={uri}` first"
-        raise StorageError(place, "no prepared set is committed here", remedy, missing=True) from error
-    except ValueError as error:
-        raise StorageError(place, "is not a prepared set's record", "give the output of prepare") from error
-    shards = (ShardFile(join(uri, shard["file"]), tuple(shard["row_groups"])) for shard in record["shards"])
+        raise StorageError(record_uri, "no prepared set is committed here", remedy, missing=True) from error
+    if not all(isinstance(name, str) for name in record["classes"]):
+        raise StorageError(record_uri, "is damaged: its classes must be names", REMEDY)
+    index = _index_files(uri, record_uri, record["index"]) if "index" in record else None
+    entries = () if index else _listed(record_uri, record.get("shards"))
+    shards = tuple(_shard(uri, record_uri, entry) for entry in entries)
+    if not index:
+        refuse_contradictions(record_uri, record)  # those of an index are looked at when it is read
     return PreparedSet(
-        uri, record["version"], record["digest"], tuple(record["classes"]), tuple(shards), record["counts"]
-    )
+        uri, record["version"], record["digest"], tuple(record["classes"]), shards, record["counts"], index,
+        media_of(record),
+    )  # fmt: skip
+
+
+def media_of(record: Mapping[str, Any]) -> Media:
+    """What a version holds, by its record; older releases knew videos alone."""
+    found: Any = record
+    for key in ("settings", "manifest", "media"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return "image" if found == "image" else "video"
+
+
+def _index_files(uri: str, record_uri: str, entry: Any) -> IndexFiles:
+    """An index as the record names it: files below the set."""
+    names = [field.name for field in dataclasses.fields(IndexFiles)]
+    texts = [entry.get(name) if isinstance(entry, dict) else None for name in names]
+    if not all(isinstance(text, str) for text in texts):
+        raise StorageError(record_uri, f"is damaged: names an index {str(entry)[:80]}", REMEDY)
+    files = {name: str(text) for name, text in zip(names, texts, strict=True)}
+    for name in ("clips", "shards"):
+        files[name] = _below(uri, record_uri, files[name])
+    return IndexFiles(**files)
+
+
+def _listed(record_uri: str, shards: Any) -> list[Any]:
+    if not isinstance(shards, list):
+        raise StorageError(record_uri, "is damaged: it lists no shards", REMEDY)
+    return shards
+
+
+def _shard(uri: str, record_uri: str, shard: Any) -> ShardFile:
+    """A shard as the record names it: a file below the set."""
+    file, rows = (shard.get(key) for key in ("file", "row_groups")) if isinstance(shard, dict) else (None, None)
+    if not isinstance(file, str) or not isinstance(rows, list) or not all(map(is_whole_number, rows)):
+        raise StorageError(record_uri, f"is damaged: names a shard {str(shard)[:80]}", REMEDY)
+    digests = shard.get("digests", ())
+    if not isinstance(digests, list | tuple) or not all(isinstance(digest, str) for digest in digests):
+        raise StorageError(record_uri, f"is damaged: the digests of {file[:80]} must be texts", REMEDY)
+    return ShardFile(_below(uri, record_uri, file), tuple(rows), str(shard.get("sha256", "")), tuple(digests))
+
+
+def _below(uri: str, record_uri: str, file: str) -> str:
+    return join(uri, *paths_within(record_uri, [file]))
 
 
 @functools.lru_cache(maxsize=4)
-def clip_index(prepared: PreparedSet) -> pa.Table:
-    """``clip_id, label, split`` of every clip, in the order of shards and rows."""
-    columns = ["clip_id", "label", "split"]
-    tables = in_threads(READERS, lambda shard: read_shard(shard.uri, columns), prepared.shards)
-    return pa.concat_tables([CLIP_SCHEMA.empty_table().select(columns), *tables])
+def clip_index(prepared: PreparedSet) -> ClipIndex:
+    """Label and split of every clip, and where each row group lies; read once per machine."""
+    if prepared.index is None:
+        return built_index(prepared.shards, prepared.classes, prepared.digest)
+    return stored_index(prepared.index, prepared.classes, prepared.digest)
+
+
+@functools.lru_cache(maxsize=4)
+def _selection(prepared: PreparedSet, wanted: Wanted) -> Selection:
+    return Selection(clip_index(prepared), prepared.uri, wanted)
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of a whole shard."""
-    return read_columns(uri, columns, _REMEDY)
+    return read_columns(uri, columns, REMEDY)
+
+
+def read_whole_shard(uri: str, shard: Mapping[str, Any]) -> pa.Table:
+    """All columns of a shard of a set, by its entry in the set's record; compared with its digests.
+
+    Raises:
+        StorageError: it cannot be read, or holds other clips than were prepared.
+    """
+    path = join(uri, shard["file"])
+    clips, start = read_shard(path), 0
+    for number, (rows, digest) in enumerate(zip(shard["row_groups"], shard.get("digests", ()), strict=False)):
+        refuse_other_clips(path, number, clips.slice(start, rows), digest)
+        start += rows
+    return clips
 
 
 class RowGroupReader:
-    """Row groups by number, read side by side, the most recent ones kept up to ``cache_bytes``."""
+    """The wanted clips of groups by number, read side by side, the most recent ones kept up to ``cache_bytes``.
+
+    Each row group is compared with its digest, once for every reading.
+    """
 
     def __init__(self, selection: Selection, cache_bytes: int = CACHE_BYTES) -> None:
         self.selection = selection
@@ -138,26 +184,23 @@ class RowGroupReader:
         self.bytes_read = 0
         self._pool = ThreadPoolExecutor(READERS)
         self._groups: OrderedDict[int, Future[pa.Table]] = OrderedDict()
-        self._files = functools.lru_cache(maxsize=64)(_OpenShard)
+        self._files = functools.lru_cache(maxsize=64)(OpenShard)
 
     def prefetch(self, clips: Iterable[int]) -> None:
-        """Begin to read the row groups of these clips."""
-        for group in dict.fromkeys(self._group(clip) for clip in clips):
+        """Begin to read the groups of these clips."""
+        for group in dict.fromkeys(map(self.selection.group, clips)):
             self._request(group)
 
     def clip(self, clip: int) -> pa.Table:
         """The one row of a clip, by its number in the selection."""
-        group = self._group(clip)
+        group = self.selection.group(clip)
         try:
             table = self._request(group).result()
         except StorageError:
             del self._groups[group]
             raise
         self._shrink()
-        return table.slice(int(self.selection.rows[clip]), 1)
-
-    def _group(self, clip: int) -> int:
-        return int(np.searchsorted(self.selection.first_clip, clip, "right")) - 1
+        return table.slice(clip - int(self.selection.first_clip[group]), 1)
 
     def _request(self, group: int) -> Future[pa.Table]:
         if group not in self._groups:
@@ -166,21 +209,22 @@ class RowGroupReader:
         return self._groups[group]
 
     def _read(self, group: int) -> pa.Table:
-        uri, number = self.selection.groups[group]
+        uri, number = self.selection.location(group)
+        rows = self.selection.rows(group)
 
-        def read(_files: pyarrow.fs.FileSystem, _path: str) -> pa.Table:
+        def read(_files: pyarrow.fs.FileSystem, _path: str) -> tuple[pa.Table, int]:
             try:
-                return self._files(uri).read_row_group(number)
+                return self._files(uri).read(number, rows, self.selection.digest(group))
             except OSError:
                 self._files.cache_clear()  # what the open file has buffered may be cut short
                 raise
 
-        table = read_by_arrow(uri, read, _REMEDY)
-        self.bytes_read += table.nbytes
+        table, size = read_by_arrow(uri, read, REMEDY)
+        self.bytes_read += size
         return table
 
     def _shrink(self) -> None:
-        """Forget the row groups that were used longest ago; the newest two stay whatever they weigh."""
+        """Forget the groups that were used longest ago; the newest two stay whatever they weigh."""
         done = [group for group, future in self._groups.items() if future.done() and not future.exception()]
         held = sum(self._groups[group].result().nbytes for group in done)
         for group in done[:-2]:
@@ -189,58 +233,7 @@ class RowGroupReader:
             held -= self._groups.pop(group).result().nbytes
 
 
-class _OpenShard:
-    """A shard whose footer is read; Arrow's readers want one thread at a time."""
-
-    def __init__(self, uri: str) -> None:
-        files, path = filesystem(uri)
-        self._file = pq.ParquetFile(files.open_input_file(path), pre_buffer=True)
-        self._lock = threading.Lock()
-
-    def read_row_group(self, number: int) -> pa.Table:
-        with self._lock:
-            return self._file.read_row_group(number)
-
-
-@functools.lru_cache(maxsize=8)
-def _select(prepared: PreparedSet, split: str, labelled_only: bool, balance_classes: bool) -> Selection:
-    index = clip_index(prepared)
-    wanted = np.ones(len(index), bool)
-    if split != "all":
-        wanted &= pc.fill_null(pc.equal(index["split"], split), False).to_numpy()
-    if labelled_only:
-        wanted &= pc.is_valid(index["label"]).to_numpy()
-    sizes = np.array([rows for shard in prepared.shards for rows in shard.row_groups], np.int64)
-    groups = tuple((shard.uri, number) for shard in prepared.shards for number in range(len(shard.row_groups)))
-    of_group = np.repeat(np.arange(len(sizes)), sizes)
-    row_in_group = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    times = np.ones(int(wanted.sum()), np.int64)
-    if balance_classes:
-        times = times_to_balance(label_indices(index["label"], prepared.classes)[wanted])
-    per_group = np.bincount(np.repeat(of_group[wanted], times), minlength=len(sizes)).astype(np.int64)
-    copies = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-    rows = np.repeat(row_in_group[wanted], times)
-    return Selection(groups, per_group, rows.astype(np.int32), copies.astype(np.int32))
-
-
-def times_to_balance(labels: Ints) -> Ints:
-    """How often each clip must come so that every class that occurs comes as often as the largest: int64 [clips].
-
-    Where that is no whole number of times, the first clips of the class come once more. Clips without a label (-1)
-    come once.
-    """
-    times = np.ones(len(labels), np.int64)
-    labelled = labels != UNLABELLED
-    counts = np.bincount(labels[labelled])
-    for number in np.flatnonzero(counts):
-        members = np.flatnonzero(labels == number)
-        whole, rest = divmod(int(counts.max()), len(members))
-        times[members] = whole
-        times[members[:rest]] += 1
-    return times
-
-
 def label_indices(labels: pa.ChunkedArray | pa.Array, classes: Sequence[str]) -> Ints:
-    """Labels' places in the class list; ``UNLABELLED`` where there is none."""
+    """Labels' positions in the class list; ``UNLABELLED`` where there is none."""
     found: Ints = pc.fill_null(pc.index_in(labels, pa.array(classes, pa.string())), UNLABELLED).to_numpy()
     return found.astype(np.int64)

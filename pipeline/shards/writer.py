@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
+import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import pyarrow.compute as pc
 
 from pipeline.hashing import seeded
 from pipeline.schema import CLIP_SCHEMA
+from pipeline.shards.digests import group_digest, shard_digest, video_digests
+from pipeline.shards.index import ShardClips
+from pipeline.shards.row_groups import VIDEO_DIGESTS, VIDEO_SPANS
 from pipeline.storage.files import join, write_bytes
 from pipeline.storage.parquet import parquet_bytes
 
@@ -44,6 +48,7 @@ class ShardWriter:
         self.store = store
         self.seed = seed
         self.written: list[dict[str, Any]] = []
+        self.clips: list[ShardClips] = []
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
@@ -62,6 +67,7 @@ class ShardWriter:
         table = pa.Table.from_pylist([self._rows[index] for index in order], schema=CLIP_SCHEMA)
         name = f"{self.name}-{len(self.written):02d}.parquet"
         self.written.append(write_shard(self.output, name, table, self.store.row_group_bytes))
+        self.clips.append(ShardClips.of(table))
         self._rows, self._bytes = [], 0
 
 
@@ -70,13 +76,16 @@ def write_shard(output: str, name: str, table: pa.Table, row_group_bytes: int) -
     lengths = pc.fill_null(pc.binary_length(table["video"]), 0).to_pylist()
     groups = row_groups(lengths, row_group_bytes)
     starts = itertools.accumulate(groups, initial=0)
+    tables = [table.slice(start, rows) for start, rows in zip(starts, groups, strict=False)]
+    digests = [group_digest(one) for one in tables]
     data = parquet_bytes(
-        (table.slice(start, rows) for start, rows in zip(starts, groups, strict=False)),
+        tables,
         CLIP_SCHEMA,
         # Videos do not compress, and labels repeat.
         compression={field.name: "NONE" if field.name == "video" else "ZSTD" for field in CLIP_SCHEMA},
         use_dictionary=["label", "split"],
         write_statistics=["clip_id"],
+        footer=lambda content: video_spans(content, table["video"]),
     )
     write_bytes(join(output, "shards", name), data)
     return {
@@ -84,8 +93,29 @@ def write_shard(output: str, name: str, table: pa.Table, row_group_bytes: int) -
         "rows": len(table),
         "row_groups": groups,
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "digests": digests,
+        "sha256": shard_digest(digests),
     }
+
+
+def video_spans(content: bytes, videos: pa.ChunkedArray) -> dict[str, str]:
+    """Where the bytes of each video lie in a Parquet file, so that one can be read alone; nothing if one is not found.
+
+    They lie there as they are, because the column is neither compressed nor encoded by a dictionary, each after its
+    length. A null has the span [0, -1].
+    """
+    spans, position = [], 0
+    for value in videos:
+        if not value.is_valid:
+            spans.append([0, -1])
+            continue
+        video = value.as_py()
+        position = content.find(struct.pack("<i", len(video)) + video, position) + 4
+        if position < 4:
+            return {}
+        spans.append([position, len(video)])
+        position += len(video)
+    return {VIDEO_SPANS: json.dumps(spans), VIDEO_DIGESTS: json.dumps(video_digests(videos))}
 
 
 def row_groups(lengths: list[int], row_group_bytes: int) -> list[int]:

@@ -8,17 +8,15 @@ percent-decoded, so that a file name that is no valid UTF-8 still has a text.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import fcntl
 import itertools
-import json
 import os
 import tempfile
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +26,19 @@ import pyarrow.fs
 
 from pipeline.storage import s3 as object_storage
 from pipeline.storage.errors import StorageError as StorageError
-from pipeline.storage.errors import errors_named
+from pipeline.storage.errors import errors_named, size_of_file
+from pipeline.storage.records import Types, as_record
 from pipeline.storage.s3 import arrow_s3, bucket_and_key
+from pipeline.storage.text import as_text
 
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LISTED_AT_ONCE = 50_000
 LISTING_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64()), ("etag", pa.string())]
 )
+
+
+Listed = tuple[str, int, int | None, str]
+"""A row of `LISTING_SCHEMA`."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -76,26 +79,22 @@ def read_bytes(uri: str) -> bytes:
         return object_storage.get(uri) if path is None else path.read_bytes()
 
 
-def read_json(uri: str) -> dict[str, Any]:
-    """The record that a JSON object holds."""
-    record: dict[str, Any] = json.loads(read_bytes(uri))
-    return record
+def read_json(uri: str, entries: Mapping[str, Types] | None = None) -> dict[str, Any]:
+    """The record that a JSON object holds; `StorageError` where it is damaged, too.
+
+    Args:
+        entries: what it has at least, and of which types.
+    """
+    return as_record(uri, read_bytes(uri), entries)
 
 
 def read_text(uri: str) -> str:
-    """The whole object as text that people or their editors wrote: `as_text` of its bytes.
+    """The whole object as text that people or their editors wrote (`storage.text.as_text`).
 
     Raises:
-        StorageError: it is missing, unreachable or not permitted.
-        UnicodeDecodeError: it is neither UTF-8 nor UTF-16 with a byte order mark.
+        StorageError: it is missing, unreachable, not permitted, or no text (`NotTextError`).
     """
-    return as_text(read_bytes(uri))
-
-
-def as_text(content: bytes) -> str:
-    """Text without byte order mark, and with the line ends of Windows and old Macs as newlines."""
-    encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
-    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    return as_text(read_bytes(uri), uri)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -159,7 +158,7 @@ def exists(uri: str) -> bool:
     """True when an object, a file, a directory or a non-empty prefix exists."""
     path = local_path(uri)
     with errors_named(uri):
-        return object_storage.is_there(uri) if path is None else path.exists()
+        return object_storage.exists(uri) if path is None else path.exists()
 
 
 def delete(uri: str) -> None:
@@ -178,35 +177,42 @@ def list_files(uri: str, suffixes: Sequence[str] = ("",), recursive: bool = True
     Args:
         suffixes: keep names that end so (in lower case), for example ``(".mp4", ".webm")``; default: all.
 
-    A folder that is missing is an error, an S3 prefix without objects is an empty table.
+    A folder that is missing is an error, an S3 prefix without objects is an empty table. ``modified_ns`` is null where
+    a file cannot be looked at, as behind a link that leads nowhere.
     """
     path = local_path(uri)
     with errors_named(uri):
-        found = (
-            object_storage.list_objects(uri, recursive)
-            if path is None
-            else _list_local(path.absolute(), recursive, set())
-        )
+        found = object_storage.list_objects(uri, recursive) if path is None else _list_local(path.absolute(), recursive)
         return _listing(sorted(row for row in found if row[0].lower().endswith(tuple(suffixes))))
+
+
+def list_existing(uri: str, recursive: bool = True) -> pa.Table:
+    """As `list_files`; empty where the folder does not exist."""
+    try:
+        return list_files(uri, recursive=recursive)
+    except StorageError as error:
+        if not error.missing:
+            raise
+        return _listing([])
 
 
 def file_names(folder: str, suffix: str = "") -> list[str]:
     """Names of the files directly in a folder or prefix, sorted; none where it does not exist."""
-    try:
-        listed = list_files(folder, (suffix,), recursive=False)
-    except StorageError as error:
-        if not error.missing:
-            raise
-        return []
-    return [uri.rpartition("/")[2] for uri in listed["uri"].to_pylist()]
+    names = (uri.rpartition("/")[2] for uri in list_existing(folder, recursive=False)["uri"].to_pylist())
+    return [name for name in names if name.lower().endswith(suffix)]
 
 
 def listed_in_parts(uri: str) -> Iterator[pa.Table]:
-    """All files below a folder or prefix as `list_files` gives them, a part at a time: a prefix may hold millions."""
-    if is_local(uri):
-        yield list_files(uri)
-        return
+    """All files below a folder or prefix as `list_files` gives them, a part at a time: a prefix may hold millions.
+
+    A folder below it that cannot be listed is a row whose ``uri`` ends with a slash: anyone who may add to a collection
+    could otherwise end its listing.
+    """
+    path = local_path(uri)
     with errors_named(uri):
+        if path is not None:
+            yield _listing(sorted(_list_local(path.absolute(), True, skip_folders=True)))
+            return
         found = object_storage.list_objects(uri, recursive=True)
         while rows := list(itertools.islice(found, LISTED_AT_ONCE)):
             yield _listing(rows)
@@ -250,20 +256,18 @@ def local_copy(uri: str) -> Iterator[Path]:
     path = local_path(uri)
     if path is not None:
         with errors_named(uri):
-            present = path.exists()
-        if not present:
-            raise StorageError(uri, "no such file", "check the path", missing=True)
+            size_of_file(uri, path)
         yield path
         return
     _, key = bucket_and_key(uri)
     with tempfile.TemporaryDirectory(prefix="video-") as folder:
         copy = Path(folder) / f"object{Path(key).suffix[:16]}"
-        with errors_named(uri):
-            object_storage.download(uri, str(copy))
+        with errors_named(uri), copy.open("wb") as file:
+            object_storage.download(uri, file)
         yield copy
 
 
-def _listing(rows: Sequence[tuple[str, int, int, str]]) -> pa.Table:
+def _listing(rows: Sequence[Listed]) -> pa.Table:
     columns = [pa.array([row[index] for row in rows], field.type) for index, field in enumerate(LISTING_SCHEMA)]
     return pa.Table.from_arrays(columns, schema=LISTING_SCHEMA)
 
@@ -305,20 +309,64 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _list_local(folder: Path, recursive: bool, seen: set[str]) -> Iterator[tuple[str, int, int, str]]:
-    """Links are followed, as data sets are often linked together; ``seen`` breaks cycles."""
-    seen.add(os.path.realpath(folder))
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                if recursive and os.path.realpath(entry.path) not in seen:
-                    yield from _list_local(Path(entry.path), recursive, seen)
-                continue
+def _list_local(root: Path, recursive: bool, *, skip_folders: bool = False) -> Iterator[Listed]:
+    """Links are followed, as data sets are often linked together; no folder is listed twice, which breaks cycles.
+
+    What cannot be looked at, as a link that leads nowhere, is listed without a time, so that it ends as a row with a
+    reason. A stack instead of a recursion: folders may lie deeper than Python's stack.
+
+    Args:
+        skip_folders: list a folder below the root that cannot be listed as ``folder/`` instead of raising.
+
+    Raises:
+        OSError: the root cannot be listed.
+    """
+    top = os.path.realpath(root)
+    seen = {top}
+    stack = [(top, _entries(root))]
+    while stack:
+        folder, entries = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
+            stack.pop()
+        elif not _is_folder(entry):
+            yield _text(entry.path), *_size_and_time(entry), ""
+        elif recursive and (real := _real_path(entry, folder)) not in seen:
+            seen.add(real)
             try:
-                status = entry.stat()
-            except FileNotFoundError:  # a dangling link: listed, so that it ends as a row with a reason
-                status = entry.stat(follow_symlinks=False)
-            yield _text(entry.path), status.st_size, status.st_mtime_ns, ""
+                stack.append((real, _entries(entry.path)))
+            except FileNotFoundError:  # deleted since its parent was listed: no longer a part of the source
+                continue
+            except OSError:
+                if not skip_folders:
+                    raise
+                yield f"{_text(entry.path)}/", 0, None, ""
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """All entries at once: a folder for each level that stayed open could exhaust the handles of the process."""
+    with os.scandir(folder) as entries:
+        return iter(list(entries))
+
+
+def _real_path(entry: os.DirEntry[str], folder: str) -> str:
+    """Of an entry of a folder whose real path is known: to resolve every level again takes minutes where many are."""
+    return os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(folder, entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that is not permitted
+        return False
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int | None]:
+    try:
+        status = entry.stat()
+    except OSError:
+        return 0, None
+    return status.st_size, status.st_mtime_ns
 
 
 def _text(path: str) -> str:

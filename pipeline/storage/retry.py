@@ -48,6 +48,11 @@ _DEFINITE_FOR_ARROW = (
     *(f"HTTP status {code}" for code in (400, 401, 403, 404, 405, 412)),
 )  # not 408 and 429
 
+# Delta Lake's client has its own share of this policy (`pipeline.storage.s3.delta_options`), which does not cover an
+# answer that breaks off; it, too, names the reason in the text alone.
+_BROKEN_OFF_FOR_DELTA = "response body error"
+_FROM_DELTA = "Generic S3 error"
+
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
@@ -145,8 +150,10 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, botocore.exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return code_of(error) in _TRANSIENT_CODES or status == 429 or status >= 500
-    if isinstance(error, _TRANSIENT_ERRORS):
+    if isinstance(error, _TRANSIENT_ERRORS) or _BROKEN_OFF_FOR_DELTA in str(error):
         return True
+    if _FROM_DELTA in str(error):
+        return False
     # Errors of this machine's own files, a full disk for one, carry a number; those of Arrow's S3 client do not.
     from_arrow = isinstance(error, OSError) and not isinstance(error, S3_ERRORS) and error.errno is None
     return from_arrow and not any(word in str(error) for word in _DEFINITE_FOR_ARROW)

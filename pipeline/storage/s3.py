@@ -7,19 +7,21 @@ Credentials come from the standard chain, the server from ``AWS_ENDPOINT_URL_S3`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import boto3
 import botocore.config
 import botocore.exceptions
 import pyarrow.fs
 
-from pipeline.storage.errors import StorageError, code_of
-from pipeline.storage.retry import retried
+from pipeline.storage.errors import StorageError, code_of, is_full, no_space, refuse_over
+from pipeline.storage.retry import BUDGET_SECONDS, retried
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 20
@@ -62,6 +64,26 @@ def _arrow_s3(endpoint: str | None, region: str | None) -> pyarrow.fs.S3FileSyst
         request_timeout=READ_TIMEOUT_SECONDS,
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """Settings of Delta Lake's client, which reads the keys itself; none for a local table."""
+    if not uri.startswith("s3://"):
+        return {}
+    endpoint, region = _endpoint() or "", _region() or ""
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": region,
+        "AWS_ALLOW_HTTP": "true" if endpoint.startswith("http://") else "",
+        "connect_timeout": f"{CONNECT_TIMEOUT_SECONDS}s",
+        "timeout": f"{1000 * READ_TIMEOUT_SECONDS:.0f}ms",
+        # The retry policy of `pipeline.storage.retry`, as far as this client has words for it.
+        "max_retries": "12",
+        "retry_timeout": f"{BUDGET_SECONDS:.0f}s",
+        "backoff_config.init_backoff": "250ms",
+        "backoff_config.max_backoff": "8s",
+    }
+    return {name: value for name, value in settings.items() if value}
 
 
 def _endpoint() -> str | None:
@@ -107,16 +129,39 @@ def _content_and_etag(uri: str) -> tuple[bytes, str]:
     return retried(read)
 
 
-def download(uri: str, path: str) -> None:
-    """The whole object into a local file."""
+def download(uri: str, file: BinaryIO, max_bytes: int | None = None) -> None:
+    """The whole object into a local file that is open for writing.
+
+    Raises:
+        StorageError: "max_bytes", by the size that the server states before the first byte, or by the bytes that came;
+            "disk_full", this machine has no room for it.
+    """
     bucket, key = bucket_and_key(uri)
 
     def copy() -> None:
         answer = s3_client().get_object(Bucket=bucket, Key=key)
-        with open(path, "wb") as file:
-            shutil.copyfileobj(answer["Body"], file, _COPY_BYTES)
+        with contextlib.closing(answer["Body"]) as body:
+            size = int(answer["ContentLength"])
+            refuse_over(uri, size, max_bytes)
+            if file.tell():  # a try before this one broke off
+                file.seek(0)
+                file.truncate()
+            if size > shutil.disk_usage(tempfile.gettempdir()).free:
+                raise no_space(size)
+            for part in body.iter_chunks(_COPY_BYTES):
+                refuse_over(uri, file.tell() + len(part), max_bytes)
+                _write(file, part, size)
+        file.flush()
 
     retried(copy)
+
+
+def _write(file: BinaryIO, part: bytes, size: int) -> None:
+    try:
+        file.write(part)
+        file.flush()
+    except OSError as error:
+        raise (no_space(size) if is_full(error) else error) from error
 
 
 def put(uri: str, data: bytes) -> None:
@@ -160,7 +205,7 @@ def _put_if(uri: str, data: bytes, **condition: str) -> bool:
     return True
 
 
-def is_there(uri: str) -> bool:
+def exists(uri: str) -> bool:
     """Whether an object or a non-empty prefix has this name."""
     try:
         _request("head_object", uri)

@@ -1,94 +1,82 @@
-"""From scores to rows: the windows of a chunk, and of each video its labels, time spans and first error."""
+"""From scores to rows: the windows of a video, and of the whole video its labels, time spans and first error."""
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from pipeline.schema import DELETED, FAILED, OK, PARTIAL
-from pipeline.tagging.schema import EMBEDDING, tag_schema
-from pipeline.tagging.windows import WindowGrid
+from pipeline.schema import FAILED, OK, PARTIAL
+from pipeline.tagging.windows import WindowGrid, unit_id
 
 Row = Mapping[str, Any]
+CUT_OFF = "damaged"
+"""Error class of a video whose file ends before its container says; every window that it holds was scored."""
 
 
-def tag_rows(units: pa.Table, scored: Mapping[tuple[int, int], Row], grid: WindowGrid,
-             version: int, run_key: str, embedding_size: int = 0) -> pa.Table:  # fmt: skip
-    """The rows of one chunk in the order of its plan.
+@dataclass(frozen=True)
+class ScoredWindow:
+    """One window with its labels, or with the reason why it has none."""
 
-    Args:
-        units: the chunk's units.
-        scored: (unit id, window index) → ``labels``, ``scores``, ``status``, ``message``, ``attempts``.
-    """
-    rows = []
-    for unit in units.to_pylist():
-        basics = {name: unit[name] for name in ("uri", "video_id", "unit_id")} | {
-            "version": version,
-            "run_key": run_key,
-            EMBEDDING: [0.0] * embedding_size,
-        }
-        if unit["num_windows"] == 0:
-            failure = {"labels": [], "scores": [], "status": unit["status"], "message": unit["message"], "attempts": 1}
-            rows.append(basics | failure)
-        for index in range(unit["first_window"], unit["first_window"] + unit["num_windows"]):
-            start, end = grid.span(index, unit["duration_seconds"])
-            times = {"window_index": index, "start_seconds": start, "end_seconds": end}
-            rows.append(basics | times | dict(scored[unit["unit_id"], index]))
-    return pa.Table.from_pylist(rows, schema=tag_schema(embedding_size))
+    index: int | None
+    """None of a video that could not be opened at all."""
+    labels: Sequence[str] = ()
+    scores: Sequence[float] = ()
+    status: str = OK
+    message: str = ""
+    embedding: Sequence[float] | None = None
 
 
-def video_rows(tags: Iterable[pa.Table], units: pa.Table, facts: Row) -> Iterator[dict[str, Any]]:
-    """Rows of `VIDEO_SCHEMA`, one for every video whose windows are complete.
+def tag_rows(video: Row, windows: Sequence[ScoredWindow], grid: WindowGrid, common: Row) -> list[dict[str, Any]]:
+    """Rows of `tag_schema`, one for every window of one video.
 
     Args:
-        tags: rows of whole chunks, in the order of the plan; a video's rows follow each other there.
-        units: the plan.
-        facts: further columns, the same in every row.
+        video: ``uri``, ``video_id``, ``content_version`` and, where it could be opened, ``duration_seconds``.
+        windows: all of them, in order.
+        common: further columns, the same in every row.
     """
-    plan: dict[int, dict[str, Any]] = {}
-    for unit in units.select(["video_id", "num_windows", *_VIDEO_FACTS]).to_pylist():
-        known = plan.setdefault(unit["video_id"], unit | {"num_windows": 0})
-        known["num_windows"] += unit["num_windows"]
-    rows = (row for table in tags for row in table.to_pylist())
-    for video, group in itertools.groupby(rows, key=lambda row: int(row["video_id"])):
-        windows = list(group)
-        if len(windows) == max(1, plan[video]["num_windows"]):
-            yield _video_row(plan[video], windows) | dict(facts)
+    names = {name: video[name] for name in ("uri", "video_id", "content_version")}
+    counted = sum(window.index is not None for window in windows)
+    names["unit_id"] = unit_id(video["uri"], video["content_version"], counted)
+    return [{**names, **_times(window, video, grid), **_answer(window), **common} for window in windows]
 
 
-_VIDEO_FACTS = ("content_version", "duration_seconds")
+def _times(window: ScoredWindow, video: Row, grid: WindowGrid) -> dict[str, Any]:
+    if window.index is None:
+        return {"window_index": None, "start_seconds": None, "end_seconds": None}
+    start, end = grid.span(window.index, video["duration_seconds"])
+    return {"window_index": window.index, "start_seconds": start, "end_seconds": end}
 
 
-def _video_row(facts: Row, rows: Sequence[Row]) -> dict[str, Any]:
+def _answer(window: ScoredWindow) -> dict[str, Any]:
+    return {name: getattr(window, name) for name in ("labels", "scores", "status", "message", "embedding")}
+
+
+def video_row(video: Row, rows: Sequence[Row], common: Row) -> dict[str, Any]:
+    """The row of `VIDEO_SCHEMA` that follows from all rows of a video (`tag_rows`).
+
+    Args:
+        video: as there; ``cut_off`` describes what is missing at its end, where something is.
+    """
     scored = [row for row in rows if row["status"] == OK]
     failed = [row for row in rows if row["status"] != OK]
     top_k = max((len(row["labels"]) for row in scored), default=0)
     labels, scores = _mean_scores(scored, top_k)
+    cut_off = video.get("cut_off", "")
     return {
-        **{name: rows[0][name] for name in ("uri", "video_id", "version", "run_key")},
-        **{name: facts[name] for name in _VIDEO_FACTS},
+        **{name: video[name] for name in ("uri", "video_id", "content_version")},
+        "duration_seconds": video.get("duration_seconds"),
         "windows": sum(row["window_index"] is not None for row in rows),
         "windows_failed": sum(row["window_index"] is not None for row in failed),
         "labels": labels,
         "scores": scores,
         "spans": merged_spans(scored),
-        "status": _status(scored, failed),
-        "error_class": failed[0]["status"] if failed else None,
-        "message": failed[0]["message"] if failed else "",
-        "attempts": max(row["attempts"] for row in rows),
+        "status": FAILED if not scored else PARTIAL if failed or cut_off else OK,
+        "error_class": failed[0]["status"] if failed else CUT_OFF if cut_off else None,
+        "message": failed[0]["message"] if failed else cut_off,
+        **common,
     }
-
-
-def _status(scored: Sequence[Row], failed: Sequence[Row]) -> str:
-    if not failed:
-        return OK
-    if scored:
-        return PARTIAL
-    return DELETED if failed[0]["status"] == DELETED else FAILED
 
 
 def _mean_scores(scored: Sequence[Row], top_k: int) -> tuple[list[str], list[float]]:

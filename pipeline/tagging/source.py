@@ -15,28 +15,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.build import plain_uri, read_uris
+from pipeline.hashing import first_occurrences, positions, private_digests
+from pipeline.manifest.build import read_uris
+from pipeline.manifest.errors import ManifestError
 from pipeline.manifest.formats import is_list
 from pipeline.manifest.leftovers import videos_of
+from pipeline.manifest.packed import holds_pictures, packed_convention
+from pipeline.manifest.path_index import plain_uri
 from pipeline.manifest.s3_inventory import inventory_parts
-from pipeline.manifest.text_columns import ManifestError
 from pipeline.manifest.vanished import EXAMPLES, Vanished
-from pipeline.schema import DELETED, OK
+from pipeline.media import Media
 from pipeline.storage.files import (
-    LISTING_SCHEMA,
-    StorageError,
     absolute,
     content_versions,
+    list_existing,
     list_files,
     listed_in_parts,
 )
-from pipeline.tagging.reader import KnownVideos, uri_keys_of
-from pipeline.tagging.windows import PROBED_SCHEMA, video_id
+from pipeline.storage.members import containers_of
+from pipeline.storage.parquet import mapped_table
+from pipeline.tagging.reader import KnownVideos, content_keys_of, uri_keys_of
 
 INVENTORY_SUFFIX = ".json"
+TAR_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
 ROWS_AT_ONCE = 100_000
 MISSING_VERSION = "missing"
 LISTED_SCHEMA = pa.schema([("uri", pa.string()), ("content_version", pa.string())])
+PLANNED_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("content_version", pa.string(), nullable=False),
+        pa.field("replaces", pa.int64()),
+    ]
+)
+"""A video to tag; ``replaces`` is the `video_id` under which the output holds rows of this URI."""
 
 
 @dataclass(frozen=True)
@@ -55,52 +67,61 @@ class SourceListing:
         return np.sort(np.concatenate([np.empty(0, np.int64), *keys]))
 
 
-def list_source(source: str) -> SourceListing:
+def list_source(source: str, media: Media = "video") -> SourceListing:
     """List a folder or prefix, or read a list of videos (as `pipeline.manifest` does for `prepare`) or an S3 Inventory.
 
     Of a list every row counts, whatever its suffix; of a folder and of an inventory (``manifest.json``), the names of
-    videos.
+    videos, or of images. A folder that holds none but tar files, or Parquet files with pictures inside, and such a file
+    itself, are their members, each with its container's version.
 
     Raises:
-        StorageError: the source is missing or unreadable, or does not follow its convention.
+        ManifestError: a list or an inventory that does not follow its convention.
+        StorageError: the source is missing or unreadable.
     """
     skipped: Counter[str] = Counter()
     uri = absolute(source)
-    if is_list(uri):
-        parts = _listed_by_hand(uri)
+    if is_list(uri) or uri.lower().endswith(TAR_SUFFIX):
+        parts = _listed_by_hand(uri, media)
     elif uri.lower().endswith(INVENTORY_SUFFIX):
-        parts = _videos_only(_inventory(uri), "", skipped)
+        parts = _videos_only(_inventory(uri), "", skipped, media)
     else:
-        parts = _videos_only(listed_in_parts(uri), plain_uri(uri).rstrip("/") + "/", skipped)
+        parts = _videos_only(listed_in_parts(uri), plain_uri(uri).rstrip("/") + "/", skipped, media)
     videos = _on_disk(parts)
+    if not len(videos) and _is_packed(uri, skipped):
+        videos = _on_disk(_listed_by_hand(uri, media))
+        skipped = Counter({kind: count for kind, count in skipped.items() if kind not in (TAR_SUFFIX, PARQUET_SUFFIX)})
     return SourceListing(videos, dict(sorted(skipped.items())))
 
 
 def new_or_changed(listing: SourceListing, known: KnownVideos, most: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
-    """Videos to probe, ``most`` at a time: those whose content the output does not hold (`PROBED_SCHEMA`)."""
+    """Videos to tag, ``most`` at a time: those whose content the output does not hold (`PLANNED_SCHEMA`)."""
     waiting: list[pa.Table] = []
     for part in _parts(listing.videos):
-        rows = part.to_pydict()
-        ids = np.fromiter(map(video_id, rows["uri"], rows["content_version"]), np.int64, len(part))
-        fresh = ~_among(ids, known.settled_ids)
-        waiting.append(_probed(part.filter(pa.array(fresh)), ids[fresh], OK, ""))
+        waiting.append(_planned(part, known))
         while sum(map(len, waiting)) >= most:
             table = pa.concat_tables(waiting)
             yield table.slice(0, most).combine_chunks()
             waiting = [table.slice(most).combine_chunks()]
-    rest = pa.concat_tables([PROBED_SCHEMA.empty_table(), *waiting])
+    rest = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *waiting])
     if len(rest):
         yield rest
 
 
-def tombstones(listing: SourceListing, known: KnownVideos) -> pa.Table:
-    """A row of status ``deleted`` for every video that the output holds and the source no longer does."""
-    if not len(known.uri_keys):
-        return PROBED_SCHEMA.empty_table()
-    deleted = known.rows(_unlisted(listing, known))
-    names = deleted.to_pydict()
-    ids = np.fromiter(map(video_id, names["uri"], names["content_version"]), np.int64, len(deleted))
-    return _probed(deleted, ids, DELETED, "no longer in the source")
+def _planned(listed: pa.Table, known: KnownVideos) -> pa.Table:
+    """Those of some listed videos that are to be tagged."""
+    videos = listed.filter(pa.array(positions(content_keys_of(listed), known.settled_keys) < 0))
+    replaced = known.ids_of(uri_keys_of(videos["uri"])) if len(known) else np.full(len(videos), -1, np.int64)
+    columns = {
+        "uri": videos["uri"],
+        "content_version": videos["content_version"],
+        "replaces": pa.array(replaced, pa.int64(), mask=replaced < 0),
+    }
+    return pa.table(columns).cast(PLANNED_SCHEMA)
+
+
+def deleted(listing: SourceListing, known: KnownVideos) -> pa.Table:
+    """``uri, content_version, video_id`` of every video that the output holds and the source no longer does."""
+    return known.rows(_unlisted(listing, known))
 
 
 def vanished(listing: SourceListing, known: KnownVideos) -> Vanished:
@@ -108,38 +129,17 @@ def vanished(listing: SourceListing, known: KnownVideos) -> Vanished:
     nothing = np.empty(0, np.int64)
     missing = [part.filter(pc.equal(part["content_version"], MISSING_VERSION)) for part in _parts(listing.videos)]
     named = np.concatenate([nothing, *(uri_keys_of(part["uri"]) for part in missing)])
-    named = named[_among(named, known.uri_keys)]
+    named = named[positions(named, known.uri_keys) >= 0]
     before = known.rows(np.concatenate([_unlisted(listing, known), named]))
     # A file that was missing in the last run as well has no rows to lose.
-    gone = before.filter(pc.not_equal(before["content_version"], MISSING_VERSION))["uri"]
+    lost = before.filter(pc.not_equal(before["content_version"], MISSING_VERSION))["uri"]
     present = len(listing.videos) - sum(map(len, missing))
-    return Vanished(len(gone), gone.slice(0, EXAMPLES).to_pylist(), len(known.uri_keys), present == 0)
+    return Vanished(len(lost), lost.slice(0, EXAMPLES).to_pylist(), len(known.uri_keys), present == 0)
 
 
 def _unlisted(listing: SourceListing, known: KnownVideos) -> np.ndarray:
     """`uri_key` of the videos that the output holds and the source does not list."""
-    return np.asarray(known.uri_keys[~_among(known.uri_keys, listing.uri_keys)])
-
-
-def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which numbers are among ``known``, sorted: without the copies that `numpy.isin` makes."""
-    if not len(known):
-        return np.zeros(len(ids), bool)
-    nearest = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return np.asarray(known[nearest] == ids)
-
-
-def _probed(videos: pa.Table, ids: np.ndarray, status: str, message: str) -> pa.Table:
-    count = len(videos)
-    columns = {
-        "video_id": pa.array(ids, pa.int64()),
-        "uri": videos["uri"],
-        "content_version": videos["content_version"],
-        "status": pa.array([status] * count, pa.string()),
-        "message": pa.array([message] * count, pa.string()),
-    }
-    nothing = {field.name: pa.nulls(count, field.type) for field in PROBED_SCHEMA if field.name not in columns}
-    return pa.table({**columns, **nothing}).select(PROBED_SCHEMA.names).cast(PROBED_SCHEMA)
+    return np.asarray(known.uri_keys[positions(known.uri_keys, listing.uri_keys) < 0])
 
 
 def _parts(table: pa.Table) -> Iterator[pa.Table]:
@@ -152,52 +152,60 @@ def _on_disk(parts: Iterable[pa.Table]) -> pa.Table:
         with pa.ipc.new_file(file.name, LISTED_SCHEMA) as writer:
             for part in parts:
                 writer.write_table(part.cast(LISTED_SCHEMA))
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+        return mapped_table(file.name)
 
 
-def _videos_only(parts: Iterable[pa.Table], prefix: str, skipped: Counter[str]) -> Iterator[pa.Table]:
-    yield from (_versioned(videos_of(part, prefix, skipped)) for part in parts)
+def _videos_only(parts: Iterable[pa.Table], prefix: str, skipped: Counter[str], media: Media) -> Iterator[pa.Table]:
+    yield from (_versioned(videos_of(part, prefix, skipped, media)) for part in parts)
+
+
+def _is_packed(folder: str, skipped: Mapping[str, int]) -> bool:
+    """Whether a folder without loose media holds them in tar files, or in Parquet files (not any other tables)."""
+    convention = packed_convention(skipped)
+    if convention != "huggingface":
+        return convention is not None
+    return holds_pictures(list_files(folder, (PARQUET_SUFFIX,))["uri"][0].as_py())
 
 
 def _versioned(rows: pa.Table) -> pa.Table:
-    """Rows of a listing → `LISTED_SCHEMA`."""
-    return pa.table({"uri": pc.cast(rows["uri"], pa.string()), "content_version": content_versions(rows)})
+    """Rows of a listing → `LISTED_SCHEMA`; what cannot be looked at is as missing as a file that a list names."""
+    versions = pc.fill_null(content_versions(rows), MISSING_VERSION)
+    return pa.table({"uri": pc.cast(rows["uri"], pa.string()), "content_version": versions})
 
 
 def _inventory(manifest: str) -> Iterator[pa.Table]:
     """The parts of an inventory, whose ETags distinguish one content of an object from the next."""
-    try:
-        for part in inventory_parts(manifest):
-            if part["etag"].null_count:
-                raise ManifestError(f"{manifest}: lists no ETag")
-            yield part
-    except ManifestError as error:
-        raise StorageError(manifest, str(error), "give an S3 Inventory's manifest.json with the field ETag") from error
+    for part in inventory_parts(manifest):
+        if part["etag"].null_count:
+            raise ManifestError(f"{manifest}: lists no ETag; give an S3 Inventory with the field ETag")
+        yield part
 
 
-def _listed_by_hand(source: str) -> Iterator[pa.Table]:
+def _listed_by_hand(source: str, media: Media) -> Iterator[pa.Table]:
     """The videos of a list, each once, with the versions that listings of their folders give; one listing a folder."""
-    versions: dict[str, str | None] = {}
-    try:
-        for part in read_uris(source):
-            rows = part.to_pydict()
-            for uri, version in zip(rows["uri"], rows["content_version"], strict=True):
-                versions[uri] = versions.get(uri) or version
-    except ManifestError as error:
-        happened, _, remedy = str(error).removeprefix(f"{source}: ").rpartition("; ")
-        raise StorageError(source, happened, remedy) from error
-    listed: dict[str, str] = {}
-    for folder in sorted({uri.rpartition("/")[0] for uri, version in versions.items() if version is None}):
-        found = _versioned(_folder(folder)).to_pydict()
-        listed.update(zip(found["uri"], found["content_version"], strict=True))
-    known = [version or listed.get(uri, MISSING_VERSION) for uri, version in versions.items()]
-    yield pa.table({"uri": pa.array(versions, pa.string()), "content_version": pa.array(known, pa.string())})
+    parts = [part.select(LISTED_SCHEMA.names).cast(LISTED_SCHEMA) for part in read_uris(source, media)]
+    rows = pa.concat_tables([LISTED_SCHEMA.empty_table(), *parts])
+    uris = rows["uri"].filter(pa.array(first_occurrences(private_digests(rows["uri"]))))
+    given = _versions_in(rows.filter(pc.not_equal(pc.fill_null(rows["content_version"], ""), "")), uris)
+    containers = containers_of(uris)
+    folders = _folders_of(containers.filter(pc.is_null(given)))
+    found = [_versioned(list_existing(folder, recursive=False)).cast(LISTED_SCHEMA) for folder in folders]
+    listed = _versions_in(pa.concat_tables([LISTED_SCHEMA.empty_table(), *found]), containers)
+    yield pa.table({"uri": uris, "content_version": pc.coalesce(given, listed, MISSING_VERSION)})
 
 
-def _folder(folder: str) -> pa.Table:
-    try:
-        return list_files(folder, recursive=False)
-    except StorageError as error:
-        if not error.missing:
-            raise
-        return LISTING_SCHEMA.empty_table()
+def _versions_in(table: pa.Table, uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The first content version that a table has for each URI, null where it has none."""
+    keys = uri_keys_of(table["uri"])
+    order = np.argsort(keys, kind="stable")
+    rows = positions(uri_keys_of(uris), keys[order])
+    numbers = order[rows] if len(order) else np.zeros(len(rows), np.int64)
+    return table["content_version"].take(pa.array(numbers, pa.int64(), mask=rows < 0))
+
+
+def _folders_of(uris: pa.ChunkedArray) -> list[str]:
+    """Where some files lie, each folder once."""
+    if not len(uris):
+        return []
+    parents = pc.list_element(pc.split_pattern(uris, "/", max_splits=1, reverse=True), 0)
+    return sorted(pc.unique(parents).to_pylist())

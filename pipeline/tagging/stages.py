@@ -1,6 +1,6 @@
-"""The stages of the tagging pipeline that read videos, as callable classes for Ray Data actors.
+"""The stage of the tagging pipeline that reads videos: each object once, probed and decoded window by window.
 
-Legend: W windows of a batch, T frames, H, W pixels.
+Legend: T frames, H, W pixels.
 """
 
 from __future__ import annotations
@@ -13,136 +13,115 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from pipeline.decode.config import DecodeConfig, DecodeError
-from pipeline.decode.crash_budget import FATAL, MOST, Attempts
+from pipeline.decode.crash_budget import FATAL
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.schema import OK
-from pipeline.storage.files import StorageError, content_version, is_local, join, local_copy
+from pipeline.storage.blame import Blame, blame
+from pipeline.storage.files import StorageError, is_local
+from pipeline.storage.members import local_content, version_of
 from pipeline.storage.retry import RetryBudget
 from pipeline.tagging.window_views import WindowViews
-from pipeline.tagging.windows import PROBED_SCHEMA
 
 # Bounds of one request to the decoder, so that long videos fit in memory and large ones meet the deadline.
 WINDOWS_PER_REQUEST = 16
 PIXELS_PER_REQUEST = 300e6
 # Decoding window by window helps against damaged frames, not against what hangs or kills the decoder.
-HOPELESS = ("timeout", "crashed", "out_of_memory")
+HOPELESS = ("timeout", "crashed", "out_of_memory", "max_cpu_seconds")
 # A single frame without a rate has no duration of its own; a window must have some.
 NOMINAL_FPS = 25.0
+MAX_REPEATED_WINDOWS = 1000
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3]
-
-
-class ProbeVideos:
-    """Videos of `PROBED_SCHEMA` → the same rows with the result of the probe, or why it failed."""
-
-    def __init__(self, decode: DecodeConfig) -> None:
-        self.decoder = IsolatedDecoder(decode)
-
-    def __call__(self, videos: pa.Table) -> pa.Table:
-        with RetryBudget().shared():
-            rows = [row | self._probe(row["uri"]) for row in videos.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PROBED_SCHEMA)
-
-    def _probe(self, uri: str) -> dict[str, Any]:
-        try:
-            with local_copy(uri) as path:
-                info = self.decoder.probe(path)
-        except (DecodeError, StorageError) as error:
-            return {"status": error.reason, "message": _message(error)}
-        return {
-            "duration_seconds": info.duration_seconds or info.num_frames / NOMINAL_FPS,
-            "num_frames": info.num_frames,
-            "fps": info.fps or NOMINAL_FPS,
-            "width": info.width,
-            "height": info.height,
-        }
+Video = Mapping[str, Any]
+"""A listed video (``uri``, ``content_version``, ``video_id``), once it is probed with the `facts`."""
 
 
 @dataclass(frozen=True)
 class DecodedWindow:
     """One window with its frames, or with the reason why it has none."""
 
-    unit: dict[str, Any]
-    window_index: int
+    video: Video
+    index: int | None
+    """None of a video that cannot be opened at all."""
     frames: Frames | None
     status: str = OK
     message: str = ""
-    attempts: int = 1
+    blame: Blame = Blame.OBJECT
+    """Whose fault it is that it has none."""
 
 
 class DecodeWindows:
-    """The units of one chunk → a row per window, in tables of exactly ``batch_size`` rows but for the last.
-
-    Windows that cannot be decoded come last, with black frames, so that the batches before them stay full. With
-    ``begun_folder`` the attempts at every unit are recorded there: a unit that killed two workers is not retried.
-    """
+    """Videos → their windows in order."""
 
     def __init__(
-        self, decode: DecodeConfig, views: WindowViews, batch_size: int, begun_folder: str | None = None
+        self, decode: DecodeConfig, views: WindowViews, max_repeated_windows: int = MAX_REPEATED_WINDOWS
     ) -> None:
-        self.decoder = IsolatedDecoder(decode)
+        self.decoder = IsolatedDecoder(decode, views.media)
         self.views = views
-        self.batch_size = batch_size
-        self.begun_folder = begun_folder
+        self.max_repeated_windows = max_repeated_windows
         self._budget = RetryBudget()
-        """Of one chunk: a dead store costs its first unit a whole budget, and the others a single try."""
+        """Of one task: a dead store costs its first video a whole budget, and the others a single try."""
 
-    def __call__(self, units: pa.Table) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        batch: list[DecodedWindow] = []
-        failed: list[DecodedWindow] = []
+    def begin_task(self) -> None:
+        """Grant storage a new budget of retries."""
         self._budget = RetryBudget()
-        attempts = self._attempts(units)
-        repeated = attempts is not None and attempts.begun_before
-        for unit in units.to_pylist():
-            for window in self._windows(unit) if attempts is None else self._counted(unit, attempts):
-                (batch if window.frames is not None else failed).append(window)
-                if len(batch) == self.batch_size:
-                    yield self._columns(batch, repeated)
-                    batch = []
-        rest = batch + failed
-        for start in range(0, len(rest), self.batch_size):
-            yield self._columns(rest[start : start + self.batch_size], repeated)
 
-    def _attempts(self, units: pa.Table) -> Attempts | None:
-        if self.begun_folder is None or len(units) == 0:
-            return None
-        return Attempts(join(self.begun_folder, f"{units['chunk'][0].as_py():06d}.json"))
-
-    def _counted(self, unit: dict[str, Any], attempts: Attempts) -> Iterator[DecodedWindow]:
-        """The windows of a unit, as one attempt at it; all failed when two attempts were made before."""
-        key = str(unit["unit_id"])
-        number = min(MOST, MOST - attempts.left(key) + 1)
+    def __call__(self, listed: Video) -> Iterator[DecodedWindow]:
+        """All windows of one video, which is fetched once; a single one without index where it cannot be opened."""
         try:
-            with attempts.at(key):
-                for window in self._windows(unit):
-                    if window.status in FATAL and attempts.left(key):
-                        attempts.give_up(key)
-                    # `IsolatedDecoder` has tried such a window twice itself.
-                    yield replace(window, attempts=MOST if window.status in FATAL else number)
-        except DecodeError as error:
-            yield from (replace(window, attempts=MOST) for window in _all_failed(unit, _indices(unit), error))
-
-    def _windows(self, unit: dict[str, Any]) -> Iterator[DecodedWindow]:
-        indices = _indices(unit)
-        try:
-            with self._fetched(unit) as path:
-                size = self._windows_per_request(unit)
-                for start in range(0, len(indices), size):
-                    for window in self._request(path, unit, indices[start : start + size]):
-                        yield window
-                    if window.status in FATAL:  # the rest of the video would kill the decoder again
-                        error = DecodeError(window.status, window.message)
-                        yield from _all_failed(unit, indices[start + size :], error)
-                        return
+            with self._fetched(listed) as path:
+                video = {**listed, **self.facts(path)}
+                yield from self._windows(path, video)
         except (DecodeError, StorageError) as error:
-            yield from _all_failed(unit, indices, error)
+            yield _failed(listed, None, error)
+
+    def facts(self, path: Path) -> dict[str, Any]:
+        """What `WindowViews.of` needs of a video, and more that its row holds."""
+        info = self.decoder.probe(path)
+        if self.views.media == "image":  # of an animation the first frame is tagged
+            info = replace(info, num_frames=1)
+        duration = info.duration_seconds or info.num_frames / NOMINAL_FPS
+        # An index may claim any number; each takes a byte or more.
+        num_frames = max(1, min(info.num_frames, path.stat().st_size))
+        num_windows = int(self.views.grid.count(duration))
+        self._refuse_repeated(num_windows, num_frames)
+        return {
+            "duration_seconds": duration,
+            "num_frames": num_frames,
+            "fps": info.fps or NOMINAL_FPS,
+            "width": info.width,
+            "height": info.height,
+            "cut_off": info.cut_off,
+            "num_windows": num_windows,
+        }
+
+    def _refuse_repeated(self, num_windows: int, num_frames: int) -> None:
+        """A few pictures with hours between them would cost as much as hours of video."""
+        if num_windows - num_frames > self.max_repeated_windows:
+            message = (
+                f"{num_windows} windows of {num_frames} frames; over max_repeated_windows={self.max_repeated_windows}"
+            )
+            raise DecodeError("max_repeated_windows", message)
+
+    def _windows(self, path: Path, video: Video) -> Iterator[DecodedWindow]:
+        indices, spent_before = range(video["num_windows"]), self.decoder.cpu_seconds
+        size = self._windows_per_request(video)
+        for start in range(0, len(indices), size):
+            if (spent := self.decoder.cpu_seconds - spent_before) > self.decoder.limits.max_cpu_seconds:
+                over = DecodeError.over("max_cpu_seconds", spent, self.decoder.limits.max_cpu_seconds)
+                yield from _all_failed(video, indices[start:], over.reason, over.message)
+                return
+            for window in self._request(path, video, indices[start : start + size]):
+                yield window
+            if window.status in FATAL:  # the rest of the video would kill the decoder again
+                yield from _all_failed(video, indices[start + size :], window.status, window.message)
+                return
 
     @contextlib.contextmanager
-    def _fetched(self, unit: Mapping[str, Any]) -> Iterator[Path]:
-        """A local path with the content that was planned.
+    def _fetched(self, video: Video) -> Iterator[Path]:
+        """A local path with the content that was listed.
 
         Raises:
             DecodeError: the object has other content by now.
@@ -150,69 +129,47 @@ class DecodeWindows:
         """
         with contextlib.ExitStack() as stack:
             with self._budget.shared():  # not around the yield: it would hold for whatever the caller does meanwhile
-                path = stack.enter_context(local_copy(unit["uri"]))
-                _refuse_replaced(unit)
+                path = stack.enter_context(local_content(video["uri"], self.decoder.limits.max_bytes))
+                _refuse_replaced(video)
             yield path
 
-    def _request(self, path: Path, unit: dict[str, Any], indices: Sequence[int]) -> Iterator[DecodedWindow]:
+    def _request(self, path: Path, video: Video, indices: Sequence[int]) -> Iterator[DecodedWindow]:
         """Decode some windows together; when that fails, one by one, to keep those beside the damage."""
-        views = [view for index in indices for view in self.views.of(unit, index)]
+        views = [view for index in indices for view in self.views.of(video, index)]
         try:
             clips = self.decoder.decode(path, views)
             # A download cannot change while it is decoded; a local file can, so its version is checked again.
-            if is_local(unit["uri"]):
-                _refuse_replaced(unit)
-        except DecodeError as error:
+            if is_local(video["uri"]):
+                _refuse_replaced(video)
+        except (DecodeError, StorageError) as error:
             if error.reason in HOPELESS or len(indices) == 1:
-                yield from _all_failed(unit, indices, error)
+                yield from (_failed(video, index, error) for index in indices)
                 return
             for index in indices:
-                yield from self._request(path, unit, [index])
+                yield from self._request(path, video, [index])
             return
         for number, index in enumerate(indices):
             own = clips[number * self.views.per_window : (number + 1) * self.views.per_window]
-            yield DecodedWindow(unit, index, own[0] if len(own) == 1 else np.concatenate(own))
+            yield DecodedWindow(video, index, own[0] if len(own) == 1 else np.concatenate(own))
 
-    def _windows_per_request(self, unit: dict[str, Any]) -> int:
-        pixels_per_second = unit["width"] * unit["height"] * unit["num_frames"] / unit["duration_seconds"]
+    def _windows_per_request(self, video: Video) -> int:
+        pixels_per_second = video["width"] * video["height"] * video["num_frames"] / video["duration_seconds"]
         affordable = PIXELS_PER_REQUEST / (pixels_per_second * self.views.grid.hop_seconds)
         return max(1, min(WINDOWS_PER_REQUEST, int(affordable)))
 
-    def _columns(self, windows: Sequence[DecodedWindow], repeated: bool) -> dict[str, npt.NDArray[Any]]:
-        """``video`` uint8 ``[W, views * T, H, W, 3]`` and the columns that identify each row.
 
-        Args:
-            repeated: whether the chunk was begun before.
-        """
-        video = np.zeros((len(windows), *self.views.stacked_size, 3), np.uint8)
-        for row, window in enumerate(windows):
-            if window.frames is not None:
-                video[row] = window.frames
-        return {
-            **{name: np.array([window.unit[name] for window in windows]) for name in ("chunk", "unit_id")},
-            **{name: np.array([getattr(window, name) for window in windows]) for name in ("window_index", "attempts")},
-            **{name: np.array([getattr(window, name) for window in windows], object) for name in ("status", "message")},
-            "repeated": np.full(len(windows), repeated),
-            "video": video,
-        }
-
-
-def _refuse_replaced(unit: Mapping[str, Any]) -> None:
+def _refuse_replaced(video: Video) -> None:
     """`DecodeError` for another object than was listed: its scores must not stand under the version of that one."""
-    if content_version(unit["uri"]) != unit["content_version"]:
+    if version_of(video["uri"]) != video["content_version"]:
         raise DecodeError("replaced", "the object was replaced after it was listed; run tag again")
 
 
-def _indices(unit: Mapping[str, Any]) -> range:
-    return range(unit["first_window"], unit["first_window"] + unit["num_windows"])
+def _failed(video: Video, index: int | None, error: DecodeError | StorageError) -> DecodedWindow:
+    if isinstance(error, DecodeError):
+        return DecodedWindow(video, index, None, error.reason, error.message)
+    return DecodedWindow(video, index, None, error.reason, str(error), blame(error))
 
 
-def _message(error: DecodeError | StorageError) -> str:
-    return error.message if isinstance(error, DecodeError) else str(error)
-
-
-def _all_failed(
-    unit: dict[str, Any], indices: Sequence[int], error: DecodeError | StorageError
-) -> Iterator[DecodedWindow]:
+def _all_failed(video: Video, indices: Sequence[int], status: str, message: str) -> Iterator[DecodedWindow]:
     for index in indices:
-        yield DecodedWindow(unit, index, None, error.reason, _message(error))
+        yield DecodedWindow(video, index, None, status, message)

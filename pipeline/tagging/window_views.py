@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.decode.config import TimeView
+from pipeline.decode.clip_decoder import image_test_view
+from pipeline.decode.config import ImageView, TimeView
+from pipeline.media import Media
 from pipeline.sampling import ViewConfig, center_crop, evaluation_crops, evaluation_indices
 from pipeline.tagging.windows import WindowGrid, window_times
 
@@ -44,11 +46,18 @@ class WindowViews:
     input_size: tuple[int, int, int]
     """Frames, height and width of a view."""
     whole: WholeVideo = WholeVideo()
+    image: ViewConfig | None = None
+    """The view of an image, which has one window and one view; None for videos."""
+
+    @property
+    def media(self) -> Media:
+        """What is tagged."""
+        return "video" if self.image is None else "image"
 
     @property
     def per_window(self) -> int:
         """Views whose scores are averaged for one row."""
-        return max(1, self.whole.clips * self.whole.crops)
+        return max(1, self.whole.clips * self.whole.crops) if self.image is None else 1
 
     @property
     def stacked_size(self) -> tuple[int, int, int]:
@@ -56,8 +65,10 @@ class WindowViews:
         frames, height, width = self.input_size
         return self.per_window * frames, height, width
 
-    def of(self, unit: Mapping[str, Any], window_index: int) -> list[TimeView]:
+    def of(self, unit: Mapping[str, Any], window_index: int) -> Sequence[TimeView | ImageView]:
         """The views of one window of a unit's video."""
+        if self.image is not None:
+            return [image_test_view(self.image)]
         if self.whole.clips:
             return self._protocol(unit)
         frames, height, width = self.input_size

@@ -17,4 +17,4 @@ def transcode(path: str, config: TranscodeConfig, replies: Replies) -> VideoInfo
 
 def main(connection_file: int) -> None:
     """Serve the parent at the other end of ``connection_file``."""
-    serve(connection_file, {TranscodeConfig: transcode})
+    serve(connection_file, {TranscodeConfig: transcode}, starts_threads=True)  # x264 does, even for one of its own

@@ -37,8 +37,8 @@ class TranscodeConfig:
     """Store pictures in the shape in which they are shown; false keeps non-square pixels as they are."""
     damage: Literal["refuse", "trim", "keep"] = "trim"
     """`refuse`: nothing with damage is stored; `trim`: leading pictures that cannot be decoded because the stream was
-    cut there are left out and counted, other damage is refused; `keep`: frames that the decoder calls corrupt are
-    stored too."""
+    cut there are left out and counted, other damage is refused; `keep`: whatever can be decoded is stored, where frames
+    are missing the one before stays on screen, and `damaged_frames` counts both; original bytes stay as they are."""
 
     def __post_init__(self) -> None:
         if self.short_side < MIN_SIDE or self.short_side % 2:
@@ -74,6 +74,10 @@ class StoredClip:
     num_frames: int
     video: bytes | None
 
+    def is_plausible(self) -> bool:
+        """Whether any clip can have these facts."""
+        return min(self.width, self.height, self.num_frames) > 0 and self.start_seconds <= self.end_seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
@@ -82,6 +86,10 @@ class Damage:
     start_seconds: float
     end_seconds: float
     message: str
+
+    def is_plausible(self) -> bool:
+        """Whether the span is one."""
+        return self.start_seconds <= self.end_seconds
 
 
 Output = StoredClip | Damage

@@ -101,7 +101,7 @@ def _muxed(packets: Sequence[Any], stream: Any, container_format: str) -> bytes:
         delay = max(time - packet.pts for time, packet in zip(order, packets, strict=True))
         for time, packet in zip(order, packets, strict=True):
             copy = av.Packet(bytes(packet))
-            # Decoding times are made anew: Matroska and damaged files may have none.
+            # Decoding times are computed again: Matroska and damaged files may have none.
             copy.pts, copy.dts, copy.time_base = packet.pts - first + delay, time - first, packet.time_base
             copy.duration, copy.is_keyframe, copy.stream = packet.duration, packet.is_keyframe, target
             container.mux(copy)

@@ -8,24 +8,20 @@ thread, so that equal input gives equal bytes.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.decode.config import DecodeError, VideoInfo
-from pipeline.decode.video_file import MISSING_FRAMES_TOLERATED, Video
+from pipeline.decode.video_file import Video
+from pipeline.decode.video_stream import MISSING_FRAMES_TOLERATED
 from pipeline.transcode.clip_geometry import clip_spans, is_regular, output_rate, stored_size
 from pipeline.transcode.config import Damage, Emit, Output, StoredClip, TranscodeConfig
 from pipeline.transcode.h264_encoder import ClipEncoder, scaled_frame
 from pipeline.transcode.remux import cut_at_key_frames
-
-MISSING_SECONDS_TOLERATED = 0.1
 
 
 def process(video: Video, config: TranscodeConfig, emit: Emit) -> VideoInfo:
@@ -37,30 +33,50 @@ def process(video: Video, config: TranscodeConfig, emit: Emit) -> VideoInfo:
         DecodeError: the video cannot be used; clips that were emitted before stay valid.
     """
     video.square_pixels = config.square_pixels
+    video.keep_damaged = keep = config.damage == "keep"
+    video.keep_leading = keep and config.mode == "transcode"  # readers of original bytes leave them out
     info = video.info()
     if info.trimmed_frames and config.damage == "refuse":
         raise DecodeError("damaged", f"the first {info.trimmed_frames} frames refer to what was cut off")
     times = video.times_seconds()
-    frames = _checked_frames(video, times)
-    if config.damage == "keep":
-        frames = ((time, frame, False) for time, frame, _ in frames)
+    frames = _checked_frames(video, info, times)
     if config.mode != "transcode":
         return _kept_as_it_is(video, info, times, frames, config, emit)
     rate = output_rate(times, info.fps, config.target_fps)
+    _refuse_repeats(rate, times, video.config.max_repeated_frames)
     spans = clip_spans(info.duration_seconds, config.clip_seconds, config.hop_seconds)
     size = stored_size(info.width, info.height, config.short_side)
     prepared = ((time, scaled_frame(frame, size, video.orientation), corrupt) for time, frame, corrupt in frames)
-    ticks = at_constant_rate(prepared, rate, times)
+    ticks = at_constant_rate(prepared, rate, times, gaps=keep)
     clips = [_OpenClip(span, info.duration_seconds, rate, size, config) for span in spans]
     count = _cut(ticks, clips, config.clip_seconds is not None, emit)
-    return dataclasses.replace(info, num_frames=count)
+    end = float(count / rate) if keep else info.duration_seconds
+    return _once_decoded(info, video, count, end)
+
+
+def _once_decoded(info: VideoInfo, video: Video, count: int, end_seconds: float) -> VideoInfo:
+    duration = min(info.duration_seconds, end_seconds)
+    return dataclasses.replace(info, num_frames=count, damaged_frames=video.damaged, duration_seconds=duration)
+
+
+def _refuse_repeats(rate: Fraction, times: npt.NDArray[np.float64], most: int) -> None:
+    """Before the cost: a few pictures with hours between them would become hundreds of thousands of frames.
+
+    Raises:
+        DecodeError: "max_repeated_frames".
+    """
+    repeated = float(times[-1] * rate) - len(times)
+    if repeated > most:
+        raise DecodeError.over("max_repeated_frames", repeated, most)
 
 
 Checked = tuple[float, Any, bool]  # time in seconds, frame, whether the decoder called it corrupt
 
 
-def _checked_frames(video: Video, times: npt.NDArray[np.float64]) -> Iterator[Checked]:
+def _checked_frames(video: Video, info: VideoInfo, times: npt.NDArray[np.float64]) -> Iterator[Checked]:
     """``Video.checked_frames`` with their times; the last must come when the file promises it.
+
+    Frames that are kept whatever they are have no mark of damage.
 
     Raises:
         DecodeError: "damaged", the decoder gave up or frames never came.
@@ -70,31 +86,22 @@ def _checked_frames(video: Video, times: npt.NDArray[np.float64]) -> Iterator[Ch
     for number, (frame, damage) in enumerate(video.checked_frames()):
         by_stamp = frame.pts is not None and not video.counts_only
         time = (frame.pts - first_time) * base if by_stamp else times[min(number, len(times) - 1)]
-        yield float(time), frame, bool(damage)
-    end, promised_end = float(video.times()[-1] * base), _promised_end(video)
-    if end < promised_end - max(MISSING_SECONDS_TOLERATED, (MISSING_FRAMES_TOLERATED + 2) / (video.fps or 10)):
-        raise DecodeError("damaged", f"the file ends after {end:.2f} of {promised_end:.2f} s")
+        yield float(time), frame, bool(damage) and not video.keep_damaged
+    if info.cut_off and not video.keep_damaged:
+        raise DecodeError("damaged", info.cut_off)
+    video.damaged = max(video.damaged, round(info.missing_seconds * video.fps))
 
 
-def _promised_end(video: Video) -> float:
-    """The end time that a Matroska or WebM file states for its video: nothing else in it shows that it was cut off.
+def at_constant_rate(
+    frames: Iterator[Checked], rate: Fraction, times: npt.NDArray[np.float64], *, gaps: bool = False
+) -> Iterator[Checked]:
+    """The frame on screen at every tick of a constant rate; a video that already has it passes frame by frame.
 
-    The duration of a file with sound may be the sound's; then only the video's own tag counts.
+    Args:
+        gaps: whether frames may be missing: the one before a gap stays on screen, and the last that came is the end.
     """
-    if not video.container_name.startswith("matroska"):
-        return 0.0
-    tag = video.stream.metadata.get("DURATION", "")
-    if re.fullmatch(r"\d+:\d\d:\d\d(\.\d+)?", tag):
-        hours, minutes, seconds = tag.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    has_sound = any(stream.type == "audio" for stream in video.container.streams)
-    return 0.0 if has_sound else (video.container.duration or 0) / av.time_base
-
-
-def at_constant_rate(frames: Iterator[Checked], rate: Fraction, times: npt.NDArray[np.float64]) -> Iterator[Checked]:
-    """The frame on screen at every tick of a constant rate; a video that already has it passes frame by frame."""
     own = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else float(rate)
-    if is_regular(times) and abs(own / float(rate) - 1) < 0.02:
+    if is_regular(times) and abs(own / float(rate) - 1) < 0.02 and not gaps:
         for number, (_, frame, corrupt) in enumerate(frames):
             yield float(number / rate), frame, corrupt
         return
@@ -107,7 +114,8 @@ def at_constant_rate(frames: Iterator[Checked], rate: Fraction, times: npt.NDArr
             yield float(tick / rate), shown[1], shown[2]
             tick += 1
         shown = current
-    while shown is not None and (tick == 0 or float(tick / rate) < float(times[-1]) + step - tolerance):
+    last = shown[0] if shown is not None and gaps else float(times[-1])
+    while shown is not None and (tick == 0 or float(tick / rate) < last + step - tolerance):
         yield float(tick / rate), shown[1], shown[2]
         tick += 1
 
@@ -179,9 +187,12 @@ class _OpenClip:
         encoder, self._encoder = self._encoder, None
         if self.damage or encoder is None:
             return Damage(self.start_seconds, self.end_seconds, self.damage or "no frame can be decoded")
+        end = self.end_seconds
+        if self.config.damage == "keep":  # the last frames may never have come
+            end = min(end, self.start_seconds + float((self.num_frames + MISSING_FRAMES_TOLERATED) / self.rate))
         return StoredClip(
             self.start_seconds,
-            self.end_seconds,
+            end,
             *self.size,
             fps=float(self.rate),
             num_frames=self.num_frames,
@@ -199,14 +210,15 @@ def _kept_as_it_is(
 ) -> VideoInfo:
     """Check every frame, then store the original bytes, or pieces of them cut at key frames."""
     corrupt_times = []
-    count = 0
+    count, time = 0, 0.0
     for time, _, corrupt in frames:
         if corrupt and config.clip_seconds is None:
             raise DecodeError("damaged", f"frame {count} is corrupt")
         if corrupt:
             corrupt_times.append(time)
         count += 1
-    info = dataclasses.replace(info, num_frames=count)
+    frame_seconds = (MISSING_FRAMES_TOLERATED + 1) / info.fps if info.fps else info.duration_seconds
+    info = _once_decoded(info, video, count, time + frame_seconds if video.keep_damaged else info.duration_seconds)
     if config.clip_seconds is None or info.duration_seconds <= config.clip_seconds:
         if corrupt_times:
             raise DecodeError("damaged", f"the frame at {corrupt_times[0]:.3f} s is corrupt")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pipeline.decode.child_process import IsolatedService
 from pipeline.decode.config import DecodeConfig, VideoInfo
-from pipeline.transcode.config import Output, TranscodeConfig
+from pipeline.transcode.config import Damage, Output, StoredClip, TranscodeConfig
 
 
 class IsolatedTranscoder(IsolatedService):
@@ -18,7 +18,8 @@ class IsolatedTranscoder(IsolatedService):
 
     def __init__(self, config: TranscodeConfig, limits: DecodeConfig) -> None:
         self.config = config
-        super().__init__("pipeline.transcode.child", limits)
+        # A clip may be as large as what the child may hold; it is one message.
+        super().__init__("pipeline.transcode.child", limits, (VideoInfo, StoredClip, Damage), limits.memory_bytes)
 
     def process(self, path: str | os.PathLike[str]) -> Iterator[Output | VideoInfo]:
         """The clips of a local video, as `transcode.process` emits them; last its facts.
@@ -26,4 +27,11 @@ class IsolatedTranscoder(IsolatedService):
         Raises:
             DecodeError: the video cannot be used ("crashed", "timeout" when the child died of it).
         """
-        return self.answers(path, self.config)
+        facts = None
+        for output in self.answers(path, self.config):
+            if facts is not None or not isinstance(output, StoredClip | Damage | VideoInfo):
+                raise self._distrusted("the decoder answered with no clips and facts")
+            facts = output if isinstance(output, VideoInfo) else None
+            yield output
+        if facts is None:
+            raise self._distrusted("the decoder answered without facts")

@@ -27,7 +27,8 @@ from jobs.core.cli import versions
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "build" / "bench.json"
 PREFIX = "bench_"
-BY_NAME_ONLY = ("pretraining_pays",)  # too long for all at once
+# Too long for all at once, or of data that few have.
+BY_NAME_ONLY = ("duplicates", "pretraining_pays", "suggest")
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 console = Console(width=None if sys.stdout.isatty() else 140)

@@ -182,7 +182,11 @@ def peak_gibibytes(who: str, quick: bool) -> float:
     step = training_step(model, loss_of)
     step()
     step()
-    # Not ru_maxrss: a new process begins with its parent's.
+    return resident_peak_gibibytes()
+
+
+def resident_peak_gibibytes() -> float:
+    """This process's peak resident memory; not ru_maxrss, a new process begins with its parent's."""
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) / 2**20
 

@@ -36,7 +36,7 @@ from pipeline.decode.video_file import Video
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.prepare.run import PrepareSettings
 from pipeline.sampling import ViewConfig, random_resized_crop, training_indices
-from pipeline.shards.reader import PreparedSet, open_prepared, read_shard
+from pipeline.shards.reader import PreparedSet, clip_index, open_prepared, read_shard
 from pipeline.shards.writer import StoreConfig
 from pipeline.transcode.config import Mode, TranscodeConfig
 from tests.support.prepared import prepare
@@ -110,7 +110,9 @@ class _Clip:
 
 
 def _videos(prepared: PreparedSet) -> list[_Clip]:
-    table = pa.concat_tables([read_shard(shard.uri) for shard in prepared.shards])
+    index = clip_index(prepared)
+    uris = [index.shard_uri(prepared.uri, number) for number in range(len(index.files))]
+    table = pa.concat_tables([read_shard(uri) for uri in uris])
     return [_Clip(row) for row in table.to_pylist()]
 
 
@@ -156,7 +158,7 @@ def _isolation(files: Sequence[str], rounds: int) -> dict[str, Any]:
     def inside() -> None:
         for path in files:
             with Video(path, config) as video:
-                render(video, [view], [output], "pyav")
+                render(video, [view], [output])
 
     with IsolatedDecoder(config) as decoder:
 

@@ -48,7 +48,7 @@ DAMAGE_BYTES = (50, 8, 1)
 # Runs in a process of its own, so that its peak memory is its own.
 PLAN = """
 import pathlib, resource, sys, time
-from jobs.prepare import PrepareConfig
+from jobs.prepare.command import PrepareConfig
 from pipeline.prepare.run import plan_set
 config = PrepareConfig(source=sys.argv[1], output=sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF)
@@ -131,7 +131,7 @@ def _decode_seconds(stored: _Stored) -> float:
             first = draw.integers(0, max(1, clip.num_frames - 16 * stride))
             indices = np.minimum(first + stride * np.arange(16), clip.num_frames - 1)
             with Video(file.name, DecodeConfig()) as video:
-                render(video, [FrameView(indices, None, (224, 224))], [output], "pyav")
+                render(video, [FrameView(indices, None, (224, 224))], [output])
     return (time.process_time() - started) / VIEWS_A_CLIP
 
 

@@ -23,14 +23,14 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.runs.tracking import TrackingConfig
 from jobs.scoring.classifier import find_classifier
 from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
+from jobs.tagging.job import cut_into_tasks
 from pipeline.tagging.reader import KnownVideos
-from pipeline.tagging.rows import tag_rows
 from pipeline.tagging.source import list_source, new_or_changed
-from pipeline.tagging.windows import PROBED_SCHEMA, WindowGrid, plan_units
-from pipeline.tagging.writer import PlannedVersion, write_plan
+from pipeline.tagging.tables import create_tables, total
+from tests.support.tag_output import written
 
 VIDEOS_AT_ONCE = 50_000
-WINDOWS_PER_CHUNK = 128
+VIDEOS_PER_TASK = 16
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -84,32 +84,29 @@ def _write_inventory(folder: Path, rows: int) -> None:
 
 
 def plan_inventory(folder: str) -> None:
-    """All of it from the listing to units, 50,000 videos at a time, as if each lasted ten seconds."""
+    """All of it from the listing to tasks, 50,000 videos at a time."""
     before = _peak_mib()
     started = time.perf_counter()
     listing = list_source(f"{folder}/inventory/manifest.json")
     listed = time.perf_counter() - started
-    units = 0
+    tasks = 0
     for fresh in new_or_changed(listing, KnownVideos(f"{folder}/none"), VIDEOS_AT_ONCE):
-        probed = fresh.set_column(
-            fresh.schema.get_field_index("duration_seconds"), "duration_seconds", pa.array([10.0] * len(fresh))
-        )
-        units += len(plan_units(probed.cast(PROBED_SCHEMA), WindowGrid(2.0, 2.0), WINDOWS_PER_CHUNK))
+        tasks += len(cut_into_tasks(fresh, VIDEOS_PER_TASK))
     seconds = time.perf_counter() - started
-    figures = {"units": units, "listing s": listed, "wall s": seconds, "MiB before": before, "peak MiB": _peak_mib()}
+    figures = {"tasks": tasks, "listing s": listed, "wall s": seconds, "MiB before": before, "peak MiB": _peak_mib()}
     print(json.dumps(figures))
 
 
 def _hold_all(plan: ScoringPlan) -> None:
     """Commit a row for every file of the source, as a run that found them all empty would."""
     listing, output = list_source(plan.config.source), plan.config.output
-    fresh = pa.concat_tables(new_or_changed(listing, KnownVideos(output)))
-    empty = fresh.set_column(fresh.schema.get_field_index("status"), "status", pa.array(["empty"] * len(fresh)))
-    write_plan(output, 0, plan_units(empty.cast(PROBED_SCHEMA), plan.views.grid, WINDOWS_PER_CHUNK), plan.settings())
-    planned = PlannedVersion(output, 0)
-    for number in planned.missing_chunks():
-        planned.write_chunk(number, tag_rows(planned.chunk(number), {}, plan.views.grid, 0, "key"))
-    planned.commit({})
+    tables = create_tables(output, plan.settings())
+    changes = [
+        written(output, [(uri, version, "empty") for uri, version in zip(*part.to_pydict().values(), strict=True)])
+        for fresh in new_or_changed(listing, KnownVideos(output), 10_000)
+        for part in [fresh.select(["uri", "content_version"])]
+    ]
+    tables.commit(total(changes), {})
 
 
 def _peak_mib() -> float:

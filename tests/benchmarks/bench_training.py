@@ -29,10 +29,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from hiera_video.optimization import build_optimizer
-from jobs import prepare
 from jobs.checkpoints.store import read_journal
 from jobs.core.config import load_config
 from jobs.core.ray_cluster import connect
+from jobs.prepare import command as prepare
 from jobs.runs.fencing import acquire_token
 from jobs.runs.mlflow_sender import Run
 from jobs.supervision.coordinator import Coordinator
@@ -41,8 +41,8 @@ from jobs.training.elastic import train
 from jobs.training.job import TrainingJob, plan_job
 from jobs.training.loop import train_worker
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns
-from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
-from jobs.training.step import TrainStep
+from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
+from jobs.training.steps.step import TrainStep
 from pipeline.datasets.train import stream_execution_options
 from pipeline.shards.reader import open_prepared
 

@@ -20,15 +20,15 @@ import numpy.typing as npt
 import torch
 
 from hiera_video.augmentation.basic import normalize_video
-from hiera_video.optimization import build_optimizer, learning_rate_at, scaled_learning_rate, set_learning_rate
+from hiera_video.optimization import build_optimizer, learning_rate_at, set_learning_rate
 from hiera_video.weights.checkpoint_files import load_into_classifier, save_model
 from jobs.core.config import load_config
 from jobs.synthetic.motion_videos import MOTION_CLASSES, Rendering, draw_frames, draw_motion
 from jobs.training.config import TrainConfig
-from jobs.training.finetune_step import Classification, FinetuneConfig
 from jobs.training.micro_batch import MicroBatch
-from jobs.training.pretrain_step import MaskedAutoencoding, PretrainConfig
-from jobs.training.step import TrainStep
+from jobs.training.steps.finetune import Classification, FinetuneConfig
+from jobs.training.steps.pretrain import MaskedAutoencoding, PretrainConfig
+from jobs.training.steps.step import TrainStep
 
 STEPS_BETWEEN_SAVES = 50
 SMALLEST_DRAWN = 64  # see `Rendering`
@@ -197,7 +197,7 @@ def train(
     optimizer = build_optimizer(step.model, config.optimizer)
     done, spent, losses = _resumed(step, optimizer, progress)
     assert config.steps is not None
-    peak, final = scaled_learning_rate(config.optimizer, config.global_batch), config.schedule.final_learning_rate
+    peak, final = config.peak_learning_rate, config.schedule.final_learning_rate
     warmup = max(1, config.steps // 20)
     clock = _Clock(spent)
     while done < config.steps if seconds is None else clock.seconds() < seconds:

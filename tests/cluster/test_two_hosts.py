@@ -143,7 +143,7 @@ def test_a_host_lost_in_mid_epoch(cluster: tuple[Host, Host], data: str, tmp_pat
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert every_view_once_per_epoch(lines, data)
     told = job.log()
-    assert "attempt 1: 3 workers from step 0 on" in told
+    assert "generation 1: 3 workers from step 0 on" in told
     assert "1 worker from step" in told
     assert TOKEN not in told
     alone = tmp_path / "alone"

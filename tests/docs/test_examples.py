@@ -11,42 +11,65 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from jobs.compare import CompareConfig
 from jobs.core.config import describe_keys, load_config
-from jobs.demo import DemoConfig
+from jobs.demo.command import DemoConfig
+from jobs.doctor.command import DoctorConfig
+from jobs.duplicates.command import DuplicatesConfig
 from jobs.export import ExportConfig
 from jobs.inspect import InspectConfig
+from jobs.launch import LaunchConfig
+from jobs.launch import read_arguments as read_launch_arguments
+from jobs.maintain import MaintainConfig
 from jobs.register import RegisterConfig
-from jobs.sweeping.plan import COMMANDS, SweepConfig, plan_children, read_arguments
+from jobs.search import SearchConfig
+from jobs.submit.command import SubmitConfig
+from jobs.submit.command import read_arguments as read_submit_arguments
+from jobs.suggest.command import SuggestConfig
+from jobs.sweep.plan import COMMANDS, SweepConfig, plan_children, read_arguments
 from jobs.sync import SyncConfig
 from jobs.synthetic.motion_videos import render_motion_videos
-from pipeline.schema import OK
-from pipeline.tagging.rows import tag_rows
-from pipeline.tagging.windows import PROBED_SCHEMA, WindowGrid, plan_units, video_id
-from pipeline.tagging.writer import PlannedVersion, write_plan
 from tests.support.pages import PAGES, REPOSITORY, blocks, inline_code, read, shell_lines
+from tests.support.tag_output import commit
 
 CONFIGURATIONS: dict[str, type] = {
     **COMMANDS,
     "compare": CompareConfig,
     "demo": DemoConfig,
+    "doctor": DoctorConfig,
+    "duplicates": DuplicatesConfig,
     "export": ExportConfig,
     "inspect": InspectConfig,
+    "launch": LaunchConfig,
+    "maintain": MaintainConfig,
     "register": RegisterConfig,
+    "search": SearchConfig,
+    "submit": SubmitConfig,
+    "suggest": SuggestConfig,
     "sweep": SweepConfig,
     "sync": SyncConfig,
 }
 FLAGS = ("--help", "--print-config", "--dry-run")
 # What a shell line may begin with beside `python`; a page that needs another one adds it.
-OTHER_PROGRAMS = {"make", "source", "export", "ray", "mlflow", ".venv/bin/mlflow", "docker", "kubectl"}
+OTHER_PROGRAMS = {
+    "make",
+    "source",
+    "export",
+    "ray",
+    "mlflow",
+    ".venv/bin/mlflow",
+    "docker",
+    "kubectl",
+    "sbatch",
+    "promtool",
+}
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 ROOTS = ("hiera_video", "pipeline", "jobs", "tests", "infra", "docs")
 # Look like keys: a placeholder, the key by which a recipe names another, an option of FFmpeg.
 NOT_KEYS = {"key", "base", "err_detect"}
-GRID = WindowGrid(1.0, 1.0)
+NAMED_WITH_FILE = re.compile(r"`([A-Za-z_.]+)`\s(?:\(|in\s)`((?:hiera_video|pipeline|jobs|tests)/[\w/]+\.py)`")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=str)
@@ -56,7 +79,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page, "python"):
         if "build/demo/tag" in block.text:
-            _write_tags(tmp_path / "build" / "demo" / "tag")
+            commit(str(tmp_path / "build" / "demo" / "tag"), ("file:///videos/a.mp4", "1", "ok"))
         code = compile(block.text, str(page), "exec")
         if block.tested_by is None:
             exec(code, names)
@@ -64,20 +87,14 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             assert (REPOSITORY / block.tested_by).exists()
 
 
-def _write_tags(output: Path) -> None:
-    """A tagging output of one video with two windows."""
-    uri = "file:///videos/a.mp4"
-    known = {"video_id": video_id(uri, "1"), "uri": uri, "content_version": "1", "duration_seconds": 2.0}
-    facts = {"num_frames": 50, "fps": 25.0, "width": 64, "height": 64, "status": OK, "message": ""}
-    settings = {"weights_digest": "abc"}
-    write_plan(str(output), 0, plan_units(pa.Table.from_pylist([known | facts], PROBED_SCHEMA), GRID, 4), settings)
-    planned = PlannedVersion(str(output), 0, 1)
-    answer = {"labels": ["jump"], "scores": [0.75], "status": OK, "message": "", "attempts": 1}
-    for number in planned.missing_chunks():
-        units = planned.chunk(number)
-        scored = {(unit["unit_id"], index): answer for unit in units.to_pylist() for index in range(2)}
-        planned.write_chunk(number, tag_rows(units, scored, GRID, 0, "key"))
-    planned.commit({})
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_symbols_are_defined_in_the_file_that_is_named_with_them(page: Path) -> None:
+    """ "`Symbol` (`file.py`)" and "`Symbol` in `file.py`"."""
+    for symbol, path in NAMED_WITH_FILE.findall(page.read_text()):
+        found = re.search(
+            rf"^\s*(def |class )?{symbol.rpartition('.')[2]}\b", (REPOSITORY / path).read_text(), re.MULTILINE
+        )
+        assert found, f"{symbol} is not defined in {path}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -94,6 +111,9 @@ def test_commands_are_accepted(page: Path) -> None:
 def _accept(command: str, arguments: list[str]) -> None:
     if command == "sweep":
         assert len(plan_children(read_arguments(arguments))) > 1
+    elif command in ("launch", "submit"):
+        job, *words = {"launch": read_launch_arguments, "submit": read_submit_arguments}[command](arguments).job
+        _accept(job, words)
     else:
         load_config(CONFIGURATIONS[command], command, arguments)
 
@@ -183,7 +203,8 @@ def exists(name: str) -> bool:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    commands = {path.stem for path in (REPOSITORY / "jobs").glob("*.py") if "\nif __name__ ==" in path.read_text()}
+    files = {path.stem for path in (REPOSITORY / "jobs").glob("*.py") if "\nif __name__ ==" in path.read_text()}
+    commands = files | {path.parent.name for path in (REPOSITORY / "jobs").glob("*/__main__.py")}
     listed = set(re.findall(r"^\| `([a-z]+)` \|", read(Path("README.md")), re.MULTILINE))
     assert commands == listed == set(CONFIGURATIONS)
 

@@ -8,8 +8,8 @@ import pytest
 
 from jobs.core.config import load_config
 from jobs.evaluate import EvaluateConfig
-from jobs.sweeping.plan import COMMANDS, plan_children, read_arguments
-from tests.support.reproduction import PAGE, ablations, gpu_hours, main_rows, text
+from jobs.sweep.plan import COMMANDS, plan_children, read_arguments
+from tests.support.reproduction import PAGE, ablations, commands, gpu_hours, image_rows, main_rows, steps, text
 
 HOURS = re.compile(r"[\d.,]+ \+ [\d.,]+ \+ [\d.,]+ \||[\d.]+ GPU hours")
 
@@ -53,7 +53,30 @@ def test_hours_are_views_times_arithmetic() -> None:
 
 
 def test_the_protocols_are_the_papers() -> None:
-    views = {row.evaluate: "2×3" if "two" in row.evaluate else row.what for row in main_rows()}
+    rows = [*main_rows(), *image_rows()]
+    views = {row.evaluate: "2×3" if "two" in row.evaluate else row.what for row in rows}
     for recipe, what in views.items():
         protocol = load_config(EvaluateConfig, "evaluate", [recipe, "data=d", "init=i", "output=o"]).views
         assert f"{protocol.clips}×{protocol.crops}" in what
+
+
+def test_hours_of_images() -> None:
+    """Base on ImageNet by hand: 4.80 + 5.12 GMAC a view in pretraining, 9.40 in fine-tuning (paper §A, Tab. 8)."""
+    base = next(row for row in image_rows() if row.finetune == ("in1k_base",))
+    speed = 312e12 * 0.35 * 3600
+    assert gpu_hours(base) == pytest.approx(
+        (
+            1600 * 1_281_167 * 9.92e9 * 6 / speed,
+            100 * 1_281_167 * 9.40e9 * 6 / speed,
+            50_000 * 9.40e9 * 2 / speed,
+        ),
+        rel=5e-3,
+    )
+
+
+def test_from_scratch_nothing_is_pretrained() -> None:
+    row = next(row for row in image_rows() if not row.pretrain)
+    assert [command.split()[2] for command in commands(row)] == ["jobs.finetune", "jobs.evaluate"]
+    assert "init=" not in commands(row)[0]
+    assert steps(row) == ([0], 187_671)  # 300 epochs of 1,281,167 at 2,048
+    assert gpu_hours(row)[0] == 0

@@ -20,8 +20,12 @@ from hiera_video.optimization import (
 
 
 def test_learning_rate_scales_with_the_batch() -> None:
-    assert scaled_learning_rate(OptimizerConfig(learning_rate=8e-4), 512) == 8e-4
-    assert scaled_learning_rate(OptimizerConfig(learning_rate=8e-4), 64) == 1e-4
+    """Linear in the batch, which counts videos, or views where that is chosen."""
+    videos, views = OptimizerConfig(), OptimizerConfig(batch_counts="views")
+    for config, rates in ((videos, (8e-4, 8e-4, 1e-4)), (views, (8e-4, 32e-4, 2e-4))):
+        batches = ((512, 1), (2048, 4), (128, 2))
+        scaled = [scaled_learning_rate(config, global_batch, repeats) for global_batch, repeats in batches]
+        assert scaled == pytest.approx(rates)
 
 
 def test_schedule_warms_up_then_follows_a_cosine() -> None:
@@ -58,13 +62,33 @@ def test_layer_decay_falls_towards_the_input() -> None:
     assert scales[id(model.encoder.pos_embed.spatial)] == scales[id(model.encoder.patch_embed.weight)] == 0.5**6
 
 
-def test_positions_norms_and_biases_do_not_decay() -> None:
+@pytest.mark.parametrize("name", ["hiera_test_96", "mae_hiera_test_96", "hiera_test_8x64"])
+@pytest.mark.parametrize("layer_decay", [0.85, 1.0])
+def test_positions_may_have_a_rate_of_their_own(name: str, layer_decay: float) -> None:
+    """Paper §A.2, Huge at 448: all other parameters keep the rate that the layer rule gives them."""
+    model = create_model(name)
+
+    def scales(**keys: float) -> dict[str, float]:
+        of = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
+        groups = parameter_groups(model, OptimizerConfig(layer_decay=layer_decay, **keys))
+        return {of[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+
+    rule, own = scales(), scales(layer_decay_positions=0.5)
+    tables = {key for key in rule if key.startswith("encoder.pos_embed")}
+    assert tables
+    assert own == rule | dict.fromkeys(tables, 0.5)
+    groups = parameter_groups(model, OptimizerConfig(layer_decay=layer_decay, layer_decay_positions=0.5))
+    assert (groups[0]["name"], groups[0]["weight_decay"], groups[0]["lr"]) == ("positions_no_decay", 0.0, 4e-4)
+
+
+def test_encoder_positions_norms_and_biases_do_not_decay() -> None:
     model = create_model("mae_hiera_test_8x64")
     groups = parameter_groups(model, OptimizerConfig())
     assert [group["name"].rpartition("_")[2] for group in groups] == ["decay", "decay"]
     free = {id(p) for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
-    tables = (model.encoder.pos_embed.spatial, model.decoder.pos_embed, model.decoder.mask_token)
+    tables = list(model.encoder.pos_embed.parameters())
     assert {id(p) for p in (*tables, model.encoder.blocks[0].norm1.weight, model.decoder.pred.bias)} <= free
+    assert not {id(p) for p in (model.decoder.pos_embed, model.decoder.mask_token, model.decoder.pred.weight)} & free
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
@@ -76,11 +100,23 @@ def test_optimizer_steps_at_the_set_rate(name: str, kind: type) -> None:
     assert {group["lr"] for group in optimizer.param_groups} == {0.125 * 0.5**n for n in range(7)}
 
 
+def test_sgd_has_the_momentum_of_nesterov() -> None:
+    """Two steps with gradient 1 of momentum 0.9: Nesterov takes 1.9 and 2.71, the plain form 1 and 1.9."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = build_optimizer(model, OptimizerConfig(name="sgd", learning_rate=1.0, weight_decay=0.0))
+    for _ in range(2):
+        model.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    assert float(model.weight.detach()) == pytest.approx(-4.61)
+
+
 @pytest.mark.parametrize(
     ("config", "arguments", "message"),
     [
         (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate=0.0: must be positive"),
         (OptimizerConfig, {"layer_decay": 1.5}, r"layer_decay=1.5: must lie in \(0, 1\]"),
+        (OptimizerConfig, {"layer_decay_positions": 0.0}, r"layer_decay_positions=0.0: must lie in \(0, 1\]"),
         (OptimizerConfig, {"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
         (OptimizerConfig, {"weight_decay": -1.0}, "weight_decay=-1.0: must not be negative"),
         (OptimizerConfig, {"clip_gradient_norm": -1.0}, "clip_gradient_norm=-1.0"),

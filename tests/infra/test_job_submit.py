@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,13 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
+    with running_head() as head:
+        yield head
+
+
+@contextmanager
+def running_head() -> Iterator[Head]:
+    """A head with ports, a home and a token of its own; stopped at the end."""
     # Ray puts Unix sockets there, whose paths are limited to 107 characters: pytest's own folders are too deep.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     gcs, dashboard, agent, client = free_ports(4)
@@ -192,12 +199,13 @@ def test_the_documented_job_pretrains_on_a_prepared_set(head: Head, tmp_path: Pa
 def test_programs_and_recipes_are_sent_and_nothing_else(head: Head) -> None:
     packages = head.folder.glob("r/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     package = max(packages, key=lambda path: path.stat().st_mtime_ns)
-    sent = {path.relative_to(package): path.stat().st_size for path in package.rglob("*") if path.is_file()}
-    assert {Path("jobs/pretrain.py"), Path("jobs/recipes/pretrain/demo.yaml"), Path("pipeline/__init__.py")} <= set(
-        sent
-    )
-    assert not {path.parts[0] for path in sent} & {".venv", ".git", "tests", "infra", "build"}
-    assert sum(sent.values()) < 2**20
+    # Jobs that ran in the package before have left compiled files there.
+    files = (path.relative_to(package) for path in package.rglob("*") if path.is_file())
+    sent = {path for path in files if "__pycache__" not in path.parts}
+    assert {Path("jobs/pretrain.py"), Path("jobs/recipes/pretrain/demo.yaml"), Path("pipeline/__init__.py")} <= sent
+    assert {path.parts[0] for path in sent} == {
+        *("hiera_video", "jobs", "pipeline", "pyproject.toml", "SECURITY.md", ".gitignore", ".rayignore")
+    }
 
 
 def test_a_wrong_token_is_refused(head: Head) -> None:
@@ -210,3 +218,65 @@ def test_no_token_is_refused(head: Head, tmp_path: Path) -> None:
     submitted = head.submit("python", "-c", "print('ran')", HOME=str(tmp_path), RAY_AUTH_MODE="disabled")
     assert submitted.returncode != 0
     assert "submitted successfully" not in submitted.stdout
+
+
+def test_a_mistake_ends_a_launched_job_as_stopped_before_it_asks_for_gpus(head: Head) -> None:
+    """STOPPED is what KubeRay does not retry; `gpus=1` would wait an hour here."""
+    words = "python -m jobs.launch stop_on_mistake=true gpus=1 pretrain demo data=/nowhere output=/tmp/never"
+    submitted = head.submit(*words.split())
+    output = " ".join(submitted.stdout.split())
+    assert "data=/nowhere" in output
+    assert "this job is stopped, so that it is not retried" in output
+    assert "was stopped" in output
+    assert submitted.returncode == 0
+
+
+def test_gpus_that_do_not_join_end_the_job_with_the_remedy(head: Head, tmp_path: Path) -> None:
+    render_motion_videos(tmp_path / "videos", 4, seed=0, size=64, num_frames=8, workers=1)
+    words = f"python -m jobs.launch gpus=1 gpu_minutes=0.05 prepare source={tmp_path}/videos output={tmp_path}/set"
+    submitted = head.submit(*words.split())
+    assert "gpus=1: 0 joined the cluster in 0.05 minutes; ask for fewer" in " ".join(submitted.stdout.split())
+    assert "failed with exit code 1" in submitted.stdout
+    assert not (tmp_path / "set").exists()
+
+
+def test_submit_ends_as_the_command_ends(head: Head) -> None:
+    finished = submit_program(head, "id=night", "prepare", "source=/nowhere", "output=/tmp/never")
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert "source=/nowhere" in finished.stdout
+
+
+def test_submit_again_follows_what_runs_and_sigterm_stops_it(head: Head, tmp_path: Path) -> None:
+    videos, prepared = tmp_path / "videos", tmp_path / "set"
+    render_motion_videos(videos, 2000, seed=0, size=64, num_frames=16, workers=2)
+    words = ["id=long", "prepare", f"source={videos}", f"output={prepared}", "workers=1"]
+    first = subprocess.Popen(submit_command(*words), env=submit_environment(head), stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    deadline = time.monotonic() + START_SECONDS
+    while not (prepared / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    second = subprocess.Popen(submit_command(*words), env=submit_environment(head), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    assert second.stdout is not None
+    assert "long is running already; following it" in second.stdout.readline()
+    second.terminate()
+    printed, _ = second.communicate(timeout=120)
+    assert "stopping long" in printed
+    first.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (3, 3)
+    assert not (prepared / "dataset.json").exists()
+
+
+def submit_command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.submit", *words]
+
+
+def submit_environment(head: Head) -> dict[str, str]:
+    address = head.environment["RAY_API_SERVER_ADDRESS"]
+    return head.environment | {"RAY_ADDRESS": address, "PYTHONPATH": str(REPOSITORY)}
+
+
+def submit_program(head: Head, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        submit_command(*words), env=submit_environment(head), capture_output=True, text=True, timeout=280, check=False
+    )

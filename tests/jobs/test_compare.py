@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from jobs.compare import CompareConfig, run
 from jobs.core.cli import replace
 from jobs.core.errors import UserError
-from jobs.runs.tracking import TrackingPlace
+from jobs.runs.tracking import TrackingTarget
 
 pytestmark = pytest.mark.ray
 
@@ -28,7 +28,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
         links["finetune_run_id"] = tune
         _record(client, experiment, "evaluate", {"output": rate}, {"mean_class_accuracy": top1 / 2}, links)
         _record(client, experiment, "tag", {}, {"windows_per_second": 3.0}, links)
-    return CompareConfig(experiment="motion", tracking=TrackingPlace(uri))
+    return CompareConfig(experiment="motion", tracking=TrackingTarget(uri))
 
 
 def _record(
@@ -71,6 +71,18 @@ def test_the_page_and_its_picture(config: CompareConfig, tmp_path: Path) -> None
     assert "data:image/png;base64,iVBOR" in text
     assert "learning_rate" in text
     assert "★" in text
+
+
+def test_the_tables_are_printed_before_anything_is_drawn(
+    config: CompareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object) -> bytes:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr("jobs.compare.page", fails)
+    with pytest.raises(RuntimeError, match="no page"):
+        run(replace(config, output=str(tmp_path)))
+    assert "★" in capsys.readouterr().out
 
 
 def test_a_metric_that_ranks_nothing_is_a_mistake(config: CompareConfig) -> None:

@@ -11,7 +11,7 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.finetune import run, warn_empty_classes
-from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.steps.finetune import FinetuneConfig
 from pipeline.shards.reader import PreparedSet
 from tests.support.small_set import CLASSES, small_prepared_set
 

@@ -12,7 +12,7 @@ from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import load_model, save_model
 from jobs import finetune
 from jobs.core.config import load_config
-from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.steps.finetune import FinetuneConfig
 from tests.jobs.training.test_driver import cut_off_at, losses
 from tests.support.golden_losses import TINY, write_tiny_set
 

@@ -9,10 +9,12 @@ from typing import Any
 import cv2
 import pytest
 
-from jobs import inspect, prepare
+from jobs import inspect
+from jobs.core.cli import run_and_report
 from jobs.core.errors import UserError
 from jobs.inspect import InspectConfig
-from jobs.prepare import PrepareConfig
+from jobs.prepare import command as prepare
+from jobs.prepare.command import PrepareConfig
 from jobs.runs.tracking import TrackingConfig
 from jobs.synthetic.motion_videos import render_motion_videos
 from pipeline.transcode.config import TranscodeConfig
@@ -45,7 +47,7 @@ def prepare_set(source: Path, output: Path, **changes: Any) -> None:
 
 def test_counts_tables_and_contact_sheet(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "sheet.png"
-    report = inspect.run(InspectConfig(str(prepared), picture=str(picture), pictures=10))
+    report = run_and_report(inspect.main, InspectConfig(str(prepared), picture=str(picture), pictures=10))
     assert report["clips"] == VIDEOS
     assert sum(report["codecs"].values()) == VIDEOS
     assert set(report["codecs"]) == {"h264", "vp9"}
@@ -56,6 +58,8 @@ def test_counts_tables_and_contact_sheet(prepared: Path, tmp_path: Path, capsys:
     shown = capsys.readouterr().out
     assert "empty.mp4" in shown
     assert "turns_clockwise" in shown
+    assert shown.count("stored_bytes") == 1
+    assert shown.endswith(f"contact_sheet:\n  {picture}\n")
     sheet = cv2.imread(str(picture))
     assert sheet is not None
     assert (sheet < 100).any(axis=2).mean() > 0.2  # the frames' dark background
@@ -69,14 +73,30 @@ def test_references_and_an_older_version(source: Path, tmp_path: Path) -> None:
     missing = sorted(folder.glob("*_0*"))[0]
     prepare_set(folder, output, transcode=TranscodeConfig(mode="reference"), exclude=missing.name)
     missing.unlink()
-    now = inspect.run(InspectConfig(str(output), picture=str(tmp_path / "now.png")))
-    before = inspect.run(InspectConfig(str(output), version=1, picture=str(tmp_path / "before.png")))
+    now = run_and_report(inspect.main, InspectConfig(str(output), picture=str(tmp_path / "now.png")))
+    before = run_and_report(inspect.main, InspectConfig(str(output), version=1, picture=str(tmp_path / "before.png")))
     assert (now["clips"], before["clips"]) == (2, 3)
     assert (sum(now["codecs"].values()), sum(before["codecs"].values())) == (2, 3)
     assert now["rejected"] == before["rejected"] | {"excluded": 1}
     assert now["classes"] == 0
     assert (tmp_path / "before.png").read_bytes().startswith(b"\x89PNG")
-    assert "contact_sheet" not in inspect.run(InspectConfig(str(output), pictures=0))
+    assert "contact_sheet" not in run_and_report(inspect.main, InspectConfig(str(output), pictures=0))
+
+
+def test_figures_are_printed_before_the_picture(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a label does to the library that draws."""
+
+    def fails(cells: Any) -> bytes:
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(inspect, "contact_sheet", fails)
+    with pytest.raises(RuntimeError, match="no picture"):
+        run_and_report(inspect.main, InspectConfig(str(prepared)))
+    shown = capsys.readouterr().out
+    assert "turns_clockwise" in shown
+    assert "stored_bytes" in shown
 
 
 def test_data_that_is_no_prepared_set(tmp_path: Path, prepared: Path) -> None:

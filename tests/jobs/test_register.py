@@ -51,12 +51,20 @@ frames = np.load(sys.argv[2])
 video = model.unwrap_python_model().predict(None, sys.argv[3])
 bad = model.unwrap_python_model().predict(None, sys.argv[2])
 import hiera_video, pipeline
+def refused(given):
+    try:
+        model.predict(given)
+    except mlflow.exceptions.MlflowException:
+        return True
+    return False
+paths = (sys.argv[3], "file://" + sys.argv[3], [sys.argv[3]], np.array([sys.argv[3]]), {"path": sys.argv[3]})
 print(json.dumps({
     "frames": model.predict(frames).to_dict("records"),
     "video": video.to_dict("records"),
     "bad": bad["status"].tolist(),
     "code": [hiera_video.__file__, pipeline.__file__],
     "jobs": "jobs" in sys.modules,
+    "refused": [refused(given) for given in paths],
 }))
 """
 
@@ -151,6 +159,7 @@ def test_it_loads_elsewhere_and_answers_as_the_programs_do(
         np.testing.assert_allclose([[row[name] for name in MOTION_CLASSES] for row in rows], expected, rtol=1e-5)
     np.testing.assert_allclose([(row["start_seconds"], row["end_seconds"]) for row in answer["video"]], spans)
     assert answer["bad"] == ["not_a_video"]
+    assert answer["refused"] == [True] * 5  # what a served model gets, too: it takes frames alone
 
 
 @pytest.mark.faults  # slow: a server of its own
@@ -163,6 +172,11 @@ def test_it_is_served(registered: tuple[Path, dict[str, Any]], tmp_path: Path) -
         np.testing.assert_allclose([[row[name] for name in MOTION_CLASSES] for row in given], expected, rtol=1e-5)
         with pytest.raises(urllib.error.HTTPError, match="400"):
             ask(address, {"inputs": clips[:, :4].tolist()})
+        path = str(video.path)
+        split = {"columns": ["path"], "data": [[path]]}
+        for question in ({"inputs": path}, {"inputs": [path]}, {"instances": [path]}, {"dataframe_split": split}):
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                ask(address, question)
 
 
 @contextmanager
@@ -240,5 +254,5 @@ def test_mistakes(registered: tuple[Path, dict[str, Any]], tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"tracking\.uri: is required"):
         run(RegisterConfig(init=tuned, name="motion", tracking=TrackingConfig("none")))
     save_model(tmp_path / "model.safetensors", create_model("mae_hiera_test_8x64"))
-    with pytest.raises(UserError, match="not a video classifier"):
+    with pytest.raises(UserError, match="not a classifier"):
         run(RegisterConfig(init=str(tmp_path), name="motion"))

@@ -9,11 +9,10 @@ import pytest
 
 from jobs.core.errors import UserError, WorkStoppedError
 from jobs.runs.mlflow_sender import Run
-from jobs.runs.tracking import (
-    COMMIT_TAG,
-)
+from jobs.runs.tracking import COMMIT_TAG, TrackingConfig
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
+from tests.support.listener import listener
 from tests.support.run_output import journal_lines, write_output
 from tests.support.tracked_runs import NOBODY, recorded_run, steps
 
@@ -55,7 +54,26 @@ def test_sync_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         sync(SyncConfig(output=str(tmp_path / "nothing")))
     write_output(tmp_path / "run", NOBODY, journal_lines(3))
     with pytest.raises(WorkStoppedError, match="no answer within"):
-        sync(SyncConfig(output=str(tmp_path / "run")))
+        sync(SyncConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(NOBODY)))
     monkeypatch.setattr("jobs.sync.tracking_uri", lambda *_: None)  # as for an output on S3
     with pytest.raises(UserError, match=r"tracking\.uri: is required here"):
-        sync(SyncConfig(output=str(tmp_path / "run")))
+        sync(SyncConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(NOBODY)))
+
+
+def test_a_server_that_only_the_output_names_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write to an output could otherwise collect the passwords of those who sync it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "planted-password")
+    monkeypatch.setattr("jobs.sync.ANSWER_SECONDS", 1.0)
+    with listener() as stranger:
+        write_output(tmp_path / "run", stranger.uri, journal_lines(3))
+        with pytest.raises(UserError, match=rf"add tracking.uri={stranger.uri} to the command to confirm it"):
+            sync(SyncConfig(output=str(tmp_path / "run")))
+        assert not stranger.paths
+        for named in ("argument", "environment"):
+            if named == "environment":
+                monkeypatch.setenv("MLFLOW_TRACKING_URI", stranger.uri)
+            tracking = TrackingConfig(stranger.uri if named == "argument" else None)
+            sync(SyncConfig(output=str(tmp_path / "run"), tracking=tracking))
+            assert stranger.authorizations
+            stranger.authorizations.clear()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig, dry_run, run
 from pipeline.decode.config import DecodeConfig, FrameView, TimeView
 from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.manifest.errors import VanishedSourceError
 from pipeline.sampling import ViewConfig, center_crop, evaluation_crops, evaluation_indices
 from pipeline.tagging.reader import read_tags, read_videos
 from pipeline.tagging.window_views import WholeVideo
@@ -57,7 +60,7 @@ def tagged(weights: Path, source: Path, tmp_path_factory: pytest.TempPathFactory
         window_seconds=0.7,
         hop_seconds=0.5,
         batch_size=3,
-        chunk_batches=2,
+        videos_per_task=2,
         tracking=TrackingConfig(uri="none"),
     )
     return config, run(config)
@@ -74,7 +77,7 @@ def test_every_file_has_rows_or_a_reason(tagged: tuple[TagConfig, dict[str, Any]
     assert videos["empty.webm"]["error_class"] == "empty"
     assert videos["text.mp4"]["error_class"] == "not_a_video"
     assert report["failures_by_reason"] == {"empty": 1, "not_a_video": 1}
-    assert report["chunks_done_again"] == 0
+    assert (report["videos_done"], report["attempts_lost"]) == (7, 0)
     rows = read_tags(config.output).to_pylist()
     assert len(rows) == 5 * 3 + 2
     scored = [row for row in rows if row["status"] == "ok"]
@@ -99,24 +102,41 @@ def test_the_same_command_finds_nothing_new(tagged: tuple[TagConfig, dict[str, A
     again = run(config)
     assert not report["nothing_new"]
     assert again["nothing_new"]
-    assert (again["windows"], again["version"]) == (0, 0)
+    assert (again["windows"], again["version"]) == (0, report["version"])
 
 
-def test_a_cut_run_does_only_what_is_missing(tagged: tuple[TagConfig, dict[str, Any]]) -> None:
-    config, report = tagged
+def test_changed_deleted_and_new_videos(weights: Path, source: Path, tmp_path: Path) -> None:
+    """Their old rows go with the commit that brings the new ones; all others stay as they are."""
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    config = TagConfig(
+        source=str(folder), init=str(weights), output=str(tmp_path / "tag"), window_seconds=0.7, gallery_videos=0,
+        tracking=TrackingConfig(uri="none"),
+    )  # fmt: skip
+    first = run(config)
     before = read_tags(config.output)
-    output = Path(config.output)
-    (output / "_commits" / "0.json").unlink()
-    next((output / "tags").glob("000000-000001-*.parquet")).unlink()
-    shutil.rmtree(output / "generations")  # as if the run had been killed before it could decide on the commit
-    again = run(replace(config, workers=2))
-    assert (again["chunks_done"], again["chunks_skipped"]) == (1, report["chunks_done"] - 1)
-    assert again["chunks_done_again"] == 1
+    changed, moved, removed, *_ = sorted(path for path in folder.rglob("*.*") if path.stat().st_size > 100)
+    changed.write_bytes(removed.read_bytes())
+    moved.rename(folder / "moved.webm")
+    removed.unlink()
+    report = run(replace(config, max_deleted_share=0.5))
+    assert (report["videos_done"], report["videos_deleted"], report["version"]) == (2, 2, first["version"] + 1)
     after = read_tags(config.output)
-    changing = ["scores", "attempts"]
-    assert after.drop_columns(changing) == before.drop_columns(changing)
-    flat = np.concatenate(after["scores"].to_numpy())
-    assert flat == pytest.approx(np.concatenate(before["scores"].to_numpy()), abs=1e-5)
+    touched = [str(path) for path in (changed, moved, removed, folder / "moved.webm")]
+    unchanged = ~pc.is_in(pc.field("uri"), pa.array(touched))
+    assert after.filter(unchanged).sort_by("uri") == before.filter(unchanged).sort_by("uri")
+    uris = {row["uri"] for row in read_videos(config.output).to_pylist()}
+    assert uris == {str(path) for path in folder.rglob("*.*")} == set(after["uri"].to_pylist())
+    assert run(config)["nothing_new"]
+    assert read_tags(config.output, as_of=first["version"]).sort_by("uri") == before.sort_by("uri")
+
+
+def test_an_output_of_an_older_release_is_refused(weights: Path, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "_commits").mkdir()
+    (tmp_path / "_commits" / "0.json").write_text("{}")
+    config = TagConfig(source=str(source), init=str(weights), output=str(tmp_path), tracking=TrackingConfig(uri="none"))
+    with pytest.raises(UserError, match=r"older release; convert them with `python -m jobs\.maintain"):
+        run(config)
 
 
 def test_another_setting_or_other_weights_need_another_output(
@@ -131,7 +151,7 @@ def test_another_setting_or_other_weights_need_another_output(
         run(replace(config, init=str(tmp_path)))
     other = tmp_path / "model.safetensors"
     save_model(other, create_model("mae_hiera_test_8x64"))
-    with pytest.raises(UserError, match="not a video classifier"):
+    with pytest.raises(UserError, match="not a classifier"):
         run(replace(config, init=str(other)))
     with pytest.raises(UserError, match=r"labels=\['flies'\]: no labels of init=.* choose among its 8: moves_left"):
         run(replace(config, labels=("flies",)))
@@ -158,7 +178,7 @@ def test_a_whole_video_is_one_row_with_its_own_labels(weights: Path, source: Pat
     run(config)
     rows = [row for row in read_tags(config.output).to_pylist() if row["status"] == "ok"]
     assert [(row["window_index"], row["start_seconds"]) for row in rows] == [(0, 0.0)] * 5
-    video = read_videos(config.output).to_pylist()[0]
+    video = next(row for row in read_videos(config.output).to_pylist() if row["status"] == "ok")
     assert {span["label"] for span in video["spans"]} == set(names[1:])
     classifier = Classifier(config.init, "fp32", use_gpu=False)
     view = ViewConfig(num_frames=8, frame_stride=2, size=64)
@@ -191,12 +211,14 @@ def test_a_source_that_lost_its_mount_deletes_nothing(weights: Path, source: Pat
     shutil.rmtree(folder)
     folder.mkdir()
     for _ in range(2):  # not by repetition either
-        with pytest.raises(UserError, match=r"holds no video any more: 7 of 7 .*confirm with max_deleted_share=1"):
+        with pytest.raises(
+            VanishedSourceError, match=r"holds no video any more: 7 of 7 .*confirm with max_deleted_share=1"
+        ):
             run(config)
     assert read_tags(config.output) == before
     assert dry_run(config)["missing_in_source"] == 7
     report = run(replace(config, max_deleted_share=1.0))
-    assert (report["videos"], report["version"]) == (0, 1)
+    assert (report["videos"], report["videos_deleted"]) == (0, 7)
     assert run(config)["nothing_new"]  # nothing is left to lose
 
 
@@ -207,7 +229,6 @@ def test_every_real_trouble_maker_is_accounted_for(real_clips: Path, weights: Pa
         source=str(source),
         init=str(weights),
         output=str(tmp_path),
-        chunk_batches=1,
         tracking=TrackingConfig(uri="none"),
     )
     run(config)

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psutil
-import pyarrow as pa
 import pytest
 import torch
 
@@ -26,10 +24,11 @@ from jobs.runs.tracking import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig, run
 from jobs.tagging import pipeline as tagging_pipeline
+from jobs.tagging.pipeline import TagOnRay
 from pipeline.storage.files import join, write_bytes
 from pipeline.storage.s3 import s3_client
 from pipeline.tagging.reader import read_tags, read_videos
-from pipeline.tagging.stages import DecodeWindows
+from pipeline.tagging.stages import DecodedWindow, DecodeWindows, Video
 from tests.support.faulty_proxy import FAULTS, faulty_proxy
 from tests.support.runs import command, family_of, kill_family
 from tests.support.s3_server import light_s3_server, set_s3_environment
@@ -37,8 +36,8 @@ from tests.support.s3_server import light_s3_server, set_s3_environment
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 VIDEOS = 48
-WINDOWS = {"window_seconds": 0.4, "hop_seconds": 0.04}
-CHUNKS = {"batch_size": 4, "chunk_batches": 2}
+WINDOWS = {"window_seconds": 0.4, "hop_seconds": 0.08}
+TASKS = {"batch_size": 4, "videos_per_task": 2, "commit_seconds": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def peace(weights: Path, source: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def _keys(source: Path | str, weights: Path, output: Path | str) -> list[str]:
-    settings = {"source": source, "init": weights, "output": output, **WINDOWS, **CHUNKS}
+    settings = {"source": source, "init": weights, "output": output, **WINDOWS, **TASKS}
     return [*(f"{key}={value}" for key, value in settings.items()), "tracking.uri=none", "gallery_videos=0"]
 
 
@@ -92,46 +91,39 @@ def test_five_kills_in_a_row_leave_every_unit_once(
     """At random moments: a worker first, then the driver with all its Ray, or the driver alone."""
     draw, output = random.Random(0), tmp_path / "tags"
     keys = _keys(source, weights, output)
-    done: dict[str, int] = {}
-    begun_not_done = 0
+    kept: dict[tuple[str, int], Any] = {}
     for kill in range(5):
         job = subprocess.Popen(command("jobs.tag", *keys), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _wait_for_chunks(output, len(done) + 4, job)
+        _wait_for_commits(output, _commits(output) + 2, job)
         if kill % 2:
             _kill_a_worker(job, draw)
         time.sleep(draw.uniform(0, 0.5))
         assert job.poll() is None, "ended before it could be killed"
         (job.kill if kill % 3 == 1 else lambda job=job: kill_family(job))()
         job.wait()
-        _wait_for_orphans(output)
-        now = _chunk_times(output)
-        assert {name: now[name] for name in done} == done
-        done = now
-        begun_not_done += len(_begun(output) - {name.split("-")[1] for name in done})
+        now = _snapshot(output)
+        assert {key: now[key] for key in kept} == kept
+        kept = now
     finished = subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, text=True, timeout=300)
     _assert_equal(_snapshot(output), peace)
     assert len(read_videos(str(output))) == VIDEOS + 1
     report = json.loads((output / "report.json").read_text())
-    assert report["chunks_skipped"] >= len(done), finished.stderr
-    # Killed workers add at most the chunks that were decoded and not yet scored, to those the killed jobs had begun.
-    assert 0 < report["chunks_done_again"] <= begun_not_done + 4
-    assert begun_not_done <= 5 * 16
+    assert report["videos_done"] == VIDEOS + 1 - len({name for name, _ in kept}), finished.stderr
+    # What each killed job was reading: a video for each of its decoders.
+    assert report["attempts_lost"] <= 5 * 4 + 2
 
 
-def _wait_for_chunks(output: Path, count: int, job: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while len(_chunk_times(output)) < count:
-        assert job.poll() is None, "ended before it could be killed"
+def _wait_for_commits(output: Path, count: int, job: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while _commits(output) < count:
+        assert job.poll() is None, "ended before it could be disturbed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def _chunk_times(output: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (output / "tags").glob("*.parquet")}
-
-
-def _begun(output: Path) -> set[str]:
-    return {path.stem for path in (output / "_begun" / "000000").glob("*.json")}
+def _commits(output: Path) -> int:
+    """The first one creates the table."""
+    return len(list((output / "tags" / "_delta_log").glob("*.json")))
 
 
 def _kill_a_worker(job: subprocess.Popen[bytes], draw: random.Random) -> None:
@@ -140,28 +132,17 @@ def _kill_a_worker(job: subprocess.Popen[bytes], draw: random.Random) -> None:
     draw.choice(actors).send_signal(signal.SIGKILL)
 
 
-def _wait_for_orphans(output: Path) -> None:
-    """Workers of a killed driver may still begin a chunk; Ray ends them within seconds."""
-    before, since = _begun(output), time.monotonic()
-    while time.monotonic() - since < 2.0:
-        time.sleep(0.2)
-        if _begun(output) != before:
-            before, since = _begun(output), time.monotonic()
-
-
 def test_sigterm_commits_what_is_done_and_the_next_run_the_rest(
     weights: Path, source: Path, peace: dict[tuple[str, int], Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "tags"
     keys = _keys(source, weights, output)
     job = subprocess.Popen(command("jobs.tag", *keys), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (output / "generations").exists():
-        assert job.poll() is None
-        time.sleep(0.1)
+    _wait_for_commits(output, 1, job)
     second = subprocess.run(command("jobs.tag", *keys), capture_output=True, text=True, timeout=100, check=False)
     assert second.returncode == 2
     assert "another job is working on it" in second.stderr
-    _wait_for_chunks(output, 8, job)
+    _wait_for_commits(output, 3, job)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 3
     assert 0 < len(read_videos(str(output))) < VIDEOS + 1
@@ -170,20 +151,22 @@ def test_sigterm_commits_what_is_done_and_the_next_run_the_rest(
 
 
 class _DiesOfOneVideo(DecodeWindows):
-    """An actor that the video named `killer` kills."""
+    """The video named `killer` kills its actor."""
 
-    def __call__(self, units: pa.Table) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        decode = self.decoder.decode
+    def __call__(self, listed: Video) -> Iterator[DecodedWindow]:
+        if "killer" in listed["uri"]:
+            with (Path(listed["uri"]).parent / "kills.txt").open("a") as kills:
+                kills.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().__call__(listed)
 
-        def dying(path: Path, *arguments: Any) -> Any:
-            if "killer" in str(path):
-                with (Path(path).parent / "kills.txt").open("a") as kills:
-                    kills.write("x")
-                os.kill(os.getpid(), signal.SIGKILL)
-            return decode(path, *arguments)
 
-        self.decoder.decode = dying  # type: ignore[method-assign]
-        yield from super().__call__(units)
+class _TagOnRay(TagOnRay):
+    """An actor that one video kills."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.decode = _DiesOfOneVideo(self.plan.config.decode, self.plan.views)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -193,9 +176,9 @@ def test_one_crashing_video_is_one_failed_row_after_two_attempts(
     source = tmp_path / "source"
     render_motion_videos(source, 40, seed=5, size=64, num_frames=20)
     next(source.rglob("*.mp4")).rename(source / "killer.mp4")
-    monkeypatch.setattr(tagging_pipeline, "DecodeWindows", _DiesOfOneVideo)
+    monkeypatch.setattr(tagging_pipeline, "TagOnRay", _TagOnRay)
     config = TagConfig(
-        source=str(source), init=str(weights), output=str(tmp_path / "tags"), batch_size=4, chunk_batches=2,
+        source=str(source), init=str(weights), output=str(tmp_path / "tags"), batch_size=4, videos_per_task=8,
         gallery_videos=0, tracking=TrackingConfig(uri="none"),
     )  # fmt: skip
     run(config)
@@ -222,7 +205,7 @@ def test_object_storage_on_a_bad_day(
             write_bytes(join("s3://tags/in", path.relative_to(source).as_posix()), path.read_bytes())
         with faulty_proxy(server, share=0.2, stall_seconds=1) as (url, counts):
             monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-            keys = [*_keys("s3://tags/in", weights, "s3://tags/out"), "batch_size=8", "chunk_batches=8"]
+            keys = [*_keys("s3://tags/in", weights, "s3://tags/out"), "batch_size=8", "videos_per_task=8"]
             subprocess.run(command("jobs.tag", *keys), check=True, capture_output=True, text=True, timeout=500)
         assert all(counts[fault] > 10 for fault in FAULTS)
         monkeypatch.setenv("AWS_ENDPOINT_URL", server)
@@ -237,7 +220,7 @@ def test_no_process_is_left_behind(weights: Path, source: Path, tmp_path: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    _wait_for_chunks(tmp_path / "tags", 2, job)
+    _wait_for_commits(tmp_path / "tags", 2, job)
     family = family_of(job)
     job.kill()
     job.wait()

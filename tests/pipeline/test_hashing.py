@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.hashing import first_occurrences, name_digests, seeded, sort_digests
+from pipeline.hashing import first_occurrences, name_digests, positions, private_digests, seeded, sort_digests
 
 names = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=40)
 
@@ -67,3 +67,19 @@ def test_digests_of_another_seed_or_purpose_are_others() -> None:
     plain = digests([f"video_{number}.mp4" for number in range(1000)])
     found = [seeded(plain, 0, "order"), seeded(plain, 1, "order"), seeded(plain, 0, "split")]
     assert len(np.unique(np.concatenate(found))) == 3000
+
+
+@given(st.lists(st.integers(-5, 25)), st.lists(st.integers(0, 20), unique=True))
+def test_positions_are_those_of_list_index(wanted: list[int], known: list[int]) -> None:
+    ordered = sorted(known)
+    expected = [ordered.index(number) if number in ordered else -1 for number in wanted]
+    assert positions(np.array(wanted, np.int64), np.array(ordered, np.int64)).tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40))
+def test_private_digests_are_of_all_columns_in_their_order(rows: list[tuple[str, str]]) -> None:
+    first, second = (pa.chunked_array([column]) for column in zip(*rows, strict=True))
+    found = private_digests(first, second).tolist()
+    assert len(set(found)) == len(set(zip(found, rows, strict=True))) == len(set(rows))
+    assert private_digests(first).tolist() != name_digests(first).tolist()

@@ -100,6 +100,10 @@ def test_evaluation_clips_are_slowfasts() -> None:
     """Clip k of K starts at k * floor((N - span) / (K - 1)), a single one in the middle."""
     assert [evaluation_clip_indices(300, 30.0, 16, 4, k, 5)[0] for k in range(5)] == [0, 59, 118, 177, 236]
     assert evaluation_clip_indices(300, 30.0, 16, 4, 0, 1)[0] == 118
+    # N - span = 237: from frame 118.5 on, later indices would be others.
+    start_from_whole_frame = np.linspace(118, 118 + 63, 16).astype(int)
+    np.testing.assert_array_equal(evaluation_clip_indices(301, 30.0, 16, 4, 0, 1), start_from_whole_frame)
+    assert (np.linspace(118.5, 118.5 + 63, 16).astype(int) != start_from_whole_frame).any()
     assert {evaluation_clip_indices(40, 30.0, 16, 4, k, 5)[0] for k in range(5)} == {0}
 
 

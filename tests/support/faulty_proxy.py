@@ -6,48 +6,94 @@ import contextlib
 import dataclasses
 import functools
 import http.client
+import multiprocessing
 import random
 import socket
 import struct
-import threading
 import time
 import urllib.parse
-from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.context import SpawnContext
 from typing import Any
 
 FAULTS = ("503", "reset", "stall", "cut")
 
 
+class Counts:
+    """How often the proxy did what, shared with its process: faults by name, and "passed"; and how often it shall."""
+
+    NAMES = (*FAULTS, "passed")
+
+    def __init__(self, context: SpawnContext, share: float) -> None:
+        self._numbers = context.Array("q", len(self.NAMES))
+        self._share = context.Value("d", share)
+
+    @property
+    def share(self) -> float:
+        """Of the requests that meet a fault; may be set while the proxy serves."""
+        return float(self._share.value)
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._share.value = share
+
+    def total(self) -> int:
+        """Requests so far."""
+        return sum(self[name] for name in self.NAMES)
+
+    def __getitem__(self, name: str) -> int:
+        return int(self._numbers[self.NAMES.index(name)])
+
+    def add(self, name: str) -> None:
+        with self._numbers.get_lock():
+            self._numbers[self.NAMES.index(name)] += 1
+
+
 @dataclasses.dataclass
 class Weather:
-    """What the proxy does to requests, and how often it did."""
+    """What the proxy does to requests."""
 
     server: str
-    share: float
+    faults: tuple[str, ...]
     stall_seconds: float
     draw: random.Random
-    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    counts: Counts
 
     def next(self) -> str:
-        fault = self.draw.choice(FAULTS) if self.draw.random() < self.share else "passed"
-        self.counts[fault] += 1
+        fault = self.draw.choice(self.faults) if self.draw.random() < self.counts.share else "passed"
+        self.counts.add(fault)
         return fault
 
 
 @contextlib.contextmanager
-def faulty_proxy(server: str, share: float, stall_seconds: float, seed: int = 0) -> Iterator[tuple[str, Counter[str]]]:
-    """Yield the proxy's URL and a running count of what it did (faults by name, and "passed")."""
-    weather = Weather(server, share, stall_seconds, random.Random(seed))
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, weather))
-    proxy.daemon_threads = True
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{proxy.server_address[1]}", weather.counts
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
+def faulty_proxy(
+    server: str, share: float, stall_seconds: float, seed: int = 0, faults: tuple[str, ...] = FAULTS
+) -> Iterator[tuple[str, Counts]]:
+    """Yield the proxy's URL and a running count of what it did.
+
+    In a process of its own: Delta Lake's client holds the interpreter lock while it waits for some of its requests.
+    """
+    context = multiprocessing.get_context("spawn")
+    counts = Counts(context, share)
+    weather = Weather(server, faults, stall_seconds, random.Random(seed), counts)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        proxy = context.Process(target=_serve, args=(weather, listening), daemon=True)
+        proxy.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", counts
+        finally:
+            proxy.kill()
+            proxy.join()
+
+
+def _serve(weather: Weather, listening: socket.socket) -> None:
+    proxy = ThreadingHTTPServer(listening.getsockname(), functools.partial(_Handler, weather), bind_and_activate=False)
+    proxy.socket.close()
+    proxy.socket, proxy.daemon_threads = listening, True
+    proxy.serve_forever()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -56,10 +57,11 @@ def _parameters(height: int, width: int) -> bytes:
     return sequence.unit(7) + picture.unit(8)
 
 
-def _field(planes: Sequence[npt.NDArray[np.uint8]], number: int, bottom: int, start: int) -> bytes:
-    """One field as a picture of its own; ``number`` of the frame in its GOP, ``start`` the number of the GOP."""
+def _picture(planes: Sequence[npt.NDArray[np.uint8]], number: int, field: int | None, start: int) -> bytes:
+    """One field (0: top, 1: bottom) or frame as a picture; ``number`` of the frame in its GOP, ``start`` of the GOP."""
+    bottom = field or 0
     is_start = number == 0 and not bottom
-    bits = _Bits().golomb(0, 7, 0).fixed((number, 8), (1, 1), (bottom, 1))
+    bits = _Bits().golomb(0, 7, 0).fixed((number, 8), *(((0, 1),) if field is None else ((1, 1), (bottom, 1))))
     if is_start:
         bits.golomb(start % 2)
     bits.fixed((2 * number + bottom, 8), (0, 2 if is_start else 1)).golomb(0, 1)
@@ -73,22 +75,28 @@ def _field(planes: Sequence[npt.NDArray[np.uint8]], number: int, bottom: int, st
     return bits.unit(5 if is_start else 1)
 
 
-def write_field_coded(path: Path, frames: Sequence[npt.NDArray[np.uint8]]) -> Path:
-    """Two packets a frame. ``frames`` RGB [H, W, 3], sides multiples of 32."""
+def _planes(picture: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+    """Y, U and V of an RGB picture."""
+    height, width = picture.shape[:2]
+    packed = av.VideoFrame.from_ndarray(picture, format="rgb24").to_ndarray(format="yuv420p").reshape(-1)
+    luma, *chroma = np.split(packed, [height * width, height * width * 5 // 4])
+    return [luma.reshape(height, width), *(plane.reshape(height // 2, width // 2) for plane in chroma)]
+
+
+def write_field_coded(path: Path, frames: Sequence[npt.NDArray[np.uint8]], fields_from: int = 0) -> Path:
+    """Two packets a frame, from the frame ``fields_from`` on. ``frames`` RGB [H, W, 3], sides multiples of 32."""
     height, width = frames[0].shape[:2]
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=2 * FPS)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.codec_context.extradata = _parameters(height, width)
+    begin = _parameters(height, width) + _picture(_planes(frames[0]), 0, None, 0)
+    with av.open(io.BytesIO(begin), format="h264") as raw, av.open(str(path), "w") as container:
+        stream: Any = container.add_stream_from_template(raw.streams.video[0], opaque=True)
         for number, picture in enumerate(frames):
-            packed = av.VideoFrame.from_ndarray(picture, format="rgb24").to_ndarray(format="yuv420p").reshape(-1)
-            luma, *chroma = np.split(packed, [height * width, height * width * 5 // 4])
-            planes = [luma.reshape(height, width), *(plane.reshape(height // 2, width // 2) for plane in chroma)]
-            for bottom in (0, 1):
-                content = _field([plane[bottom::2] for plane in planes], number % GOP, bottom, number // GOP)
-                is_start = number % GOP == 0 and not bottom
+            planes = _planes(picture)
+            for field in (0, 1) if number >= fields_from else (None,):
+                part = planes if field is None else [plane[field::2] for plane in planes]
+                content = _picture(part, number % GOP, field, number // GOP)
+                is_start = number % GOP == 0 and not field
                 packet = av.Packet((_parameters(height, width) if is_start else b"") + content)
-                packet.pts = packet.dts = 2 * number + bottom
+                packet.pts = packet.dts = 2 * number + (field or 0)
                 packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 2 * FPS), is_start, stream
                 container.mux(packet)
     return path

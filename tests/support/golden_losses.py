@@ -14,7 +14,7 @@ import pyarrow as pa
 from jobs import pretrain
 from jobs.core.config import load_config
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
-from jobs.training.pretrain_step import PretrainConfig
+from jobs.training.steps.pretrain import PretrainConfig
 from pipeline.schema import CLIP_SCHEMA
 from pipeline.shards.writer import write_shard
 from pipeline.storage.files import join, write_bytes
@@ -41,7 +41,7 @@ PRETRAIN = [
     "zero_stage=1",
     "view.crop_scale=[0.7,1.0]",
     "view.repeats=2",
-    "optimizer.learning_rate=1.28e-2",
+    "optimizer.learning_rate=2.56e-2",
     "optimizer.betas=[0.9,0.95]",
     "schedule.warmup_epochs=1",
     "picture_clips=2",

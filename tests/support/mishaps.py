@@ -22,8 +22,8 @@ from torch import Tensor
 from jobs.core.cli import Command
 from jobs.training.driver import run_training
 from jobs.training.micro_batch import MicroBatch
-from jobs.training.pretrain_step import MaskedAutoencoding, PretrainConfig, PretrainPhase
 from jobs.training.start import begin
+from jobs.training.steps.pretrain import MaskedAutoencoding, PretrainConfig, PretrainPhase
 
 
 class MishapStep(MaskedAutoencoding):

@@ -9,36 +9,35 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-Picture = Callable[[Image.Image, float], Image.Image]
+Colour = tuple[int, int, int]
+Picture = Callable[[Image.Image, float, Colour], Image.Image]
 HEIGHT, WIDTH, GREY = 24, 32, (128, 128, 128)
 
 
-def _affine(*matrix: float) -> Callable[[Image.Image], Image.Image]:
-    return lambda picture: picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=GREY
-    )
+def _affine(picture: Image.Image, fill: Colour, *matrix: float) -> Image.Image:
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
 
 
-def _solarize_add(picture: Image.Image, added: float) -> Image.Image:
+def _solarize_add(picture: Image.Image, added: float, _: Colour) -> Image.Image:
     return picture.point([min(255, value + int(added)) if value < 128 else value for value in range(256)] * 3)
 
 
 PILLOW: dict[str, Picture] = {
-    "AutoContrast": lambda picture, _: ImageOps.autocontrast(picture),
-    "Equalize": lambda picture, _: ImageOps.equalize(picture),
-    "Invert": lambda picture, _: ImageOps.invert(picture),
-    "Rotate": lambda picture, x: picture.rotate(x, Image.Resampling.BICUBIC, fillcolor=GREY),
-    "PosterizeIncreasing": lambda picture, x: ImageOps.posterize(picture, int(x)),
-    "SolarizeIncreasing": lambda picture, x: ImageOps.solarize(picture, int(x)),
+    "AutoContrast": lambda picture, *_: ImageOps.autocontrast(picture),
+    "Equalize": lambda picture, *_: ImageOps.equalize(picture),
+    "Invert": lambda picture, *_: ImageOps.invert(picture),
+    "Rotate": lambda picture, x, fill: picture.rotate(x, Image.Resampling.BICUBIC, fillcolor=fill),
+    "PosterizeIncreasing": lambda picture, x, _: ImageOps.posterize(picture, int(x)),
+    "SolarizeIncreasing": lambda picture, x, _: ImageOps.solarize(picture, int(x)),
     "SolarizeAdd": _solarize_add,
-    "ColorIncreasing": lambda picture, x: ImageEnhance.Color(picture).enhance(x),
-    "ContrastIncreasing": lambda picture, x: ImageEnhance.Contrast(picture).enhance(x),
-    "BrightnessIncreasing": lambda picture, x: ImageEnhance.Brightness(picture).enhance(x),
-    "SharpnessIncreasing": lambda picture, x: ImageEnhance.Sharpness(picture).enhance(x),
-    "ShearX": lambda picture, x: _affine(1, x, 0, 0, 1, 0)(picture),
-    "ShearY": lambda picture, x: _affine(1, 0, 0, x, 1, 0)(picture),
-    "TranslateXRel": lambda picture, x: _affine(1, 0, x * WIDTH, 0, 1, 0)(picture),
-    "TranslateYRel": lambda picture, x: _affine(1, 0, 0, 0, 1, x * HEIGHT)(picture),
+    "ColorIncreasing": lambda picture, x, _: ImageEnhance.Color(picture).enhance(x),
+    "ContrastIncreasing": lambda picture, x, _: ImageEnhance.Contrast(picture).enhance(x),
+    "BrightnessIncreasing": lambda picture, x, _: ImageEnhance.Brightness(picture).enhance(x),
+    "SharpnessIncreasing": lambda picture, x, _: ImageEnhance.Sharpness(picture).enhance(x),
+    "ShearX": lambda picture, x, fill: _affine(picture, fill, 1, x, 0, 0, 1, 0),
+    "ShearY": lambda picture, x, fill: _affine(picture, fill, 1, 0, 0, x, 1, 0),
+    "TranslateXRel": lambda picture, x, fill: _affine(picture, fill, 1, 0, x * WIDTH, 0, 1, 0),
+    "TranslateYRel": lambda picture, x, fill: _affine(picture, fill, 1, 0, 0, 0, 1, x * HEIGHT),
 }
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
@@ -55,9 +54,10 @@ def clips(smooth: bool = False) -> Tensor:
     return frames
 
 
-def by_pillow(name: str, frames: Tensor, arguments: tuple[float, ...]) -> Tensor:
+def by_pillow(name: str, frames: Tensor, arguments: tuple[float, ...], fill: Colour = GREY) -> Tensor:
+    """An operation on uint8 ``[N, T, H, W, 3]``, with an argument for each clip."""
     changed = [
-        [np.asarray(PILLOW[name](Image.fromarray(frame.numpy()), argument)) for frame in clip]
+        [np.asarray(PILLOW[name](Image.fromarray(frame.numpy()), argument, fill)) for frame in clip]
         for clip, argument in zip(frames, arguments, strict=True)
     ]
     return torch.from_numpy(np.array(changed))

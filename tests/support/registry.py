@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
-from jobs.runs.mlflow_sender import tracking_client_for
+from jobs.runs.mlflow_store import tracking_client_for
 
 CLASSES = ("left", "right")
 NAME = "models:/motion"

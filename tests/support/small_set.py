@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.sampling import ViewConfig
 from pipeline.schema import CLIP_SCHEMA
+from pipeline.shards.digests import version_digest
 from pipeline.shards.reader import PreparedSet, open_prepared
 from pipeline.shards.writer import write_shard
 from pipeline.storage.files import join, write_bytes
@@ -33,7 +34,13 @@ def small_prepared_set(folder: Path) -> PreparedSet:
         write_shard(output, f"{number}.parquet", pa.Table.from_pylist(some, schema=CLIP_SCHEMA), 3_000)
         for number, some in enumerate([rows[:5], rows[5:8], rows[8:]])
     ]
-    record = {"version": 1, "digest": "abc", "classes": CLASSES, "shards": shards, "counts": {}}
+    record = {
+        "version": 1,
+        "digest": version_digest(shards, CLASSES),
+        "classes": CLASSES,
+        "shards": shards,
+        "counts": {},
+    }
     for place in ("versions/0001.json", "dataset.json"):
         write_bytes(join(output, place), json.dumps(record).encode())
     return open_prepared(output)

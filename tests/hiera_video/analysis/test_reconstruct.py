@@ -19,10 +19,11 @@ def test_images_of_a_perfect_prediction_show_the_original(name: str, size: tuple
     pixels = torch.rand(2, 3, *size) * 2 - 1
     output = mae(pixels)
     images = reconstruct(mae, pixels, output._replace(prediction=output.target))
-    original = denormalize_video(pixels[:, :, ::2] if len(size) == 3 else pixels.unsqueeze(2))
+    colours = mae.config.pixel_mean, mae.config.pixel_std
+    original = denormalize_video(pixels[:, :, ::2] if len(size) == 3 else pixels.unsqueeze(2), *colours)
     assert torch.equal(images.original, original)
     assert (images.reconstruction.int() - original.int()).abs().max() <= 1
-    grey = (images.masked == denormalize_video(torch.zeros(1, 3, 1, 1, 1))).all(dim=-1)
+    grey = (images.masked == denormalize_video(torch.zeros(1, 3, 1, 1, 1), *colours)).all(dim=-1)
     hidden_share = (~output.keep_mask).float().mean()
     assert grey.float().mean() == pytest.approx(float(hidden_share), abs=0.01)
 

@@ -10,9 +10,11 @@ from hiera_video.augmentation.basic import (
     ClassifierAugmentConfig,
     augment,
     denormalize_video,
+    model_input,
     normalize_video,
     random_erase,
 )
+from hiera_video.models.presets import model_config
 
 
 def test_normalisation_and_back() -> None:
@@ -24,6 +26,19 @@ def test_normalisation_and_back() -> None:
     torch.testing.assert_close(pixels.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(denormalize_video(pixels), frames)
     assert normalize_video(frames[:, 0]).shape == (2, 3, 16, 16)
+
+
+def test_a_models_config_normalises_its_input() -> None:
+    frames = torch.randint(0, 256, (2, 1, 8, 8, 3), dtype=torch.uint8)
+    config = model_config("hiera_tiny_224")
+    pixels = model_input(frames, config)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(pixels, (frames[:, 0].permute(0, 3, 1, 2) / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model_input(frames[:, 0], config), pixels)
+    assert torch.equal(denormalize_video(pixels, config.pixel_mean, config.pixel_std), frames[:, 0])
+    videos = model_config("hiera_base_16x224")
+    assert torch.equal(model_input(frames, videos), normalize_video(frames))
+    assert (videos.pixel_mean, videos.pixel_std) == ((0.45,) * 3, (0.225,) * 3)
 
 
 def test_frames_that_are_no_frames() -> None:

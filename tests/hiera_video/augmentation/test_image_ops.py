@@ -54,6 +54,17 @@ def test_moves_are_pillows_with_the_same_kernel() -> None:
 
 
 @pytest.mark.parametrize("name", MOVES)
+def test_moves_leave_the_colour_that_is_asked_for(name: str) -> None:
+    fill, arguments = (124, 116, 104), ARGUMENTS[name]
+    frames = clips(smooth=True)
+    ours = OPERATIONS[name].apply(frames, torch.tensor(arguments), fill=fill)
+    theirs = by_pillow(name, frames, arguments, fill)
+    uncovered = (theirs == torch.tensor(fill)).all(-1)
+    assert uncovered.any()
+    assert torch.equal(uncovered, (ours == torch.tensor(fill)).all(-1))
+
+
+@pytest.mark.parametrize("name", MOVES)
 @pytest.mark.parametrize("direction", [-1.0, 1.0])
 def test_no_operation_mirrors(name: str, direction: float) -> None:
     """A ramp that rises to the right still does so after every move: left and right stay what they are."""

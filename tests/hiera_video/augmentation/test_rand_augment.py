@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,12 +12,14 @@ from hiera_video.augmentation.rand_augment import (
     DRAWS_PER_OPERATION,
     OPERATIONS,
     RandAugment,
+    fill_colour,
     operation_draws,
     parse_rand_augment,
     rand_augment,
 )
+from hiera_video.models.presets import model_config
 from hiera_video.models.random_draws import sample_uniforms
-from tests.support.pillow_reference import by_pillow, clips
+from tests.support.pillow_reference import PILLOW, WIDTH, by_pillow, clips
 
 
 @pytest.mark.parametrize(
@@ -109,3 +113,65 @@ def test_a_clip_is_changed_alike_in_any_batch_and_in_all_frames() -> None:
     for place in (2, 0, 1):
         alone = rand_augment(frames[place : place + 1], policy, sample_uniforms(seeds[place : place + 1], policy.draws))
         assert torch.equal(alone[0], together[place])
+
+
+IMAGENET_MEAN = (124, 116, 104)
+"""timm: `tuple(min(255, round(255 * x)) for x in mean)`."""
+
+
+def timms_argument(name: str, level: float, negative: bool) -> float:
+    """timm's `level_to_arg` of each operation (timm/data/auto_augment.py), written anew from its ranges."""
+    sign = -1 if negative else 1
+    if name in ("AutoContrast", "Equalize", "Invert"):
+        return 0.0
+    if name.endswith("Increasing") and name.startswith(("Color", "Contrast", "Brightness", "Sharpness")):
+        return max(0.1, 1.0 + sign * level / 10 * 0.9)
+    whole = {
+        "PosterizeIncreasing": 4 - int(level / 10 * 4),
+        "SolarizeIncreasing": 256 - int(level / 10 * 256),
+        "SolarizeAdd": min(128, int(level / 10 * 110)),
+    }
+    if name in whole:
+        return float(whole[name])
+    return sign * level / 10 * {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3}.get(name, 0.45)
+
+
+def by_timms_rules(frames: Tensor, noise: Tensor, magnitude: float, std: float) -> Tensor:
+    """The drawn operations one after the other, by Pillow; fill as timm has it for ImageNet."""
+    changed = frames.clone()
+    for clip, numbers in enumerate(noise.double()):
+        for which, whether, radius, angle, direction in numbers.view(-1, 5).tolist():
+            if whether >= 0.5:
+                continue
+            name = list(PILLOW)[int(which * 15)]
+            gauss = math.sqrt(-2 * math.log(1 - radius)) * math.cos(2 * math.pi * angle)
+            level = max(0.0, min(magnitude + std * gauss, 10.0))
+            argument = timms_argument(name, level, direction > 0.5)
+            changed[clip] = by_pillow(name, changed[clip : clip + 1], (argument,), IMAGENET_MEAN)[0]
+    return changed
+
+
+@pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "rand-m9-n6-mstd0.5-inc1"])  # MAE; MViTv2 from scratch
+def test_the_policies_of_images_are_timms(text: str) -> None:
+    policy = parse_rand_augment(text)
+    assert (policy.operations, policy.magnitude, policy.magnitude_std) == (6 if "n6" in text else 2, 9.0, 0.5)
+    frames = clips(smooth=True)[:, :1].repeat(16, 1, 1, 1, 1)  # images: one frame each
+    noise = sample_uniforms(range(len(frames)), policy.draws)
+    ours = rand_augment(frames, policy, noise, fill_colour(model_config("hiera_base_224")))
+    theirs = by_timms_rules(frames, noise, 9.0, 0.5)
+    difference = (ours.int() - theirs.int()).abs().float().mean((1, 2, 3, 4))
+    # Moves differ by their kernel, and what follows (equalize, solarize) makes single levels larger.
+    assert difference.median() < 0.5
+    assert difference.mean() < 3
+    applied = (noise.view(len(frames), policy.operations, 5)[..., 1] < 0.5).sum(1)
+    assert torch.equal(ours[applied == 0], frames[applied == 0])
+    assert not torch.equal(ours, frames)
+
+
+def test_what_a_move_uncovers_has_the_mean_of_images_and_is_grey_in_videos() -> None:
+    assert fill_colour(model_config("hiera_base_224")) == IMAGENET_MEAN
+    assert fill_colour(model_config("hiera_base_16x224")) == (128, 128, 128)
+    frames, policy = clips()[:1], RandAugment(7.0)
+    changed = rand_augment(frames, policy, noise_of(("TranslateXRel", True), ("Invert", False))[None], IMAGENET_MEAN)
+    edge = changed[0, :, :, WIDTH - 2]
+    assert torch.equal(edge, torch.tensor(IMAGENET_MEAN, dtype=torch.uint8).expand_as(edge))

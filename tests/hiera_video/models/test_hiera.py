@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,17 @@ from torch import nn
 
 from hiera_video.models.presets import create_backbone, create_model, set_activation_checkpointing
 from hiera_video.models.random_draws import random_keep_mask
+from tests.hiera_video.models.golden import GOLDEN, golden_values
+from tests.support.official import (
+    PUBLIC_PRESETS,
+    TOLERANCE,
+    assert_same_gradients,
+    half_mask,
+    official_logits,
+    peers,
+    relative_difference,
+    small_pixels,
+)
 from tests.support.small_models import loss_of
 
 CLIP = (2, 3, 8, 64, 64)
@@ -30,7 +42,7 @@ def test_masked_maps_are_given_by_unit() -> None:
     model = create_model("hiera_test_8x64")
     maps = model.features(torch.randn(CLIP), random_keep_mask(2, 16, 0.75))
     assert [tuple(features.shape[1:-1]) for features in maps] == [(4, 1, 8 >> n, 8 >> n) for n in range(4)]
-    assert (model.num_mask_units, model.mask_unit_grid) == (16, (4, 2, 2))
+    assert (model.num_mask_units, model.encoder.order.unit_grid) == (16, (4, 2, 2))
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +181,49 @@ def test_inference_in_training_mode_still_drops_paths() -> None:
         assert torch.allclose(model(pixels, draws=draws), model(pixels, draws=draws))
         without = model.eval()(pixels)
         assert not torch.allclose(model.train()(pixels, draws=draws), without)
+
+
+# The same weights give the public classifier's numbers: every preset, shrunk in depth and size, not in structure.
+
+
+CLASSIFIERS = [name for name in PUBLIC_PRESETS if not name.startswith("mae_")]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifier_logits_features_and_gradients(name: str) -> None:
+    ours, theirs = peers(name)
+    video = small_pixels(name)
+    with torch.no_grad():
+        assert relative_difference(ours(video), official_logits(theirs, video)) < TOLERANCE
+        _, maps = theirs(video, return_intermediates=True)
+        for own, public in zip(ours.features(video), maps, strict=True):
+            assert relative_difference(own, public) < TOLERANCE
+    # In float64: rounding in float32 decides which of two nearly equal queries max pooling takes.
+    ours, theirs, video = ours.double(), theirs.double(), video.double()
+    ours(video).square().sum().backward()
+    official_logits(theirs, video).square().sum().backward()
+    assert_same_gradients(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_base_plus_16x224"])
+def test_masked_features(name: str) -> None:
+    ours, theirs = peers(name)
+    video, keep_mask = small_pixels(name), half_mask(ours)
+    _, maps = theirs(video, mask=keep_mask, return_intermediates=True)
+    for own, public in zip(ours.features(video, keep_mask), maps, strict=True):
+        assert relative_difference(own, public) < TOLERANCE
+
+
+# The results have not changed since golden.json was written.
+
+
+def leaves(tree: Any, path: str = "") -> dict[str, float]:
+    if isinstance(tree, dict | list):
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {key: value for name, branch in pairs for key, value in leaves(branch, f"{path}/{name}").items()}
+    return {path: tree}
+
+
+def test_golden_values() -> None:
+    expected = leaves(json.loads(GOLDEN.read_text()))
+    assert leaves(golden_values()) == pytest.approx(expected, rel=1e-4, abs=1e-6)

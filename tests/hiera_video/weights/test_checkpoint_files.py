@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import (
-    huggingface_state_dict,
-    load_huggingface,
     load_into_classifier,
     load_model,
     load_official,
@@ -22,6 +23,7 @@ from hiera_video.weights.checkpoint_files import (
     save_model,
 )
 from hiera_video.weights.pos_embed_interpolation import fit_table
+from tests.support.huggingface import huggingface_state_dict, load_huggingface
 
 
 @pytest.mark.parametrize("name", ["hiera_test_8x64", "mae_hiera_test_8x64"])
@@ -128,3 +130,22 @@ def test_public_weights_of_another_size_are_taken_for_square_in_space() -> None:
     with pytest.raises(ValueError, match="not square in space; name the input size"):
         load_official(other, official_state_dict(image))
     load_official(other, official_state_dict(image), source_input_size=(64, 96))
+
+
+def test_weights_for_pixels_of_another_normalisation_are_refused(tmp_path: Path) -> None:
+    colours = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.25, 0.25, 0.25)}
+    save_model(tmp_path / "other.safetensors", create_model("hiera_test_96", **colours))
+    for load in (load_weights, load_into_classifier):
+        with pytest.raises(ValueError, match=r"another normalisation: pixel_mean=\[0.5, 0.5, 0.5\]"):
+            load(create_model("hiera_test_96"), tmp_path / "other.safetensors")
+        load(create_model("hiera_test_96", **colours), tmp_path / "other.safetensors")
+    assert load_model(tmp_path / "other.safetensors").config.pixel_mean == (0.5, 0.5, 0.5)
+
+
+def test_files_of_older_releases_have_the_normalisation_of_videos(tmp_path: Path) -> None:
+    model = create_model("hiera_test_8x64")
+    config = {key: value for key, value in dataclasses.asdict(model.config).items() if not key.startswith("pixel")}
+    del config["interpolation"], config["crop_share"]
+    metadata = {"format": "hiera_video", "config_class": "HieraConfig", "config": json.dumps(config)}
+    save_file(model.state_dict(), tmp_path / "old.safetensors", metadata=metadata)
+    assert load_model(tmp_path / "old.safetensors").config == model.config

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from hiera_video.models.presets import create_model
+from hiera_video.models.presets import create_model, model_config
+from hiera_video.weights.backbone import load_backbone
 from hiera_video.weights.checkpoint_files import (
     load_into_classifier,
     load_model,
@@ -131,8 +136,8 @@ def test_files_without_a_model_config(tmp_path: Path) -> None:
         ("7", "must be a JSON object"),
         ('{"colour": 1}', "colour: HieraConfig has no such key"),
         ('{"num_heads": 0}', "num_heads=0: must be positive"),
-        ('{"embed_dim": "wide"}', "'str'"),
-        ('{"input_size": 64}', "'int'"),
+        ('{"embed_dim": "wide"}', "must be like 96"),
+        ('{"input_size": 64}', "must be like"),
         ('{"dim_mul": Infinity}', "infinity"),
     ],
 )
@@ -143,3 +148,57 @@ def test_a_damaged_model_config_names_its_file(config: str, reason: str, tmp_pat
         ValueError, match=rf"damaged\.safetensors: its model config is damaged \(.*{reason}.*save the model again"
     ):
         load_model(tmp_path / "damaged.safetensors")
+
+
+HUGE = dataclasses.asdict(model_config("hiera_huge_16x224"))
+TABLES = {
+    "encoder.pos_embed.spatial": torch.zeros(1, 56 * 56, 1),
+    "encoder.pos_embed.temporal": torch.zeros(1, 8, 1),
+    **{f"encoder.blocks.{number}.norm1.weight": torch.zeros(1) for number in range(60)},
+}
+
+
+@pytest.mark.parametrize("tensors", [{"a": torch.zeros(1)}, TABLES], ids=["180 bytes", "tables alone"])
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {},
+        {"stages": [10**9, 1, 1, 1]},
+        {"input_size": [16, 2**40, 2**40]},
+        {"embed_dim": 2**40, "num_heads": 1},
+        {"embed_dim": 10**30},
+        {"dim_mul": 1e300},
+        {"mlp_ratio": 1e18},
+        {"num_classes": 10**15},
+        {"embed_dim": "96"},
+        {"stages": []},
+        {"num_heads": True},
+        {"patch_stride": [0, 0, 0]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("load", [load_model, load_backbone])
+def test_a_small_file_takes_no_memory(
+    load: Callable[[Path], object], claims: dict[str, Any], tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """2 GiB of address space beyond what is used now: a Hiera-Huge would need 2.7 GB, the claims far more."""
+    metadata = {"format": "hiera_video", "config_class": "HieraConfig", "config": json.dumps({**HUGE, **claims})}
+    save_file(tensors, tmp_path / "bomb.safetensors", metadata=metadata)
+    used = psutil.Process().memory_info().vms
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"bomb\.safetensors"):
+            load(tmp_path / "bomb.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_tensors_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    model = create_model("hiera_test_8x64")
+    metadata = {"format": "hiera_video", "config_class": "HieraConfig", "config": json.dumps(
+        dataclasses.asdict(model_config("hiera_test_8x64")))}  # fmt: skip
+    whole = {name: tensor.to(torch.int64) for name, tensor in model.state_dict().items()}
+    save_file(whole, tmp_path / "whole.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="of another model than its model config"):
+        load_model(tmp_path / "whole.safetensors")

@@ -210,3 +210,17 @@ def test_storage_that_lets_nobody_delete_costs_no_checkpoint(
     found = latest_checkpoint(str(tmp_path))
     assert found is not None
     assert found.step == 4
+
+
+def test_a_checkpoint_that_outlasts_an_announced_preemption_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = writer_for(tmp_path)
+    writer.save(make(1), "")
+    writer.finish()
+    assert not caplog.text
+    monkeypatch.setattr(writing, "GRACE_SECONDS", 0.0)
+    for step in (2, 3):
+        writer.save(make(step), "")
+        writer.finish()
+    assert caplog.text.count("more than the 0 s that Ray leaves a host at SIGTERM") == 1

@@ -24,7 +24,7 @@ from jobs.checkpoints.optimizer_state import (
     step_was_sound,
 )
 from jobs.training.loop import start_engine
-from jobs.training.step import TrainStep
+from jobs.training.steps.step import TrainStep
 
 pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start
 
@@ -141,6 +141,24 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("reference")
     names = ("adamw", "sgd")
     return {name: _train((0, name), 2, 0, LONG, None, folder / name)["losses"]["losses"] for name in names}
+
+
+def test_what_is_gathered_stays_as_it_is_while_training_continues() -> None:
+    """It is written in the background: a count of steps that counts on would spoil the bias correction at resume."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    engine = SimpleNamespace(module=TinyStep(model), optimizer=optimizer, zero_optimization_stage=lambda: 0)
+
+    def take_step() -> None:
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+
+    take_step()
+    state = {**gather_optimizer_state(engine), **gather_weights(engine)}
+    before = {name: value.clone() for name, value in state.items()}
+    assert {"step", "weight.exp_avg", "bias.exp_avg_sq", "weight"} <= set(state)
+    take_step()
+    assert all(torch.equal(state[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

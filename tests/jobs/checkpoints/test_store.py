@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -167,6 +168,33 @@ def test_orphans_and_torn_checkpoints_are_collected(tmp_path: Path) -> None:
     collect_checkpoints(str(tmp_path), generation=2, keep=5, keep_best=0)
     left = {path.parent.name for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
     assert left == {"step-00000001", "step-00000003"}
+
+
+def test_checkpoints_that_a_run_removes_meanwhile_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing and the reading of a marker, and while the newest is read."""
+    for step in (1, 2):
+        write_checkpoint(str(tmp_path), make(step))
+    listing, reading = module._listed_checkpoints, module._checkpoint
+
+    def listed(output: str) -> dict[int, set[str]]:
+        found = listing(output)
+        shutil.rmtree(folder(tmp_path, 1), ignore_errors=True)
+        return found
+
+    def read(path: str, marker: dict[str, object]) -> Checkpoint:
+        if path.endswith("2"):
+            shutil.rmtree(path)
+            write_checkpoint(str(tmp_path), make(3))
+        return reading(path, marker)
+
+    monkeypatch.setattr(module, "_listed_checkpoints", listed)
+    assert complete_steps(str(tmp_path)) == [2]
+    monkeypatch.setattr(module, "_checkpoint", read)
+    found = latest_checkpoint(str(tmp_path))
+    assert found is not None
+    assert found.step == 3
 
 
 def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:

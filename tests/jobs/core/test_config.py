@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -13,20 +14,28 @@ import yaml
 
 from jobs.core.config import config_yaml, describe_keys, load_config
 from jobs.core.errors import UserError
-from jobs.demo import DemoConfig
+from jobs.demo.command import DemoConfig
+from jobs.duplicates.command import DuplicatesConfig
 from jobs.evaluate import EvaluateConfig
-from jobs.prepare import PrepareConfig
+from jobs.prepare.command import PrepareConfig
+from jobs.search import SearchConfig
+from jobs.suggest.command import SuggestConfig
+from jobs.sweep import plan
 from jobs.sync import SyncConfig
 from jobs.tag import TagConfig
-from jobs.training.finetune_step import FinetuneConfig
-from jobs.training.pretrain_step import PretrainConfig
+from jobs.training.steps.finetune import FinetuneConfig
+from jobs.training.steps.pretrain import PretrainConfig
+from tests.jobs.recipes.golden import GOLDEN, recipes_of
 
 COMMANDS = {
     "demo": DemoConfig,
+    "duplicates": DuplicatesConfig,
     "evaluate": EvaluateConfig,
     "finetune": FinetuneConfig,
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
+    "search": SearchConfig,
+    "suggest": SuggestConfig,
     "sync": SyncConfig,
     "tag": TagConfig,
 }
@@ -178,3 +187,35 @@ def test_labels_stay_text_in_lists_and_as_keys(tmp_path: Path) -> None:
 def test_a_value_of_another_form_is_refused(argument: str) -> None:
     with pytest.raises(UserError, match=r"must be|--help"):
         load_config(TagConfig, "tag", ["source=/v", "init=/i", "output=/o", argument])
+
+
+@pytest.mark.parametrize("argument", ["source=/videos/\udcff", 'labels=["\\ud800"]'])
+def test_what_is_no_unicode_is_refused(argument: str) -> None:
+    """Bytes of a file name, and half of a character in YAML: neither could be written to `config.yaml`."""
+    with pytest.raises(UserError, match=r"^(source|labels).*\\ud[8c].*: must be Unicode text; rename") as refused:
+        load_config(TagConfig, "tag", ["source=/v", "init=/i", "output=/o", argument])
+    assert str(refused.value).isascii()
+
+
+# Every recipe resolves to what it did; see `tests.jobs.recipes.golden` for a change that is meant.
+
+
+@pytest.mark.parametrize("command", plan.COMMANDS)
+def test_recipes_are_the_golden_ones(command: str) -> None:
+    assert recipes_of(command) == json.loads(GOLDEN.read_text())[command]
+
+
+def test_every_public_name_is_there() -> None:
+    sizes = ("base", "base_plus", "large", "huge")
+    names = {f"{name}_{size}" for name in ("k400", "k600", "k700", "ssv2") for size in sizes}
+    chains = {f"k400_to_ssv2_{size}" for size in sizes} | {"ssv2_large_32frames"}
+    golden = {command: set(recipes) - {"(defaults)"} for command, recipes in json.loads(GOLDEN.read_text()).items()}
+    images = {f"in1k_{size}" for size in ("tiny", "small", *sizes)} | {"imagenet", "demo_images"}
+    transferred = ("inat17", "inat18", "inat19", "places365")
+    transfer = {f"{name}_{size}" for name in transferred for size in (*sizes, "huge_448")}
+    scratch = {f"in1k_scratch_{size}" for size in ("tiny", "small", "base", "large")} | {"k400_scratch_base"}
+    files = {"transfer", "imagenet_scratch", "kinetics_scratch"}
+    assert golden["pretrain"] == names | images | {"demo", "kinetics", "ssv2"}
+    assert golden["finetune"] == golden["pretrain"] | chains | transfer | scratch | files
+    assert golden["evaluate"] == {"demo", "in1k", "k400", "k600", "k700", "ssv2", "ssv2_two_clips"}
+    assert golden["prepare"] == golden["tag"] == {"demo"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.core.config import config_dict, flatten, load_config, recipe_names
-from jobs.sweeping.plan import COMMANDS
+from jobs.sweep.plan import COMMANDS
 
 GOLDEN = Path(__file__).with_name("golden.json")
 REQUIRED = ("source=s", "data=d", "init=i", "output=o")

@@ -8,7 +8,7 @@ import cv2
 import torch
 
 from hiera_video.models.presets import create_model
-from jobs.reports.reconstruction import reconstruction_picture
+from jobs.reports.reconstruction import CELL_PIXELS, IMAGES_ABREAST, reconstruction_picture
 
 
 def test_a_row_per_clip_under_the_same_masks(tmp_path: Path) -> None:
@@ -21,5 +21,17 @@ def test_a_row_per_clip_under_the_same_masks(tmp_path: Path) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
     picture = cv2.imread(str(paths[0]))
     assert picture is not None
-    assert picture.shape[0] >= 2 * 64
-    assert picture.shape[1] >= 3 * 4 * 64  # original, masked, reconstruction, each the first frames of four tokens
+    assert picture.shape[0] >= 2 * 3 * CELL_PIXELS  # original, masked, reconstruction of both clips
+    assert picture.shape[1] == 4 * CELL_PIXELS  # the first frames of four tokens
+
+
+def test_images_stand_side_by_side(tmp_path: Path) -> None:
+    """A column of single images would be a strip of thousands of pixels."""
+    model = create_model("mae_hiera_test_96").eval()
+    for count, rows in ((3, 1), (IMAGES_ABREAST + 1, 2)):
+        images = torch.randint(0, 256, (count, 1, 96, 96, 3), dtype=torch.uint8)
+        reconstruction_picture(model, images, tmp_path / "images.png", mask_ratio=0.6)
+        picture = cv2.imread(str(tmp_path / "images.png"))
+        assert picture is not None
+        assert picture.shape[1] == min(count, IMAGES_ABREAST) * (CELL_PIXELS + 4)
+        assert 3 * rows * CELL_PIXELS <= picture.shape[0] < 3 * (rows + 1) * CELL_PIXELS

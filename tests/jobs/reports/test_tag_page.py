@@ -25,7 +25,7 @@ REPORT = {
     "windows_per_second": 3.5,
     "seconds": 3.4,
     "failed_videos": 1,
-    "chunks_done_again": 0,
+    "attempts_lost": 0,
 }
 
 
@@ -106,3 +106,22 @@ def test_a_real_browser_shows_it(videos: pa.Table, tmp_path: Path) -> None:
     assert seen is not None
     blue, green, red_part = (seen[:, :, channel].astype(int) for channel in range(3))
     assert ((red_part > 240) & (blue < 20) & (green < 20)).sum() > 2 * 300 * 50
+
+
+def test_a_label_at_zero_is_not_shown(videos: pa.Table) -> None:
+    shown = Shown(_video("/a.mp4", {"turns": 0.9, "rolls": 0.005, "jumps": 0.004}), b"")
+    text = page("Tags", REPORT, _table(), [shown], {}).decode().partition("</style>")[2]
+    assert text.count('class="lane"') == text.count('class="chip"') == 2
+    assert "jumps" not in text.partition('class="lane"')[0]
+
+
+def test_images_have_no_time_and_are_not_stretched() -> None:
+    images = _table(_video("/pictures/a.jpg", {"sky": 0.75}, windows=1, duration_seconds=0.04))
+    shown = Shown(images.to_pylist()[0], strip_picture(np.zeros((1, 120, 160, 3), np.uint8)))
+    text = page("Tags of 3 images", REPORT, images, [shown], {}, "image").decode()
+    body = text.partition("</style>")[2]
+    assert 'class="gallery images"' in body
+    assert re.search(r"\.gallery\.images img[^}]*aspect-ratio: 160 / 120", text)
+    for word in ("video<", "videos", "footage", "window", 'class="lane"', "Bars below"):
+        assert word not in body, word
+    assert "images per second" in body

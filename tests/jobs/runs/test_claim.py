@@ -84,3 +84,17 @@ def test_a_claim_released_between_two_looks_is_free_again(tmp_path: Path, monkey
 
     monkeypatch.setattr(claims, "write_if_absent", lose_once)
     assert not new_claim(output, Settings(), {}).resumed
+
+
+@dataclass(frozen=True)
+class TagConfig:
+    """Another command's configuration: no key in common."""
+
+    source: str = "/videos"
+
+
+def test_an_output_of_another_command_is_refused_in_one_clause(tmp_path: Path) -> None:
+    claim_output(str(tmp_path), TagConfig())
+    for resume in (claim_output, read_claim):
+        with pytest.raises(UserError, match=rf"^output={tmp_path}: holds a tag run; choose another output$"):
+            resume(str(tmp_path), Settings())

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH as METRICS_PER_REQUEST
 
 from jobs.runs.fencing import SupersededError
-from jobs.runs.mlflow_sender import METRICS_PER_REQUEST, OTHER_PARAMS, SAMPLES_KEPT, Run
-from jobs.runs.tracking import (
-    recorded,
-)
+from jobs.runs.mlflow_sender import OTHER_PARAMS, OTHER_TAGS, SAMPLES_KEPT, Run
+from jobs.runs.tracking import recorded
 from tests.support.run_output import journal_lines
 from tests.support.tracked_runs import NOBODY, recorded_run, started, steps
 
@@ -33,6 +32,10 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < ends_at
         time.sleep(0.1)
+
+
+def stored_json(store: str, run_id: str, name: str) -> Any:
+    return json.loads(Path(MlflowClient(tracking_uri=store).download_artifacts(run_id, name)).read_text())
 
 
 def test_a_run_killed_with_unsent_steps_has_each_step_once_in_the_end(store: str) -> None:
@@ -143,8 +146,8 @@ def test_one_odd_label_costs_no_other_parameter(store: str, caplog: pytest.LogCa
         "labels": str(params["labels"]),
     }
     assert found.data.params == {**taken, "thresholds.../up": "0.5"}
-    path = MlflowClient(tracking_uri=store).download_artifacts(found.info.run_id, OTHER_PARAMS)
-    assert json.loads(Path(path).read_text()) == {f"thresholds.{key}": odd[key] for key in odd if key != "../up"}
+    others = {f"thresholds.{key}": odd[key] for key in odd if key != "../up"}
+    assert stored_json(store, found.info.run_id, OTHER_PARAMS) == others
     again = started(store, "odd")
     again.log_params({"top_k": 6, "fresh": 1})  # a key that may differ between starts
     again.log_metrics({"loss'": 1.0, "good": 2.0})
@@ -153,5 +156,66 @@ def test_one_odd_label_costs_no_other_parameter(store: str, caplog: pytest.LogCa
     found = recorded_run(store, "odd")
     assert (found.data.params["top_k"], found.data.params["fresh"]) == ("5", "1")
     assert (found.data.metrics, found.data.tags["note"]) == ({"good": 2.0}, "y")
-    assert again.refused == ("loss'", "t" * 300)
-    assert any("does not have 2 entries of this run" in record.getMessage() for record in caplog.records)
+    assert stored_json(store, found.info.run_id, OTHER_TAGS) == {"t" * 300: "x"}
+    assert again.refused == ("loss'",)
+    assert any("does not have 1 entries of this run" in record.getMessage() for record in caplog.records)
+
+
+ODD_TAGS = {"a,b": "1", "": "empty", "long": "x" * 9000, "../up": "2", "nul": "\0", "not UTF-8": "/videos/\udcff.mp4"}
+
+
+def test_odd_tags_cost_neither_the_run_nor_the_other_tags(store: str) -> None:
+    run = Run(store, "tests", "tags", {"command": "pretrain", **ODD_TAGS})
+    run.set_tags({"c'd": "3", "note": "kept", **{f"label {number}": "x" * 5900 for number in range(201)}})
+    run.log_params({"path": "/videos/\udcff.mp4"})
+    run.log_metrics({"final": 1.0})
+    assert run.finish()
+    found = recorded_run(store, "tags")
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"final": 1.0})
+    assert found.data.params == {"path": "/videos/\\udcff.mp4"}
+    assert (found.data.tags["command"], found.data.tags["note"]) == ("pretrain", "kept")
+    assert found.data.tags["not UTF-8"] == "/videos/\\udcff.mp4"
+    assert sum(name.startswith("label ") for name in found.data.tags) == 201
+    odd = {key: value for key, value in ODD_TAGS.items() if key != "not UTF-8"}
+    assert stored_json(store, found.info.run_id, OTHER_TAGS) == {**odd, "c'd": "3"}
+
+
+def test_a_run_whose_tags_the_store_refuses_is_created_without_the_refused_one(store: str) -> None:
+    """A real refusal of `create_run`: MLflow generates a name beside an empty one, and both have one key."""
+    run = Run(store, "tests", "refused", {"command": "pretrain", "mlflow.runName": "", "note": "kept"})
+    run.log_steps(journal_lines(3))
+    run.finish()
+    found = recorded_run(store, "refused")
+    assert (found.data.tags["command"], found.data.tags["note"]) == ("pretrain", "kept")
+    assert steps(store, run.run_id) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("odd", ["k'nn", "", "a//b", "m" * 300])
+def test_a_refused_metric_costs_no_other_of_its_batch(store: str, odd: str, caplog: pytest.LogCaptureFixture) -> None:
+    key = f"metric {len(odd)}"
+    lines = [line | {"validation": {odd: 0.5, "top1": 0.25}} for line in journal_lines(30)]
+    # `series_entries` puts a word before the name, so that of the empty one is in order.
+    run = started(store, key)
+    run.log_steps(lines[:20])
+    run.fill_gaps(lines)
+    run.log_sample({odd: 1.0, "system/cpu_percent": 2.0}, step=1)
+    run.log_metrics({odd: 1.0, "wild": float("nan"), "endless": float("inf"), "final": 3.0})
+    run.log_missing_metrics({odd: 1.0, "late": 4.0})
+    assert not run.finish()
+    assert odd in run.refused
+    assert set(run.refused) <= {odd, f"validation_{odd}"}
+    found = recorded_run(store, key)
+    assert found.info.status == "FINISHED"
+    assert {"final": 3.0, "late": 4.0, "system/cpu_percent": 2.0}.items() <= found.data.metrics.items()
+    assert not {"wild", "endless"} & found.data.metrics.keys()
+    assert any("left out: wild, endless" in record.getMessage() for record in caplog.records)
+    assert steps(store, run.run_id) == steps(store, run.run_id, "validation_top1") == list(range(1, 31))
+
+
+def test_a_deleted_experiment_is_named_with_its_remedy(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    client = MlflowClient(tracking_uri=store)
+    client.delete_experiment(client.create_experiment("deleted"))
+    assert not Run(store, "deleted", "key", {}).finish()
+    assert any(
+        "tracking.experiment=deleted: is deleted; restore it" in record.getMessage() for record in caplog.records
+    )

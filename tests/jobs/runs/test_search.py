@@ -10,7 +10,7 @@ from mlflow.entities import Metric
 
 from jobs.core.errors import UserError
 from jobs.runs.search import find_runs, metric_history
-from jobs.runs.tracking import TrackingPlace
+from jobs.runs.tracking import TrackingTarget
 
 pytestmark = pytest.mark.ray
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     """One pretraining run and two fine-tuning runs of the same name."""
-    client = TrackingPlace(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}").client()
+    client = MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
     experiment = client.create_experiment("motion")
     for command, top1 in (("pretrain", 0.1), ("finetune", 0.7), ("finetune", 0.9)):
         run_id = client.create_run(experiment, tags={"command": command}, run_name=f"{command} run").info.run_id
@@ -49,7 +49,7 @@ def test_mistakes(client: MlflowClient, experiment: str, query: str, wanted: Seq
 
 
 def test_a_silent_server_is_no_mistake_in_the_query() -> None:
-    place = TrackingPlace("http://me:hunter2@127.0.0.1:9")
+    place = TrackingTarget("http://me:hunter2@127.0.0.1:9")
     with pytest.raises(UserError, match=r"^tracking.uri=http://\S+127.0.0.1:9: does not answer"):
         find_runs(place.client(), "hiera-video", "metrics.top1 > 0")
 

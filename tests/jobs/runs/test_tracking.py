@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from jobs.core.errors import StopRequestedError
-from jobs.runs.mlflow_sender import database_file
+from jobs.core.errors import StopRequestedError, UserError
+from jobs.runs.sqlite_uri import database_file
 from jobs.runs.tracking import (
     CHANGED_FILES_TAG,
     COMMIT_TAG,
     REVISION_VARIABLE,
     TrackingConfig,
+    TrackingTarget,
     data_entity,
     recorded,
     source_tags,
@@ -89,3 +90,10 @@ def test_any_output_path_has_its_store_beside_it(tmp_path: Path, folder: str) ->
     assert database_file(uri) == output.parent / "mlflow.db"
     assert MlflowClient(tracking_uri=uri).get_run(str(run.run_id)).data.params == {"a": "1"}
     assert tracking_uri(config, output.as_uri()) == uri
+
+
+def test_reading_creates_no_database(tmp_path: Path) -> None:
+    """Of a mistyped path MLflow would create an empty one."""
+    with pytest.raises(UserError, match=rf"^tracking.uri=sqlite:///{tmp_path}/mistyped.db: no such database; give"):
+        TrackingTarget(f"sqlite:///{tmp_path}/mistyped.db").client()
+    assert not list(tmp_path.iterdir())

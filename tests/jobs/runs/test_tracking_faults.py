@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.runs.mlflow_sender import Run
+from jobs.runs.tracking import TrackingConfig
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
 from tests.support.mlflow_server import MlflowServer
@@ -67,7 +68,7 @@ def test_the_step_is_not_slower_and_the_history_is_whole(moment: str, server: Ml
 
     server.signal(signal.SIGKILL)
     server.start()
-    report = sync(SyncConfig(output=str(tmp_path / "run")))
+    report = sync(SyncConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(server.uri)))
     assert history(server, str(report["run_id"])) == [(line["step"], line["loss"]) for line in lines]
     client = MlflowClient(tracking_uri=server.uri)
     experiment = client.get_experiment_by_name("hiera-video")

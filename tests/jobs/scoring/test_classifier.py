@@ -10,14 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import HieraConfig as HuggingFaceConfig
+from transformers import HieraForImageClassification
 
 from hiera_video.models.presets import create_model, model_config
-from hiera_video.weights.checkpoint_files import huggingface_state_dict, official_state_dict, save_model
+from hiera_video.weights.checkpoint_files import official_state_dict, save_model
 from jobs import export
 from jobs.core.errors import UserError
 from jobs.scoring.classifier import Classifier, PublicWeightsConfig, find_classifier
+from jobs.weights.model_config import view_config
+from pipeline.datasets.evaluation import DecodeEvaluationViews, ViewProtocol
+from pipeline.decode.config import DecodeConfig
+from pipeline.manifest.formats import ManifestConfig
+from pipeline.prepare.run import PrepareSettings
+from pipeline.shards.reader import open_prepared
+from pipeline.shards.writer import StoreConfig
+from pipeline.transcode.config import TranscodeConfig
+from tests.support.huggingface import huggingface_state_dict
+from tests.support.image_parity import loop
+from tests.support.official import official_logits, official_model, randomize, relative_difference
+from tests.support.pictures import photograph
+from tests.support.prepared import prepare
 
 
 def official(path: Path, classes: int = 400) -> Path:
@@ -31,18 +47,18 @@ def test_official_weights_of_400_classes_are_kinetics(tmp_path: Path) -> None:
     found = find_classifier(str(official(tmp_path / "hiera.pth")))
     assert (found.input_size, len(found.classes)) == ((8, 64, 64), 400)
     assert (found.classes[0], found.classes[399]) == ("abseiling", "zumba")
-    assert found.architecture == model_config("hiera_test_8x64", num_classes=400)
+    assert found.model_config == model_config("hiera_test_8x64", num_classes=400)
 
 
 def test_scores_are_those_of_the_model_that_was_saved(tmp_path: Path) -> None:
     path = official(tmp_path / "hiera.pth")
-    architecture = find_classifier(str(path)).architecture
+    model_config = find_classifier(str(path)).model_config
     video = np.random.default_rng(0).integers(0, 256, (2, 8, 64, 64, 3), np.uint8)
-    exact = Classifier(str(path), "fp32", False, architecture).score(video)[0]
+    exact = Classifier(str(path), "fp32", False, model_config).score(video)[0]
     assert exact.max() > 0.01  # not flat, so that a difference shows
     np.testing.assert_allclose(exact.sum(1), 1, rtol=1e-5)
     for precision in ("bf16", "fp16"):
-        scores = Classifier(str(path), precision, False, architecture).score(video)[0]  # type: ignore[arg-type]
+        scores = Classifier(str(path), precision, False, model_config).score(video)[0]  # type: ignore[arg-type]
         assert 0 < np.abs(scores - exact).max() < 0.05 * exact.max()
         assert (scores.argmax(1) == exact.argmax(1)).all()
 
@@ -64,18 +80,29 @@ def test_weights_of_an_untracked_run_are_no_other_runs(tmp_path: Path) -> None:
     assert find_classifier(str(tmp_path)).links == {"pretrain_run_id": "p"}
 
 
-def test_what_is_no_video_classifier_is_refused(tmp_path: Path) -> None:
+def test_a_classifier_of_images_is_found(tmp_path: Path) -> None:
     images = create_model("hiera_tiny_224", num_classes=4)
     save_file(huggingface_state_dict(images), tmp_path / "images.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="is a classifier of images; give a classifier of videos"):
-        find_classifier(str(tmp_path / "images.safetensors"))
+    save_model(tmp_path / "own.safetensors", images, {"classes": json.dumps(["a", "b", "c", "d"])})
+    for name in ("images", "own"):
+        found = find_classifier(str(tmp_path / f"{name}.safetensors"))
+        assert (found.media, found.input_size, len(found.classes)) == ("image", (1, 224, 224), 4)
+        assert found.encoder.pixel_mean == (0.485, 0.456, 0.406)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     torch.save(official_state_dict(create_model("mae_hiera_test_8x64")), tmp_path / "mae.pth")
     with pytest.raises(UserError, match="holds no classification head"):
         find_classifier(str(tmp_path / "mae.pth"))
     with pytest.raises(UserError, match="hiera_base_16x224 with these options does not have the shapes"):
         find_classifier(str(official(tmp_path / "w.pth")), PublicWeightsConfig(model="hiera_base_16x224"))
+    save_model(tmp_path / "pretrained.safetensors", create_model("mae_hiera_test_8x64"))
+    with pytest.raises(UserError, match="holds a masked autoencoder, as `pretrain` makes it, not a classifier"):
+        find_classifier(str(tmp_path / "pretrained.safetensors"))
     save_model(tmp_path / "own.safetensors", create_model("hiera_test_8x64"))
-    with pytest.raises(UserError, match="are for public weights"):
+    with pytest.raises(UserError, match=r"^classes=kinetics400: only for public weights"):
+        find_classifier(str(tmp_path / "own.safetensors"), PublicWeightsConfig(classes="kinetics400"))
+    with pytest.raises(UserError, match=r"^model=hiera_test_8x64: only for public weights, which init="):
         find_classifier(str(tmp_path / "own.safetensors"), PublicWeightsConfig(model="hiera_test_8x64"))
 
 
@@ -114,3 +141,55 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="weights cannot be read"):
         find_classifier(str(tmp_path / "w.pth"))
     assert not (tmp_path / "harm").exists()
+
+
+def ours(weights: Path, paths: list[Path], tmp_path: Path) -> torch.Tensor:
+    """Logits by the commands' own way: a prepared set, the evaluation's stage, the classifier. [N, classes]"""
+    lines = "".join(f"{path},val\n" for path in paths)
+    (tmp_path / "list.csv").write_text(f"path,split\n{lines}")
+    settings = PrepareSettings(ManifestConfig(media="image"), TranscodeConfig(), DecodeConfig(), StoreConfig(), seed=0)
+    prepare(str(tmp_path / "list.csv"), str(tmp_path / "set"), settings, workers=0)
+    found = find_classifier(str(weights))
+    prepared = open_prepared(str(tmp_path / "set"))
+    stage = DecodeEvaluationViews(
+        prepared.selection("val"), (), view_config(found.encoder), ViewProtocol(1, 1), DecodeConfig()
+    )
+    classifier = Classifier(found.file, "fp32", False, found.model_config)
+    logits = {}
+    for table in stage({"group": np.flatnonzero(prepared.selection("val").clips_per_group)}):
+        assert table["status"].to_pylist() == ["ok"]
+        _, features = classifier.score(table["video"].combine_chunks().to_numpy())
+        logits[table["uri"][0].as_py()] = classifier.model.head(torch.from_numpy(features))[0].detach()
+    return torch.stack([logits[str(path)] for path in paths])
+
+
+def photographs(tmp_path: Path) -> list[Path]:
+    """Two photographs, as they are, and one of them smaller, higher than wide and as a PNG."""
+    smaller = tmp_path / "smaller.png"
+    with Image.open(photograph("flower.jpg")) as picture:
+        picture.rotate(90, expand=True).resize((150, 200)).save(smaller)
+    return [photograph("china.jpg"), photograph("flower.jpg"), smaller]
+
+
+def test_image_logits_are_those_of_a_loop_over_the_public_package(tmp_path: Path) -> None:
+    theirs = official_model("hiera_tiny_224", num_classes=7).eval()
+    torch.save({"model_state": theirs.state_dict()}, tmp_path / "public.pth")
+    paths = photographs(tmp_path)
+    expected = loop(lambda pixels: official_logits(theirs, pixels), paths)
+    found = ours(tmp_path / "public.pth", paths, tmp_path)
+    assert relative_difference(found, expected) < 1e-4
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+
+
+def test_image_logits_are_those_of_a_loop_over_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = HieraForImageClassification(HuggingFaceConfig(depths=[1, 2, 7, 2], num_labels=7, image_size=[224, 224]))
+    randomize(theirs)
+    theirs.eval()
+    state = {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}
+    save_file(state, tmp_path / "hub.safetensors", metadata={"format": "pt"})
+    paths = photographs(tmp_path)
+    expected = loop(lambda pixels: theirs(pixel_values=pixels).logits, paths)
+    found = ours(tmp_path / "hub.safetensors", paths, tmp_path)
+    assert relative_difference(found, expected) < 1e-4
+    assert torch.equal(found.argmax(1), expected.argmax(1))

@@ -13,7 +13,8 @@ from hiera_video.weights.checkpoint_files import official_state_dict, save_model
 from jobs.core.errors import UserError
 from jobs.core.init_source import SAMPLING
 from jobs.scoring.classifier import find_classifier
-from jobs.scoring.compatibility import match_classes, warn_other_sampling, with_class_names
+from jobs.scoring.compatibility import match_classes, refuse_other_protocol, warn_other_sampling, with_class_names
+from pipeline.datasets.evaluation import ViewProtocol
 from pipeline.schema import UNLABELLED
 from pipeline.shards.reader import PreparedSet
 
@@ -63,3 +64,13 @@ def test_labels_of_several_parts(tmp_path: Path) -> None:
     assert several == {0: (0, 2), 1: (1,), UNLABELLED: ()}
     with pytest.raises(UserError, match=r"has 1 classes that the classifier was not trained on \(jump\|swim\)"):
         match_classes(weights, prepared("jump|swim", "run"))
+
+
+def test_an_image_has_one_view(tmp_path: Path) -> None:
+    save_model(tmp_path / "images.safetensors", create_model("hiera_test_96"))
+    save_model(tmp_path / "videos.safetensors", create_model("hiera_test_8x64"))
+    images, videos = (find_classifier(str(tmp_path / f"{kind}.safetensors")) for kind in ("images", "videos"))
+    refuse_other_protocol(images, ViewProtocol(1, 1))
+    refuse_other_protocol(videos, ViewProtocol(5, 3))
+    with pytest.raises(UserError, match=r"views.clips=5 views.crops=3: an image has one view; take the recipe in1k"):
+        refuse_other_protocol(images, ViewProtocol(5, 3))

@@ -21,6 +21,8 @@ from jobs.supervision.capacity import WorkerCapacity, check_capacity, most_that_
         (range(1, 9), {"CPU": 64.0, "GPU": 4.0}, True, 4),
         (range(1, 9), {"CPU": 0.5, "GPU": 4.0}, True, 0),  # decoding has no capacity
         (range(1, 3), {}, False, 0),
+        ((4, 8, 16), {"CPU": 64.0, "GPU": 15.0}, True, 8),
+        ((4, 8, 16), {"CPU": 64.0, "GPU": 3.0}, True, 0),
     ],
 )
 def test_most_that_fit(permitted: range, free: dict[str, float], gpus: bool, fitting: int) -> None:
@@ -36,11 +38,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
         return {kind: count + offered.used.get(kind, 0.0) for kind, count in offered.free.items()}
 
     fake = SimpleNamespace(
-        available_resources=lambda: offered.free,
-        cluster_resources=all_there_is,
-        nodes=lambda: [{"NodeID": name, "Alive": True} for name in offered.hosts],
+        cluster_resources=all_there_is, nodes=lambda: [{"NodeID": name, "Alive": True} for name in offered.hosts]
     )
     monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module, "free_resources", lambda: offered.free)
+    monkeypatch.setattr(module, "offered_resources", all_there_is)
     monkeypatch.setattr(module, "has_gpus", lambda: False)
     monkeypatch.setattr(module, "SECONDS_TO_SETTLE", 0.0)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
@@ -53,6 +55,20 @@ def test_as_many_as_fit_and_one_less_after_a_group_that_did_not_start(cluster: A
     assert capacity.could_not_start(2)
     assert capacity.wait(1.0) == 1
     assert not capacity.could_not_start(1)  # fewer are not permitted: this one counts as a failure
+
+
+def test_numbers_between_the_permitted_ones_are_left_out(cluster: Any) -> None:
+    capacity = WorkerCapacity((2, 4, 8), 1.0)
+    cluster.free = {"CPU": 8.0}
+    assert capacity.wait(1.0) == 4
+    assert capacity.could_not_start(4)
+    assert capacity.wait(1.0) == 2
+    cluster.hosts = ["a", "b"]
+    cluster.free, cluster.used = {"CPU": 3.0}, {"CPU": 5.0}  # four workers and their stream: four more do not fit
+    assert not capacity.may_grow(4)
+    cluster.free = {"CPU": 4.0}
+    assert capacity.may_grow(4)
+    assert not capacity.may_grow(8)
 
 
 def test_growing_waits_for_other_hosts_after_a_group_that_did_not_start(cluster: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RpcError
 
+from jobs.core.errors import TrainingStoppedError
 from jobs.runs.fencing import FencingToken, SupersededError, acquire_token
 from jobs.supervision import watchdog as module
 from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopReason
@@ -24,6 +25,8 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
+        self.draining: frozenset[str] = frozenset()
+        self.actors: dict[str, str] = {}
         self.coordinator = Coordinator()
         methods = ("begin", "take", "request", "stop_request", "result")
         self.handle = SimpleNamespace(
@@ -47,6 +50,8 @@ class FakeRay:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module, "draining_hosts", lambda: fake.draining)
+    monkeypatch.setattr(module, "hosts_of_actors", lambda: dict(fake.actors))
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "SECONDS_BETWEEN_TOKEN_CHECKS", 0.01)
     monkeypatch.setattr(module, "SECONDS_BETWEEN_SIZE_CHECKS", 0.0)
@@ -69,10 +74,16 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Killed:
 
 
 @contextmanager
-def watch_over(token: FencingToken, *, hang_minutes: float = 60, saving_minutes: float = 60) -> Iterator[Watchdog]:
+def watch_over(
+    token: FencingToken,
+    *,
+    hang_minutes: float = 60,
+    saving_minutes: float = 60,
+    on_steps: Callable[[list[dict[str, Any]]], None] = lambda _lines: None,
+) -> Iterator[Watchdog]:
     capacity: Any = SimpleNamespace(has=lambda _workers: True, may_grow=lambda _workers: False)
     limits = {"hang_minutes": hang_minutes, "saving_minutes": saving_minutes}
-    watchdog = Watchdog("test", 10, capacity=capacity, on_steps=lambda _lines: None, **limits)
+    watchdog = Watchdog("test", 10, capacity=capacity, on_steps=on_steps, **limits)
     former = signal.getsignal(signal.SIGTERM)
     with watchdog.watching():
         watchdog.begin(token, 1, 0)
@@ -159,6 +170,53 @@ def test_a_dead_coordinator_ends_the_workers_and_is_reported(ray: FakeRay, kille
     assert "the actor between driver and workers died" in str(watchdog.lost)
 
 
+def fail_on_steps(lines: list[dict[str, Any]]) -> None:
+    if lines:
+        raise TypeError("no number")
+
+
+def test_an_error_that_nobody_expects_stops_the_run_and_is_logged(
+    ray: FakeRay, killed: Killed, token: FencingToken, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The workers save first, and are still watched meanwhile."""
+    with watch_over(token, on_steps=fail_on_steps) as watchdog:
+        ray.coordinator.post(token.generation, "", 3, {"step": 3})
+        wait_until(lambda: ray.coordinator.stop_request() is StopReason.RESIZED)
+        ray.coordinator.post(token.generation, "", 7, {"step": 7})
+        wait_until(lambda: watchdog._steps == 7)
+    assert isinstance(watchdog.lost, TrainingStoppedError)
+    assert "the watchdog failed (TypeError: no number)" in str(watchdog.lost)
+    assert not killed
+    printed = capsys.readouterr().err
+    assert printed.count("the watchdog failed: TypeError: no number; saving and stopping") == 1
+    assert "in fail_on_steps" in printed
+
+
+def test_a_watchdog_that_keeps_failing_ends_the_workers(
+    ray: FakeRay, killed: Killed, token: FencingToken, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with watch_over(token) as watchdog:
+        ray.coordinator.beat(token.generation, sign(Activity.FORWARD))
+        wait_until(lambda: watchdog._heartbeats)
+        ray.failure = TypeError("an answer of another form")
+        wait_until(lambda: killed)
+        ray.failure = None
+    assert "an answer of another form" in str(watchdog.lost)
+
+
+def test_last_steps_that_reach_nobody_are_no_success(ray: FakeRay, token: FencingToken) -> None:
+    """They are taken once more when the workers have ended."""
+
+    def end() -> None:
+        with watch_over(token, on_steps=fail_on_steps) as watchdog:
+            watchdog._ended.set()
+            time.sleep(0.1)
+            ray.coordinator.post(token.generation, "", 10, {"step": 10})
+
+    with pytest.raises(TrainingStoppedError, match="TypeError: no number"):
+        end()
+
+
 def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, token: FencingToken) -> None:
     """Between two groups the next generation is taken, and waiting for capacity may last."""
     with watch_over(token) as watchdog:
@@ -171,3 +229,59 @@ def test_the_programs_own_next_attempt_is_no_loss(ray: FakeRay, token: FencingTo
         wait_until(lambda: watchdog.lost)
     assert isinstance(watchdog.lost, SupersededError)
     assert "a later start has taken over" in str(watchdog.lost)
+
+
+def test_an_announced_host_lets_the_workers_save_and_continue_without_it(
+    ray: FakeRay, token: FencingToken, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with watch_over(token) as watchdog:
+        ray.coordinator.beat(token.generation, sign(Activity.FORWARD))
+        ray.draining = frozenset({"a host without anything of this run"})
+        time.sleep(0.1)
+        assert not watchdog.host_announced
+        ray.draining = frozenset({"node"})
+        wait_until(lambda: ray.coordinator.stop_request() is StopReason.RESIZED)
+        assert watchdog.host_announced
+        assert not watchdog.stop_requested
+        watchdog.pause()  # that group has saved and ended; the next one runs elsewhere
+        watchdog.begin(token, 1, 4)
+        assert not watchdog.host_announced
+        assert ray.coordinator.stop_request() is StopReason.NONE
+    assert "hosts are about to be taken away (ranks 0 on host): saving, and continuing" in capsys.readouterr().err
+
+
+def test_an_announced_host_with_only_the_stream_is_left_too(
+    ray: FakeRay, token: FencingToken, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with watch_over(token) as watchdog:
+        ray.coordinator.beat(token.generation, sign(Activity.FORWARD))
+        ray.actors = {"worker": "node", "reader": "other"}
+        ray.draining = frozenset({"other"})
+        wait_until(lambda: ray.coordinator.stop_request() is StopReason.RESIZED)
+        assert watchdog.host_announced
+        assert not watchdog.stop_requested
+    assert "hosts are about to be taken away (data stream): saving" in capsys.readouterr().err
+
+
+def test_what_the_last_group_left_on_an_announced_host_does_not_end_the_next_one(
+    ray: FakeRay, token: FencingToken
+) -> None:
+    """Ray gives a host that is drained no new work, and ends the actors of a group some time after it."""
+    with watch_over(token) as watchdog:
+        ray.draining, ray.actors = frozenset({"other"}), {"reader": "other"}
+        wait_until(lambda: watchdog.host_announced)
+        watchdog.pause()
+        watchdog.begin(token, 1, 4)
+        ray.actors["worker"] = "node"
+        time.sleep(0.1)
+        assert not watchdog.host_announced
+        assert ray.coordinator.stop_request() is StopReason.NONE
+        ray.draining |= {"node"}
+        wait_until(lambda: watchdog.host_announced)
+
+
+def test_the_announced_end_of_the_commands_own_host_is_a_stop(ray: FakeRay, token: FencingToken) -> None:
+    with watch_over(token) as watchdog:
+        ray.draining = frozenset({"0" * 56})
+        wait_until(lambda: ray.coordinator.stop_request() is StopReason.REQUESTED)
+        assert watchdog.stop_requested

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +50,8 @@ def test_a_whole_video_is_one_window_of_several_views(weights: str) -> None:
         ("thresholds={run: 2}", r"thresholds\.run=2\.0: must lie between 0 and 1"),
         ("threshold=-1", "threshold=-1.0: must lie"),
         ("max_failed_share=1.5", "max_failed_share=1.5: must lie"),
-        ("videos_per_commit=0", "videos_per_commit=0: must be positive"),
+        ("videos_per_task=0", "videos_per_task=0: must be positive"),
+        ("commit_seconds=-1", "commit_seconds=-1.0: must not be negative"),
         ("gallery_videos=-1", "gallery_videos=-1: must not be negative"),
         ("whole_video.crops=2", "whole_video.crops=2: must be 1 or 3"),
     ],
@@ -57,3 +59,11 @@ def test_a_whole_video_is_one_window_of_several_views(weights: str) -> None:
 def test_mistakes_are_named(weights: str, key: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         _plan(weights, key)
+
+
+def test_images_are_tagged_by_their_one_view(tmp_path: Path) -> None:
+    save_model(tmp_path / "w.safetensors", create_model("hiera_test_96"))
+    views = _plan(str(tmp_path / "w.safetensors")).views
+    assert (views.media, views.per_window, views.stacked_size) == ("image", 1, (1, 96, 96))
+    with pytest.raises(UserError, match=r"whole_video.clips=5: init=.* classifies images, which have one view"):
+        _plan(str(tmp_path / "w.safetensors"), "whole_video.clips=5")

@@ -1,29 +1,45 @@
-"""Which labels a window keeps. No Ray."""
+"""The board between tasks and driver: many questions, one commit. No Ray."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import asyncio
 
-from hiera_video.models.presets import create_model
-from hiera_video.weights.checkpoint_files import save_model
-from jobs.core.config import load_config
-from jobs.scoring.classifier import find_classifier
-from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tagging.pipeline import answer
+import pytest
+
+from jobs.core.errors import WorkStoppedError
+from jobs.tagging.job_log import Begin
+from jobs.tagging.pipeline import Board
 
 
-def _plan(folder: Path, *keys: str) -> ScoringPlan:
-    model = create_model("hiera_test_8x64", num_classes=4)
-    save_model(folder / "w.safetensors", model, {"classes": json.dumps(["jump", "run", "sing", "swim"])})
-    keys = ("source=videos", "init=weights", "output=tags", *keys)
-    return plan_scoring(load_config(TagConfig, "tag", keys), find_classifier(str(folder / "w.safetensors")))
+def _question(number: int) -> Begin:
+    return Begin(str(number), "run", number)
 
 
-def test_labels_must_reach_their_own_threshold_or_the_common_one(tmp_path: Path) -> None:
-    plan = _plan(tmp_path, "threshold=0.2", "thresholds={run: 0.5, sing: 0}")
-    row = {"status": "ok", "message": "", "attempts": 1, "classes": [1, 0, 3, 2], "scores": [0.45, 0.3, 0.15, 0.1]}
-    kept = answer(row, plan)
-    assert (kept["labels"], kept["scores"]) == (["jump", "sing"], [0.3, 0.1])
-    failed = answer(row | {"status": "timeout", "message": "10 s"}, plan)
-    assert (failed["labels"], failed["scores"], failed["status"]) == ([], [], "timeout")
+def test_questions_are_answered_together() -> None:
+    async def talk() -> list[int]:
+        board = Board()
+        assert await board.asked(0.01) == []
+        tasks = [asyncio.create_task(board.begin(_question(number))) for number in range(3)]
+        asked = await board.asked(1.0)
+        late = asyncio.create_task(board.begin(_question(9)))
+        await asyncio.sleep(0)
+        assert asked == [_question(number) for number in range(3)]
+        await board.answer([one.video_id * 10 for one in asked])
+        assert [one.video_id for one in await board.asked(1.0)] == [9]
+        await board.answer([5])
+        return [*await asyncio.gather(*tasks), await late]
+
+    assert asyncio.run(talk()) == [0, 10, 20, 5]
+
+
+def test_whoever_waits_learns_that_the_job_has_lost_its_output() -> None:
+    async def talk() -> None:
+        board = Board()
+        waiting = asyncio.create_task(board.begin(_question(1)))
+        await board.asked(1.0)
+        await board.refuse("another job has taken over")
+        for late in (waiting, board.begin(_question(2))):
+            with pytest.raises(WorkStoppedError, match="another job has taken over"):
+                await late
+
+    asyncio.run(talk())

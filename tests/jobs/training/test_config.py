@@ -6,7 +6,7 @@ import pytest
 
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
-from jobs.training.pretrain_step import PretrainConfig
+from jobs.training.steps.pretrain import PretrainConfig
 
 
 def config(*keys: str) -> PretrainConfig:
@@ -16,7 +16,8 @@ def config(*keys: str) -> PretrainConfig:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("workers=[1,3]", r"workers=\[1, 3\]: every permitted number must divide global_batch / micro_batch = 64"),
+        ("workers=3", r"workers=3: must divide global_batch / micro_batch = 64; use one of 1, 2, 4"),
+        ("workers=[5,7]", r"workers=\[5, 7\]: one of its numbers must divide global_batch / micro_batch = 64; use"),
         ("workers=[2,1]", r"must be a whole number of at least 1, or \[fewest, most\]"),
         ("workers=two", "must be a whole number of at least 1"),
         ("hang_minutes=0", "hang_minutes=0.0: must be positive"),
@@ -34,5 +35,17 @@ def test_compiling_and_zero_3_exclude_each_other() -> None:
 
 
 def test_every_permitted_number_of_workers() -> None:
-    assert list(config("workers=[1,2]").worker_range) == [1, 2]
-    assert list(config("workers=4").worker_range) == [4]
+    assert list(config("workers=[1,2]").worker_numbers) == [1, 2]
+    assert list(config("workers=4").worker_numbers) == [4]
+    assert list(config("workers=[3,20]").worker_numbers) == [4, 8, 16]
+
+
+def test_the_recipes_for_many_gpus_are_elastic_in_powers_of_two() -> None:
+    """2,048 views of one step: in micro-batches of 8 (Large) or 16 (Base)."""
+    assert recipe("k400_large", "workers=[4,8]").worker_numbers == (4, 8)
+    assert recipe("k400_large", "workers=[8,64]").worker_numbers == (8, 16, 32, 64)
+    assert recipe("k400_base", "workers=64").worker_numbers == (64,)
+
+
+def recipe(name: str, *keys: str) -> PretrainConfig:
+    return load_config(PretrainConfig, "pretrain", [name, "data=d", "output=o", *keys])

@@ -18,7 +18,8 @@ from jobs.checkpoints.store import complete_steps
 from jobs.core.config import load_config
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.runs.tracking import TrackingConfig, tracking_client
-from jobs.training.finetune_step import FinetuneConfig
+from jobs.training.start import preview
+from jobs.training.steps.finetune import FinetuneConfig
 from pipeline.shards.reader import open_prepared
 from tests.support.golden_losses import GLOBAL_BATCH, GOLDEN, STEPS, TINY, pretrain_config, write_tiny_set
 
@@ -109,7 +110,7 @@ def test_every_zero_stage_takes_the_same_steps(stage: int, pretrained: Path, pre
 
 
 def test_the_same_output_with_another_rate_is_refused(pretrained: Path, prepared: str) -> None:
-    with pytest.raises(UserError, match=r"learning_rate: existing 0\.0128, now 0\.5"):
+    with pytest.raises(UserError, match=r"learning_rate: existing 0\.0256, now 0\.5"):
         pretrain.run(pretrain_config(prepared, pretrained, "optimizer.learning_rate=0.5"))
 
 
@@ -136,8 +137,11 @@ def test_mistakes_are_told_before_any_worker_starts(prepared: str, tmp_path: Pat
         pretrain_config(prepared, tmp_path, "workers=3")
     with pytest.raises(UserError, match="no such preset"):
         pretrain_config(prepared, tmp_path, "model=mae_hiera_bsae_16x224")
-    with pytest.raises(UserError, match=r"model_overrides.input_size=224x224: training takes square videos"):
-        pretrain_config(prepared, tmp_path, "model=mae_hiera_base_224")
+    with pytest.raises(UserError, match=r"model_overrides.input_size=224x192: training takes square views"):
+        pretrain_config(prepared, tmp_path, "model=mae_hiera_base_224", "model_overrides.input_size=[224,192]")
+    config = pretrain_config(prepared, tmp_path, "model=mae_hiera_test_96", "mask_ratio=0.6")
+    with pytest.raises(UserError, match=r"holds videos, and the model takes images \(input_size=96x96\)"):
+        preview("pretrain", config)
 
 
 class Planted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import pytest
 
 from hiera_video.analysis.activation_memory import activation_bytes
 from hiera_video.analysis.flops import complexity
-from hiera_video.models.presets import model_config
+from hiera_video.models.presets import create_model, model_config
+from hiera_video.weights.checkpoint_files import save_model
 from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
 from jobs.pretrain import dry_run
+from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, worker_memory
-from jobs.training.pretrain_step import PretrainConfig
+from jobs.training.steps.pretrain import PretrainConfig
 from tests.support.small_set import small_prepared_set
 
 KEYS = ["model=mae_hiera_test_8x64", "mask_ratio=0.75", "view.repeats=2",
@@ -37,6 +40,7 @@ def test_length_and_speed(data: str, tmp_path: Path) -> None:
     assert (figures["clips"], figures["steps"], figures["warm-up steps"], figures["views"]) == (10, 25, 5, 200)
     assert figures["effective epochs (views / clips)"] == 20
     assert figures["passes over the data, each of view.repeats views a clip"] == 10
+    assert (figures["videos a step, each of view.repeats views"], figures["peak learning rate"]) == (4, 8e-4 * 4 / 512)
     assert figures["views a second needed to end in 0.5 hours"] == pytest.approx(200 / 1800)
     assert figures["GiB of host memory for checkpoints, first worker"] == 2 * figures["GiB a checkpoint"]
     assert not (tmp_path / "out").exists()
@@ -76,14 +80,19 @@ def test_memory_by_stage() -> None:
 @pytest.mark.parametrize(
     ("command", "keys"),
     [
-        ("finetune", ["plan.hours=3", "model=hiera_test_8x64", "steps=3", "global_batch=8"]),
-        ("tag", ["init=nowhere", "source=.", "data="]),
+        ("finetune", ["data={data}", "plan.hours=3", "model=hiera_test_8x64", "steps=3", "global_batch=8"]),
+        ("tag", ["init={classifier}", "source={source}"]),
     ],
 )
 def test_every_program_has_one_and_it_writes_nothing(command: str, keys: list[str], data: str, tmp_path: Path) -> None:
-    given = [f"data={data}", *keys] if "data=" not in keys else keys[:-1]
+    classifier, source = tmp_path / "classifier.safetensors", tmp_path / "videos"
+    save_model(classifier, create_model("hiera_test_8x64", num_classes=2), {"classes": json.dumps(["a", "b"])})
+    source.mkdir()
+    render_motion_videos(source, 2, seed=1, size=64, num_frames=8)
+    before = sorted(tmp_path.rglob("*"))
+    given = [key.format(data=data, classifier=classifier, source=source) for key in keys]
     arguments = [sys.executable, "-m", f"jobs.{command}", "--dry-run", f"output={tmp_path / 'out'}", *given]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "nothing is written" in done.stdout
-    assert not list(tmp_path.iterdir())
+    assert sorted(tmp_path.rglob("*")) == before

@@ -23,7 +23,7 @@ from jobs.core.errors import StopRequestedError, TrainingStoppedError
 from jobs.runs.fencing import FencingToken, SupersededError, acquire_token
 from jobs.training import elastic as worker_groups
 from jobs.training.job import TrainingJob
-from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
+from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage import retry, s3
 from pipeline.storage.files import StorageError
@@ -36,6 +36,8 @@ class FakeWatchdog:
     """Has no coordinator; the test says when a stop is requested."""
 
     lost: TrainingStoppedError | None = None
+    host_announced = False
+    reported: dict[str, Any] | None = None
 
     def __init__(self, *_args: Any, **_keys: Any) -> None:
         self.stop_requested = False
@@ -50,6 +52,9 @@ class FakeWatchdog:
 
     def pause(self) -> None:
         pass
+
+    def result(self) -> dict[str, Any] | None:
+        return self.reported
 
     def log(self, line: str) -> None:
         self.lines.append(line)
@@ -157,6 +162,27 @@ def test_a_controller_that_dies_is_a_failure_like_a_workers(run: Run) -> None:
     discard_after(run.output, 0)
     with pytest.raises(TrainingStoppedError, match=r"workers died .*failure 2"):
         run.train(lose_the_controller, lose_the_controller)
+
+
+def test_failures_with_a_checkpoint_between_them_are_not_counted_together(run: Run) -> None:
+    """`max_failures` is 1 here: three groups die, but never two without progress."""
+    groups = [in_turn(partial(run.save, step), die) for step in (1, 2, 3)]
+    assert run.train(*groups, partial(run.save, 4)).generation == 5
+    assert [line.partition("; failure ")[2] for line in run.watchdog.lines] == [
+        "1 since the last checkpoint); resuming from the last checkpoint"
+    ] * 3
+
+
+def test_workers_lost_with_a_host_that_was_announced_are_no_failure(run: Run) -> None:
+    """`max_failures` is 1 here, and nothing is saved in between."""
+    run.watchdog.host_announced = True
+    assert run.train(die, die, die, partial(run.save, 4)).generation == 5
+
+
+def test_a_rank_that_reported_why_it_dies_is_not_replaced(run: Run) -> None:
+    run.watchdog.reported = {"step": 2, "stopped": False, "failure": "micro_batch=64: does not fit"}
+    with pytest.raises(TrainingStoppedError, match=r"^micro_batch=64: does not fit$"):
+        run.train(in_turn(partial(run.save, 2), die))
 
 
 def test_storage_lost_between_groups_is_no_mistake_of_the_user(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

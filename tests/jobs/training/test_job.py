@@ -11,7 +11,7 @@ from hiera_video.optimization import learning_rate_at
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.training.job import TrainingJob, plan_job
-from jobs.training.pretrain_step import PretrainConfig, PretrainPhase
+from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
 
 
 def prepared(clips: int) -> Any:

@@ -43,7 +43,7 @@ def failing(*reasons: str) -> MicroBatch:
     return micro_batch_from_columns(columns, seed=0, step=0, index=0, device=torch.device("cpu"))
 
 
-def test_failures_that_may_not_come_again_are_remembered(alone: None) -> None:
+def test_failures_that_may_not_come_again_are_remembered_until_their_pass_ends(alone: None) -> None:
     coordinator = CoordinatorClient()
     log = Journal(
         start_step=0,
@@ -52,9 +52,9 @@ def test_failures_that_may_not_come_again_are_remembered(alone: None) -> None:
         every=1,
         trace=False,
         coordinator=cast(Any, coordinator),
-        timed_out=[(2, "9#0")],
+        timed_out=[(2, "8#0"), (3, "9#0")],
     )
     batch = failing("damaged", "timeout", "crashed", "out_of_memory", "missing")
     log.record(1.0, 0.1, [batch], failed_views=5)
-    assert log.timed_out == [(2, "9#0"), (3, "2#0"), (3, "3#0"), (3, "4#0"), (3, "5#0")]
+    assert log.timed_out == [(3, "9#0"), (3, "2#0"), (3, "3#0"), (3, "4#0"), (3, "5#0")]
     assert len(coordinator.figures["failures"]) == 5

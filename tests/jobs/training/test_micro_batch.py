@@ -50,6 +50,14 @@ def test_the_same_batches_in_order_and_one_ahead() -> None:
     assert [failure.sample_id for failure in first.failures] == ["2#0"]
 
 
+def test_the_video_that_each_sample_shows() -> None:
+    """A view that could not be decoded shows the one that stands in; with none left it keeps its own."""
+    batch = next(batches(1, []))
+    assert batch.videos == ["1", "1"]
+    lost = {**columns(0), "sample_id": ["a#b#0", "a#b#1"], "failure": ["corrupt"] * 2, "replaced_by": ["", ""]}
+    assert micro_batch_from_columns(lost, seed=0, step=0, index=0, device=CPU).videos == ["a#b", "a#b"]
+
+
 def test_an_error_of_the_stream_arrives_where_its_batch_was_due() -> None:
     def broken() -> Iterator[MicroBatch]:
         yield from batches(1, [])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import official_state_dict, read_metadata, save_model
@@ -22,16 +23,20 @@ from jobs import finetune, pretrain
 from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
 from jobs.core.errors import StopRequestedError, UserError
+from jobs.finetune import dry_run
 from jobs.runs.claim import read_claim
 from jobs.runs.fencing import acquire_token
+from jobs.runs.tracking import TrackingConfig
 from jobs.training import driver
 from jobs.training.dry_run import PlanConfig
-from jobs.training.finetune_step import FinetuneConfig, FinetunePhase
-from jobs.training.pretrain_step import PretrainConfig
 from jobs.training.start import Start, begin, classes_of, preview
+from jobs.training.steps.finetune import FinetuneConfig, FinetunePhase
+from jobs.training.steps.pretrain import PretrainConfig
 from pipeline.manifest.formats import read_class_list
+from pipeline.shards.digests import version_digest
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage import files
+from tests.support.registry import NAME, motion_registry, stored
 from tests.support.run_output import journal_lines
 from tests.support.small_set import CLASSES, small_prepared_set
 
@@ -65,8 +70,14 @@ def weights(path: Path, classes: tuple[str, ...]) -> Path:
 
 def grow(prepared: PreparedSet, *classes: str) -> None:
     """Commit a version 2 of the set."""
-    record = Path(prepared.uri) / "dataset.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": 2, "classes": [*CLASSES, *classes]}))
+    rewrite(prepared, version=2, classes=[*CLASSES, *classes])
+
+
+def rewrite(prepared: PreparedSet, **entries: Any) -> None:
+    """Change the set's record, with the digest that belongs to it."""
+    path = Path(prepared.uri) / "dataset.json"
+    record = json.loads(path.read_text()) | entries
+    path.write_text(json.dumps(record | {"digest": version_digest(record["shards"], record["classes"])}))
 
 
 # Each input is read once.
@@ -101,6 +112,9 @@ def without_workers(monkeypatch: pytest.MonkeyPatch, weights: Callable[[Any], di
         return token
 
     monkeypatch.setattr(driver, "connect", lambda: None)
+    monkeypatch.setattr(driver, "has_gpus", lambda: False)
+    monkeypatch.setattr(driver, "node_addresses", lambda: {"127.0.0.1"})
+    monkeypatch.setattr(driver, "with_decoders", lambda job, gpus: job)
     monkeypatch.setattr(driver, "check_capacity", lambda *_: None)
     monkeypatch.setattr(driver, "node_metrics", lambda _run: nullcontext())
     monkeypatch.setattr(driver, "train", trained)
@@ -172,6 +186,23 @@ def test_a_run_that_resumes_does_not_need_its_initial_weights(prepared: Prepared
     driver._check_weights(saved, FinetunePhase.of(saved))
 
 
+@pytest.mark.parametrize(("pinned", "said"), [(None, "older"), (1, "older"), (99, "newer")])
+def test_a_run_under_other_rules_is_refused(pinned: int | None, said: str, prepared: PreparedSet) -> None:
+    """Its order of samples and its draws would change in the middle. Such a claim, and its output, stay as they are."""
+    asked = config(prepared, None)
+    begun(asked)
+    file = Path(asked.output) / "run.json"
+    claim = json.loads(file.read_text())
+    del claim["pins"]["arithmetic"]
+    claim["pins"] |= {} if pinned is None else {"arithmetic": pinned}
+    file.write_text(json.dumps(claim))
+    before = file.read_text()
+    for start in (begun, partial(preview, "finetune", labelled=True)):
+        with pytest.raises(UserError, match=f"output={asked.output}: holds a run that an {said} release started"):
+            start(asked)
+    assert file.read_text() == before
+
+
 def test_a_head_that_started_new_starts_new_again(prepared: PreparedSet, tmp_path: Path) -> None:
     """Also where the only checkpoint is torn, and the run begins once more."""
     asked = config(prepared, weights(tmp_path / "w.safetensors", tuple(reversed(CLASSES))))
@@ -232,8 +263,7 @@ def test_many_racing_starts_agree(prepared: PreparedSet) -> None:
 
 
 def test_a_set_without_classes_is_a_mistake(prepared: PreparedSet) -> None:
-    record = Path(prepared.uri) / "dataset.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "classes": []}))
+    rewrite(prepared, classes=[])
     asked = config(prepared, None)
     with pytest.raises(UserError, match="has no classes; prepare it with"):
         begun(asked)
@@ -264,3 +294,76 @@ def test_the_claim_of_an_earlier_start_stays(prepared: PreparedSet) -> None:
     with pytest.raises(UserError, match="too few"):
         fail_after(asked, UserError("too few"))
     assert (Path(asked.output) / "run.json").exists()
+
+
+# A start from `init=models:/NAME@ALIAS`: the run keeps the copy that it began with. No Ray.
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    return motion_registry(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture
+def asked(registry: MlflowClient, prepared: PreparedSet, tmp_path: Path) -> FinetuneConfig:
+    registry.set_registered_model_alias("motion", "best", "1")
+    keys = [
+        f"init={NAME}@best",
+        f"data={prepared.uri}",
+        f"output={tmp_path / 'run'}",
+        "model=hiera_test_8x64",
+        "steps=3",
+    ]
+    return load_config(FinetuneConfig, "finetune", [*keys, f"tracking.uri={registry.tracking_uri}"])
+
+
+def content(start: Start[Any]) -> bytes:
+    assert start.init is not None
+    return Path(start.init).read_bytes()
+
+
+def test_a_run_keeps_its_copy_when_the_alias_moves(
+    registry: MlflowClient, asked: FinetuneConfig, tmp_path: Path
+) -> None:
+    first = begun(asked)
+    assert first.config.init == f"{NAME}@best"
+    assert first.worker_config.init == first.init
+    assert str(first.init).startswith(str(tmp_path / "run" / "initial"))
+    assert content(first) == stored(registry.tracking_uri, 1)
+    assert first.links == {"pretrain_run_id": "p1", "finetune_run_id": "f1"}
+    registry.set_registered_model_alias("motion", "best", "2")
+    dead = replace(asked, tracking=TrackingConfig("http://127.0.0.1:9"))
+    again = begun(dead)
+    assert (again.init, again.links, again.new_head) == (first.init, first.links, first.new_head)
+    assert content(begun(replace(asked, output=str(tmp_path / "new")))) == stored(registry.tracking_uri, 2)
+    with pytest.raises(UserError, match="another configuration"):
+        begun(replace(asked, seed=1))
+    assert len(list((tmp_path / "run" / "initial").iterdir())) == 1
+
+
+def test_a_run_whose_output_was_moved_finds_its_copy(
+    registry: MlflowClient, asked: FinetuneConfig, tmp_path: Path
+) -> None:
+    begun(asked)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = begun(replace(asked, output=str(tmp_path / "moved")))
+    assert content(moved) == stored(registry.tracking_uri, 1)
+
+
+def test_a_first_start_that_loses_the_race_takes_the_winners_weights(
+    registry: MlflowClient, asked: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alias moves between two starts that have both found the output free."""
+    winner = begun(asked)
+    registry.set_registered_model_alias("motion", "best", "2")
+    monkeypatch.setattr("jobs.training.start.read_claim", lambda *_: None)
+    loser = begun(asked)
+    assert loser.claim is not None
+    assert winner.claim is not None
+    assert loser.claim.run_key == winner.claim.run_key
+    assert loser.init == winner.init
+
+
+def test_a_dry_run_reads_it_and_writes_nothing(asked: FinetuneConfig, tmp_path: Path) -> None:
+    assert dry_run(asked, PlanConfig())["steps"] == 3
+    assert not (tmp_path / "run").exists()

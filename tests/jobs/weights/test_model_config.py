@@ -6,8 +6,8 @@ import pytest
 
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
-from jobs.training.finetune_step import FinetuneConfig
-from jobs.training.pretrain_step import PretrainConfig
+from jobs.training.steps.finetune import FinetuneConfig
+from jobs.training.steps.pretrain import PretrainConfig
 
 PLACES = ["data=d", "output=o", "steps=1"]
 
@@ -42,6 +42,6 @@ def test_what_has_a_key_of_its_own_keeps_its_name() -> None:
 
 def test_values_arrive_with_their_types() -> None:
     arguments = [*PLACES, "model_overrides.drop_path_rate=0", "model_overrides.stages=[1,2,3,1]"]
-    architecture = load_config(PretrainConfig, "pretrain", arguments).architecture
+    architecture = load_config(PretrainConfig, "pretrain", arguments).model_config
     assert (architecture.drop_path_rate, architecture.stages) == (0.0, (1, 2, 3, 1))
     assert isinstance(architecture.drop_path_rate, float)

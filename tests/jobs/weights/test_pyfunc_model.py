@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 import pipeline
-from jobs.register import REQUIREMENTS
-from jobs.scoring.registered_model import SCRIPT
+from jobs.scoring.registered_model import REQUIREMENTS, SCRIPT
 from jobs.synthetic.motion_videos import render_motion_videos
 
 # Found by every process of the test, decoding children too, because its folder is on their path.
@@ -67,5 +66,5 @@ def test_its_requirements_name_what_it_imports_itself(loaded: dict[str, Any]) ->
     distributions = metadata.packages_distributions()
     modules = set(loaded["modules"])
     ours = {package for module in modules for package in distributions.get(module, ())}
-    in_the_child = {"av", "decord", "opencv-python-headless"}
+    in_the_child = {"av", "opencv-python-headless", "pillow"}
     assert set(REQUIREMENTS) - in_the_child <= ours

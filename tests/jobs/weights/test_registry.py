@@ -16,9 +16,9 @@ from jobs import export
 from jobs.core.cli import existing_paths
 from jobs.core.errors import UserError
 from jobs.core.init_source import initial_metadata, links_of
-from jobs.runs.tracking import TrackingConfig, TrackingPlace
+from jobs.runs.tracking import TrackingConfig, TrackingTarget
 from jobs.scoring.classifier import find_classifier, shared
-from jobs.training.pretrain_step import PretrainConfig
+from jobs.training.steps.pretrain import PretrainConfig
 from jobs.weights.registry import initial_file
 from tests.support.registry import CLASSES, NAME, motion_registry, stored
 
@@ -96,7 +96,7 @@ def test_a_classifier_says_what_was_asked_and_is_read_where_workers_can(
 
 def test_export(tracking: TrackingConfig, tmp_path: Path) -> None:
     output = str(tmp_path / "model.safetensors")
-    asked = export.ExportConfig(init=f"{NAME}/2", output=output, part="model", tracking=TrackingPlace(tracking.uri))
+    asked = export.ExportConfig(init=f"{NAME}/2", output=output, part="model", tracking=TrackingTarget(tracking.uri))
     assert export.run(asked)["run_id"] == "f1"
     assert json.loads(initial_metadata(output)["classes"]) == list(CLASSES)
     assert "which a dry run does not contact" in existing_paths(asked)["init"]
@@ -116,7 +116,7 @@ def test_pretraining_refuses_a_registered_classifier(tmp_path: Path) -> None:
 
 def test_export_tells_a_wrong_place_of_the_registry() -> None:
     with pytest.raises(ValueError, match=r"uri=mlflow\.db: must begin with"):
-        TrackingPlace("mlflow.db")
+        TrackingTarget("mlflow.db")
 
 
 def test_a_lost_artifact_is_told(registry: MlflowClient, tracking: TrackingConfig, tmp_path: Path) -> None:

@@ -12,8 +12,12 @@ from pipeline.datasets.order import Run, StreamOrder, segments
 groups = st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(lambda sizes: sum(sizes) > 0)
 
 
-def order_of(sizes: list[int], *, seed: int = 0, digest: str = "d", repeats: int = 1, window: int = 4) -> StreamOrder:
-    return StreamOrder(np.array(sizes), seed=seed, digest=digest, repeats=repeats, window_groups=window)
+def order_of(
+    sizes: list[int], *, seed: int = 0, digest: str = "d", repeats: int = 1, window: int = 4, abreast: int = 1
+) -> StreamOrder:
+    return StreamOrder(
+        np.array(sizes), seed=seed, digest=digest, repeats=repeats, window_groups=window, clips_side_by_side=abreast
+    )
 
 
 def views(runs: list[Run]) -> list[tuple[int, int, int, int]]:
@@ -25,9 +29,9 @@ def views(runs: list[Run]) -> list[tuple[int, int, int, int]]:
     ]
 
 
-@given(groups, st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 40))
-def test_every_view_once_an_epoch(sizes: list[int], seed: int, repeats: int, window: int) -> None:
-    order = order_of(sizes, seed=seed, repeats=repeats, window=window)
+@given(groups, st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 40), st.integers(1, 9))
+def test_every_view_once_an_epoch(sizes: list[int], seed: int, repeats: int, window: int, abreast: int) -> None:
+    order = order_of(sizes, seed=seed, repeats=repeats, window=window, abreast=abreast)
     for epoch in (0, 3):
         start = epoch * order.views_per_epoch
         epoch_views = views(list(order.runs(start, start + order.views_per_epoch)))
@@ -37,13 +41,15 @@ def test_every_view_once_an_epoch(sizes: list[int], seed: int, repeats: int, win
         assert pairs == [(clip, repeat) for clip in range(sum(sizes)) for repeat in range(repeats)]
 
 
-@given(groups, st.integers(1, 4), st.data())
-def test_any_start_and_any_cut_give_the_same_views(sizes: list[int], repeats: int, data: st.DataObject) -> None:
-    whole = views(list(order_of(sizes, repeats=repeats).runs(0, 60)))
+@given(groups, st.integers(1, 4), st.integers(1, 9), st.data())
+def test_any_start_and_any_cut_give_the_same_views(
+    sizes: list[int], repeats: int, abreast: int, data: st.DataObject
+) -> None:
+    whole = views(list(order_of(sizes, repeats=repeats, abreast=abreast).runs(0, 60)))
     start = data.draw(st.integers(0, 59))
-    assert views(list(order_of(sizes, repeats=repeats).runs(start, 60))) == whole[start:]
+    assert views(list(order_of(sizes, repeats=repeats, abreast=abreast).runs(start, 60))) == whole[start:]
     micro_batch = data.draw(st.integers(1, 12))
-    order = order_of(sizes, repeats=repeats)
+    order = order_of(sizes, repeats=repeats, abreast=abreast)
     cut = [view for first in range(0, 60, micro_batch) for view in views(list(order.runs(first, first + micro_batch)))]
     assert cut[:60] == whole
 
@@ -52,6 +58,23 @@ def test_repeats_of_a_clip_are_one_run() -> None:
     order = order_of([3, 4], repeats=4)
     assert [run.views for run in order.runs(0, 28)] == [4] * 7
     assert [(run.first_repeat, run.views) for run in order.runs(2, 9)] == [(2, 2), (0, 4), (0, 1)]
+
+
+@given(groups, st.integers(1, 4), st.integers(2, 9))
+def test_clips_side_by_side_are_different_ones(sizes: list[int], repeats: int, abreast: int) -> None:
+    """Wherever a micro-batch begins within an epoch."""
+    order = order_of(sizes, repeats=repeats, abreast=abreast)
+    clips = [clip for _, _, clip, _ in views(list(order.runs(0, order.views_per_epoch)))]
+    different = min(abreast, sum(sizes))
+    assert all(len(set(clips[at : at + different])) == different for at in range(len(clips) - different + 1))
+
+
+def test_clips_side_by_side_are_the_same_clips_in_the_same_order() -> None:
+    """The first views of an epoch's clips come as without, so a window of reads is not larger."""
+    together, apart = (order_of([10] * 6, repeats=2, abreast=abreast) for abreast in (1, 3))
+    firsts = [[clip for _, _, clip, repeat in views(list(order.runs(0, 120))) if repeat == 0]
+              for order in (together, apart)]  # fmt: skip
+    assert firsts[0] == firsts[1]
 
 
 def test_epochs_seeds_and_data_have_orders_of_their_own() -> None:

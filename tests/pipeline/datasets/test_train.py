@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,32 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline.datasets import train as stages
-from pipeline.datasets.train import iter_micro_batches, stream_execution_options, training_stream
-from pipeline.sampling import ViewConfig
+from pipeline.datasets.order import StreamOrder, StreamPart
+from pipeline.datasets.train import (
+    DecodeMicroBatches,
+    ReadMicroBatches,
+    iter_micro_batches,
+    stream_execution_options,
+    training_stream,
+)
+from pipeline.decode.config import DecodeConfig
+from pipeline.manifest.formats import ManifestConfig
+from pipeline.prepare.run import PrepareSettings
+from pipeline.sampling import ViewConfig, generator, random_resized_crop
 from pipeline.schema import UNLABELLED
-from pipeline.shards.reader import PreparedSet, open_prepared
+from pipeline.shards.reader import PreparedSet, RowGroupReader, open_prepared
+from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import StorageError
+from pipeline.transcode.config import TranscodeConfig
 from tests.support.numbered import read_numbers
-from tests.support.small_set import BROKEN, FRAMES, MICRO_BATCH, VIEW
+from tests.support.pictures import cropped, write_drawn
+from tests.support.prepared import prepare
+from tests.support.small_set import BROKEN, CLASSES, FRAMES, MICRO_BATCH, VIEW
 
 
 def stream(prepared: PreparedSet, start: int, stop: int, view: ViewConfig = VIEW, **options: Any) -> ray.data.Dataset:
@@ -34,14 +54,14 @@ def test_what_a_set_holds(prepared: PreparedSet) -> None:
     assert prepared.num_clips("train") == 10
     assert prepared.num_clips("all", labelled_only=True) == 9
     assert prepared.num_clips("test") == 0
-    assert len(prepared.selection("train").groups) > len(prepared.shards)
+    assert len(prepared.selection("train").clips_per_group) > len(prepared.shards)
 
 
 def test_a_place_without_a_set(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="run `python -m jobs"):
         open_prepared(str(tmp_path))
     (tmp_path / "dataset.json").write_text("no json")
-    with pytest.raises(StorageError, match="not a prepared set"):
+    with pytest.raises(StorageError, match="is damaged: no JSON"):
         open_prepared(str(tmp_path))
 
 
@@ -59,10 +79,13 @@ class TestStream:
 
     pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-    def test_order_content_and_replacement(self, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("abreast", [1, MICRO_BATCH])
+    def test_order_content_and_replacement(
+        self, abreast: int, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Two epochs of 10 clips x 2 repeats, from two decoders that take random times."""
         monkeypatch.setattr(stages, "DecodeMicroBatches", Delayed)
-        view = dataclasses.replace(VIEW, repeats=2)
+        view = dataclasses.replace(VIEW, repeats=2, clips_side_by_side=abreast)
         batches = list(iter_micro_batches(stream(prepared, 0, 40, view)))
         assert [batch["position"].tolist() for batch in batches] == [
             list(range(p, p + MICRO_BATCH)) for p in range(0, 40, 4)
@@ -74,6 +97,8 @@ class TestStream:
         assert views[:20] != [(0, sample) for _, sample in views[20:]]
         for batch in batches:
             self._check(batch)
+        clips = [{sample.partition("#")[0] for sample in batch["sample_id"]} for batch in batches]
+        assert {len(of_batch) for of_batch in clips} == {MICRO_BATCH if abreast > 1 else MICRO_BATCH // 2}
 
     @staticmethod
     def _check(batch: dict[str, Any]) -> None:
@@ -130,3 +155,125 @@ class TestStream:
 @ray.remote(num_cpus=0.2)
 def _consume(worker: ray.data.DataIterator) -> list[tuple[int, tuple[str, ...], bytes]]:
     return [TestStream._fingerprint(batch) for batch in iter_micro_batches(worker)]
+
+
+# The stages of the training stream without Ray: what is read, how often, and how much is held.
+
+
+def new_order(some: PreparedSet, repeats: int = 1, window_groups: int = 4) -> Callable[[Any], StreamOrder]:
+    return partial(StreamOrder, seed=1, digest=some.digest, repeats=repeats, window_groups=window_groups)
+
+
+def read(some: PreparedSet, start: int, stop: int, part: StreamPart | None = None) -> Iterator[pa.Table]:
+    stage = ReadMicroBatches(some.selection("train"), new_order(some), MICRO_BATCH, some.classes, start, part)
+    yield from stage({"start": np.array([start]), "stop": np.array([stop])})
+
+
+def positions(row: pa.Table) -> list[int]:
+    return [run["position"].as_py() for run in row["runs"][0]]
+
+
+def test_a_row_is_a_micro_batch(prepared: PreparedSet) -> None:
+    rows = list(read(prepared, 0, 40))
+    assert [len(row) for row in rows] == [1] * 10
+    assert [positions(row) for row in rows] == [list(range(p, p + MICRO_BATCH)) for p in range(0, 40, MICRO_BATCH)]
+
+
+def test_an_epoch_reads_every_row_group_once(prepared: PreparedSet) -> None:
+    """With the window's row groups in the cache nothing is read twice, and no more than the cache is held."""
+    selection = prepared.selection("train")
+    order = new_order(prepared, repeats=3, window_groups=2)(selection.clips_per_group)
+    reader = RowGroupReader(selection)
+    everything = RowGroupReader(selection)
+    for clip in range(order.clips):
+        everything.clip(clip)
+    for run in order.runs(0, order.views_per_epoch):
+        assert reader.clip(run.clip)["clip_id"][0].as_py() == everything.clip(run.clip)["clip_id"][0].as_py()
+    assert reader.bytes_read == everything.bytes_read
+    strict = RowGroupReader(selection, cache_bytes=1)
+    for run in order.runs(0, order.views_per_epoch):
+        strict.clip(run.clip)
+        assert len(strict._groups) <= 3
+
+
+@given(st.integers(1, 6), st.data())
+def test_parts_of_a_stream_make_up_the_whole(nodes: int, data: st.DataObject) -> None:
+    """Every micro-batch belongs to one part, and within it to the worker that one stream would give it to."""
+    workers = data.draw(st.integers(1, 4))
+    parts = [StreamPart(node * workers, workers, nodes * workers) for node in range(nodes)]
+    for number in range(100):
+        owners = [part for part in parts if part.has(number)]
+        assert [part.first // workers for part in owners] == [number % (nodes * workers) // workers]
+
+
+def test_a_part_holds_its_workers_micro_batches(prepared: PreparedSet) -> None:
+    whole = [positions(row) for row in read(prepared, 8, 40)]
+    second = [positions(row) for row in read(prepared, 8, 40, StreamPart(1, 1, 2))]
+    assert second == whole[1::2]
+    with pytest.raises(ValueError, match="must lie within"):
+        StreamPart(1, 2, 2)
+
+
+def test_decoding_a_micro_batch(prepared: PreparedSet) -> None:
+    """Failures are replaced from the same micro-batch, chosen by position; all else is the clip's own."""
+    stage = DecodeMicroBatches(VIEW, DecodeConfig(), 1, frozenset())
+    for row in read(prepared, 0, 20):
+        table = stage(row)
+        samples, failures, others = (table[name][0].as_py() for name in ("sample_id", "failure", "replaced_by"))
+        video = table["video"].combine_chunks().to_numpy()[0]
+        good = [sample for sample, failure in zip(samples, failures, strict=True) if not failure]
+        for number, sample in enumerate(samples):
+            assert bool(failures[number]) == sample.startswith(f"{1000 + BROKEN}#")
+            expected = good[positions(row)[number] % len(good)] if failures[number] else ""
+            assert others[number] == expected
+            clip = int((expected or sample).partition("#")[0]) - 1000
+            assert all(n // FRAMES == clip for n in read_numbers(video[number]))
+
+
+def test_a_shard_that_is_gone_is_one_error(prepared: PreparedSet) -> None:
+    shards = tuple(dataclasses.replace(shard, uri=shard.uri + ".gone") for shard in prepared.shards)
+    with pytest.raises(StorageError, match="no such file"):
+        dataclasses.replace(prepared, shards=shards, digest="other").num_clips("train")
+
+
+def test_an_epoch_holds_each_class_equally_and_each_view_once(prepared: PreparedSet) -> None:
+    selection = prepared.selection("train", labelled_only=True, balance_classes=True)
+    stage = ReadMicroBatches(
+        selection, partial(StreamOrder, seed=1, digest="d", repeats=2, window_groups=16), 18, CLASSES
+    )
+    assert stage.order.views_per_epoch == 3 * 3 * 2  # three classes, the largest has three clips, two repeats
+    (table,) = stage({"start": [0], "stop": [18]})
+    runs = table["runs"].combine_chunks().flatten().to_pylist()
+    views = Counter(dict.fromkeys(range(3), 0))
+    samples = []
+    for run in runs:
+        views[run["class_index"]] += run["views"]
+        samples += [(run["clip_id"], run["first_repeat"] + number) for number in range(run["views"])]
+    assert set(views.values()) == {6}
+    assert len(set(samples)) == len(samples) == 18
+    assert {repeat for clip, repeat in samples if clip == 1001} == {0, 1, 2, 3}  # one of two clips of its class
+
+
+def test_views_of_images_are_crops_as_pillow_makes_them(tmp_path: Path) -> None:
+    """From files to micro-batches, every pixel: the box that the sample's own draw gives, bicubic with antialiasing."""
+    for number in range(6):
+        write_drawn(tmp_path / "images" / "ab"[number % 2] / f"{number}.png", seed=number, size=(80, 50 + number))
+    manifest = ManifestConfig(media="image", val_share=0)
+    settings = PrepareSettings(manifest, TranscodeConfig(), DecodeConfig(), StoreConfig(), seed=0)
+    prepare(str(tmp_path / "images"), str(tmp_path / "set"), settings, workers=0)
+    some = open_prepared(str(tmp_path / "set"))
+    view = ViewConfig(num_frames=1, size=32, media="image", interpolation="bicubic", crop_scale=(0.2, 1.0), repeats=2)
+    order = partial(StreamOrder, seed=1, digest=some.digest, repeats=2, window_groups=4)
+    (row,) = ReadMicroBatches(some.selection("train"), order, 12, some.classes)({"start": [0], "stop": [12]})
+    columns = stages._columns(DecodeMicroBatches(view, DecodeConfig(), 1, frozenset())(row))
+    assert columns["video"].shape == (12, 1, 32, 32, 3)
+    assert set(columns["failure"]) == {""}
+    runs = {str(run["clip_id"]): run for run in row["runs"].combine_chunks().flatten().to_pylist()}
+    for frames, label, sample in zip(columns["video"], columns["label"], columns["sample_id"], strict=True):
+        run = runs[sample.partition("#")[0]]
+        with Image.open(run["uri"]) as picture:
+            draw = generator(1, "crop", 0, sample)
+            box = random_resized_crop(picture.height, picture.width, view.crop_scale, view.crop_aspect, draw)
+            np.testing.assert_array_equal(frames[0], cropped(picture, box, 32))
+        assert some.classes[label] == Path(run["uri"]).parent.name
+    assert len(np.unique(columns["video"].reshape(12, -1), axis=0)) == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def prepared_set(source: Path, mode: Mode) -> PreparedSet:
 
 def micro_batch(prepared: PreparedSet) -> pa.Table:
     selection = prepared.selection("train")
-    order = StreamOrder(selection.clips_per_group, seed=0, digest="same", repeats=1, window_groups=4)
+    order = partial(StreamOrder, seed=0, digest="same", repeats=1, window_groups=4)
     read = ReadMicroBatches(selection, order, 4, prepared.classes)
     (row,) = read({"start": np.array([0]), "stop": np.array([4])})
     return DecodeMicroBatches(VIEW, DecodeConfig(), 0, frozenset())(row)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.decode.config import Backend, DecodeConfig, DecodeError, FrameView, TimeView
+from pipeline.decode.config import Backend, DecodeConfig, DecodeError, FrameView, TimeView, VideoInfo
 from pipeline.decode.decoder import IsolatedDecoder
+from pipeline.media import Media
 from pipeline.sampling import CropBox
+from tests.support.hijacked_child import hijack, saying
 from tests.support.numbered import numbered_picture, read_numbers, write_numbered
 
 SIZE = (32, 48)
@@ -139,7 +144,7 @@ def test_every_broken_file_has_its_reason(decoder: IsolatedDecoder, videos: Path
         "empty.mp4": "empty",
         "text.mp4": "not_a_video",
         "truncated.mp4": "not_a_video",
-        "folder.mp4": "unreadable",
+        "folder.mp4": "not_a_file",
         "sound.mp4": "no_video_stream",
         "absent.mp4": "missing",
     }
@@ -201,13 +206,45 @@ def test_a_hanging_child_meets_its_deadline(videos: Path) -> None:
         assert decoder.probe(videos / "plain.mp4").num_frames == 40
 
 
-@pytest.mark.parametrize("backend", ["decord", "auto"])
-def test_when_one_library_dies_the_other_has_a_try(videos: Path, backend: Backend) -> None:
+@pytest.mark.parametrize("backend", ["decord", "auto", "pyav"])
+def test_when_a_child_dies_pyav_has_one_more_try(videos: Path, backend: Backend) -> None:
     with IsolatedDecoder(DecodeConfig(backend=backend)) as decoder:
         decoder.probe(videos / "plain.mp4")
         os.kill(child_of(decoder), signal.SIGKILL)
         assert read_numbers(decoder.decode(videos / "plain.mp4", [whole([3])])[0]) == [3]
         assert decoder.children_lost == 1
+
+
+@pytest.mark.parametrize(("backend", "module"), [("auto", ""), ("pyav", ""), ("decord", "decord")])
+def test_only_who_asks_for_decord_gets_it(videos: Path, backend: Backend, module: str) -> None:
+    """An FFmpeg of 2020 is not even loaded elsewhere, so no hanging child can lead to it."""
+    with IsolatedDecoder(DecodeConfig(backend=backend, deadline_seconds=0.5)) as decoder:
+        decoder.probe(videos / "plain.mp4")
+        for _ in range(2):
+            maps = Path(f"/proc/{child_of(decoder)}/maps").read_text()
+            assert ("libdecord" in maps) == bool(module)
+            if module:
+                break
+            os.kill(child_of(decoder), signal.SIGSTOP)
+            decoder.decode(videos / "plain.mp4", [whole([3])])  # by the second try
+
+
+def test_decord_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"^backend=decord: needs decord, .* not installed here; install it, or use auto"
+    ):
+        DecodeConfig(backend="decord")
+    assert DecodeConfig().backend == "auto"
+
+
+def test_without_decord_everything_else_works() -> None:
+    """The child's modules load where decord cannot be imported."""
+    source = (
+        "import sys; sys.modules['decord'] = None; sys.path.insert(0, sys.argv[1])\n"
+        "import pipeline.decode.child, pipeline.transcode.child, pipeline.decode.decoder"
+    )
+    subprocess.run([sys.executable, "-P", "-c", source, str(Path(__file__).parents[3])], check=True)
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:
@@ -254,6 +291,21 @@ def test_views_must_be_of_one_kind(decoder: IsolatedDecoder, videos: Path) -> No
         decoder.decode(videos / "plain.mp4", [whole([0]), TimeView(np.array([0.0]), None, SIZE)])
     with pytest.raises(ValueError, match="non-empty"):
         decoder.decode(videos / "plain.mp4", [whole([])])
+
+
+@pytest.mark.parametrize("media", ["video", "image"])
+@pytest.mark.parametrize("lie", [{"num_frames": 0}, {"width": 0}, {"height": -1}, {"rotation": 45}])
+def test_facts_that_no_video_has_are_a_crash(tmp_path: Path, media: Media, lie: dict[str, int]) -> None:
+    info = VideoInfo(64, 48, 30.0, 60, 2.0, "h264", "mov", 0)
+    with IsolatedDecoder(DecodeConfig(), media) as decoder:
+        hijack(decoder)
+        path = saying(tmp_path / "lie.mp4", ("done", dataclasses.replace(info, **lie)))  # type: ignore[arg-type]
+        for ask in (decoder.probe, decoder.validate):
+            with pytest.raises(DecodeError) as caught:
+                ask(path)
+            assert caught.value.reason == "crashed"
+        assert decoder.children_lost == 2
+        assert decoder.probe(saying(tmp_path / "truth.mp4", ("done", info))) == info
 
 
 @pytest.mark.clips

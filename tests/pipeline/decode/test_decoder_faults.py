@@ -117,20 +117,12 @@ def test_validation_flags_what_changes_the_frames(tmp_path: Path, changed_bytes:
     assert flagged >= least_share * differing
 
 
-def test_bombs_are_refused_at_once_and_small(tmp_path: Path) -> None:
-    """A picture near FFmpeg's own limit of 16384 x 16384 in 50 KB, and a header that claims ten million frames."""
-    bombs = {
-        _large_picture(tmp_path): "max_pixels",
-        _ten_million_frames(tmp_path): "max_frames",
-    }
-    fine = write_numbered(tmp_path / "fine.mp4", 4)
-    for path, reason in bombs.items():
-        with IsolatedDecoder() as decoder:
-            decoder.probe(fine)  # the child has started
-            began = time.monotonic()
-            assert reason_of(decoder, path) == reason
-            assert time.monotonic() - began < 2
-            assert _peak_bytes(decoder) < 2**30
+def test_a_bomb_is_refused_at_once_and_small(tmp_path: Path) -> None:
+    """A picture near FFmpeg's own limit of 16384 x 16384 in 50 KB; others are in `tests/jobs/test_bombs.py`."""
+    with IsolatedDecoder() as decoder:
+        assert reason_of(decoder, _large_picture(tmp_path)) == "max_pixels"
+        assert decoder.cpu_seconds < 2
+        assert _peak_bytes(decoder) < 2**30
 
 
 def reason_of(decoder: IsolatedDecoder, path: Path) -> str:
@@ -149,19 +141,6 @@ def _large_picture(folder: Path) -> Path:
         stream.height, stream.width, stream.pix_fmt = 16000, 16000, "yuv420p"
         container.mux(stream.encode(av.VideoFrame(16000, 16000, "yuv420p")))
         container.mux(stream.encode(None))
-    return path
-
-
-def _ten_million_frames(folder: Path) -> Path:
-    """An MP4 whose sample tables claim ten million frames of one byte."""
-    path = write_numbered(folder / "frames.mp4", 8, b_frames=0)
-    content = bytearray(path.read_bytes())
-    many = (10_000_000).to_bytes(4, "big")
-    times = content.index(b"stts") + 4
-    content[times + 8 : times + 12] = many  # after flags and the number of entries
-    sizes = content.index(b"stsz") + 4
-    content[sizes + 4 : sizes + 12] = (1).to_bytes(4, "big") + many
-    path.write_bytes(content)
     return path
 
 

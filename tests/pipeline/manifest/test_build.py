@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.manifest.build import Manifest, read_manifest, shuffled_order
+from pipeline.manifest.errors import ManifestError
 from pipeline.manifest.formats import ManifestConfig
-from pipeline.manifest.text_columns import ManifestError
-from pipeline.storage.files import StorageError
+from pipeline.storage.files import LISTING_SCHEMA, StorageError
 
 
 def make(root: Path, *files: str) -> str:
@@ -377,3 +378,47 @@ def test_a_list_elsewhere_is_tidied_only(tmp_path: Path) -> None:
     uris = [f"{tmp_path}/a.mp4", f"{tmp_path}/c.mp4", "s3://bucket/a//./b.mp4"]
     assert manifest.rows["uri"].to_pylist() == uris
     assert reasons(manifest) == {"a.mp4": "duplicate"}
+
+
+@pytest.mark.parametrize("names", [50_000, 1])
+def test_many_ambiguous_paths_take_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: int) -> None:
+    """Of 50,000 paths, each of another pair of files or all of one; rows between them find their file."""
+    uris = [f"s3://bucket/{case}{n}.mp4" for n in range(names) for case in "ab"] + ["s3://bucket/C.mp4"]
+    uris += [uri.replace("/a", "/A") for uri in uris if "/a" in uri]
+    listing = pa.table({"uri": uris, "size": [1] * len(uris), "modified_ns": [0] * len(uris), "etag": uris})
+    monkeypatch.setattr("pipeline.manifest.build.listed_in_parts", lambda _: [listing.cast(LISTING_SCHEMA)])
+    paths = [f"{case}{n % names}.MP4" for n in range(50_000) for case in "ab"] + ["c.mp4", "none.mp4"]
+    pq.write_table(pa.table({"path": paths}), tmp_path / "list.parquet")
+    config = ManifestConfig(annotations=str(tmp_path / "list.parquet"), unlisted=True, val_share=0)
+    started = time.process_time()
+    manifest = read_manifest("s3://bucket", config, seed=0)
+    assert time.process_time() - started < 10
+    assert set(manifest.rows["uri"].to_pylist()) == set(uris)
+    counts = Counter(manifest.rejected["reason"].to_pylist())
+    assert (counts["ambiguous"], counts["missing"]) == (50_000, 1)
+    rejected = manifest.rejected.slice(names // 2, 1).to_pylist()[0]
+    same = rejected["uri"].removesuffix(".MP4")[1:]
+    message = f"several files are forms of this path: s3://bucket/a{same}.mp4, s3://bucket/A{same}.mp4; rename all"
+    assert rejected["message"] == f"{message} but one"
+
+
+def test_a_path_does_not_leave_the_source(tmp_path: Path) -> None:
+    """Annotations of a stranger name files; only those that the source itself lists are taken."""
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    make(source, "a.mp4")
+    make(outside, "private.mp4")
+    written = (
+        "../outside/private.mp4",
+        "x/../../outside/private.mp4",
+        "a/../../source/../outside/private.mp4",
+        f"{outside}/private.mp4",
+        f"file://{outside}/private.mp4",
+        "..%2Foutside%2Fprivate.mp4",
+        "/etc/passwd",
+    )
+    lines = "".join(f'"{path}",l\n' for path in (*written, "a.mp4"))
+    (source / "annotations.csv").write_text(f"path,label\n{lines}")
+    manifest = read_manifest(str(source), ManifestConfig(val_share=0), seed=0)
+    assert manifest.rows["uri"].to_pylist() == [f"{source}/a.mp4"]
+    assert set(reasons(manifest).values()) == {"missing"}
+    assert len(manifest.rejected) == len(written)

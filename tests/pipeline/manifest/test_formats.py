@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.manifest.errors import ManifestError
 from pipeline.manifest.formats import read_class_list
-from pipeline.manifest.text_columns import ManifestError
+from pipeline.storage.files import StorageError
 
 
 def test_kinetics_400_names_ship() -> None:
@@ -22,10 +23,17 @@ def test_class_lists_hold_each_name_once(tmp_path: Path) -> None:
         read_class_list(str(tmp_path / "names.json"))
 
 
-@pytest.mark.parametrize(("name", "content"), [("c.json", b'["a", '), ("c.json", b"5"), ("c.txt", b"caf\xe9\n")])
+@pytest.mark.parametrize(("name", "content"), [("c.json", b'["a", '), ("c.json", b"5")])
 def test_malformed_class_lists_are_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ManifestError, match=rf"classes=.*{name}"):
+        read_class_list(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.json", "c.csv"])
+def test_class_lists_that_are_no_text_are_named_with_the_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"zumba\ncaf\xe9\n")
+    with pytest.raises(StorageError, match=rf"{name}: line 2 is not UTF-8; convert it: iconv -f WINDOWS-1252"):
         read_class_list(str(tmp_path / name))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +52,20 @@ def test_leftovers_are_skipped_and_counted_by_kind(tmp_path: Path, above: str) -
         listing = list_source(source)
         assert sorted(listing.videos["uri"].to_pylist()) == sorted(str(root / name) for name in KEPT)
         assert listing.skipped == kinds
+
+
+def test_a_folder_that_cannot_be_listed_is_counted_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("walk/a.mp4", "run/b.mp4", "run/closed.mp4/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:  # mode 000 does not hold root back, as which tests may run
+        if Path(path).name == "closed.mp4":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    tagged, prepared = list_source(str(tmp_path)), read_manifest(str(tmp_path), ManifestConfig(), seed=0)
+    assert tagged.skipped == prepared.skipped == {"run/closed.mp4/ (unreadable)": 1}
+    assert len(tagged.videos) == len(prepared.rows) == 2

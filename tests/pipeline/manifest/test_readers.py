@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.manifest.errors import ManifestError
 from pipeline.manifest.formats import detect
 from pipeline.manifest.readers import (
     Annotations,
@@ -23,7 +24,6 @@ from pipeline.manifest.readers import (
     read_ucf101,
     source_video_of,
 )
-from pipeline.manifest.text_columns import ManifestError
 from pipeline.storage.files import StorageError
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.manifest.errors import ManifestError
 from pipeline.manifest.s3_inventory import inventory_parts
-from pipeline.manifest.text_columns import ManifestError
 
 
 def write(path: Path, text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.manifest.vanished import Vanished, VanishedSourceError, refuse_no_share
+from pipeline.manifest.errors import VanishedSourceError
+from pipeline.manifest.vanished import Vanished, refuse_no_share
 
 
 @pytest.mark.parametrize(

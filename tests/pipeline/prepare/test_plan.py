@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.decode.config import DecodeConfig, DecodeError
+from pipeline.manifest.errors import ManifestError, VanishedSourceError
 from pipeline.manifest.formats import ManifestConfig
-from pipeline.manifest.text_columns import ManifestError
-from pipeline.manifest.vanished import VanishedSourceError
 from pipeline.prepare.run import Outcome, PrepareSettings, plan_set, preview_set
 from pipeline.shards.writer import StoreConfig
 from pipeline.transcode.config import TranscodeConfig
@@ -90,6 +89,18 @@ def test_a_name_that_no_file_can_have_is_a_row(tmp_path: Path) -> None:
     counts = run(source).version["counts"]
     assert (counts["clips"], counts["rejected"]) == (1, {"unreadable": 2})
     assert not run(source).is_new
+
+
+def test_links_that_lead_nowhere_end_no_plan(tmp_path: Path) -> None:
+    """A link to itself once ended the listing of the whole folder."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_numbered(folder / "a.mp4", 8)
+    (folder / "x.mp4").symlink_to("x.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere")
+    counts = run(folder).version["counts"]
+    assert (counts["clips"], counts["rejected"]) == (1, {"missing": 1, "unreadable": 1})
+    assert not run(folder).is_new
 
 
 def test_original_bytes_that_no_row_can_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import botocore.exceptions
 import pyarrow as pa
@@ -15,8 +17,11 @@ import pytest
 from pipeline.storage import retry
 from pipeline.storage.errors import errors_named, redacted
 from pipeline.storage.files import (
+    LISTING_SCHEMA,
     StorageError,
     absolute,
+    content_version,
+    content_versions,
     delete,
     exists,
     filesystem,
@@ -24,6 +29,7 @@ from pipeline.storage.files import (
     is_local_relative,
     join,
     list_files,
+    listed_in_parts,
     local_copy,
     local_path,
     read_bytes,
@@ -115,6 +121,64 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert uris == [str(tmp_path / "set" / "class" / "a.mp4"), str(tmp_path / "set" / "gone.mp4")]
 
 
+def test_what_cannot_be_looked_at_is_listed_without_a_time(tmp_path: Path) -> None:
+    """A link to itself and one that dangles end no listing; nothing about them is known, so neither is a version."""
+    (tmp_path / "good.mp4").write_bytes(b"x")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "x.mp4").symlink_to("x.mp4")
+    for listing in (list_files(str(tmp_path)), *listed_in_parts(str(tmp_path))):
+        assert [Path(uri).name for uri in listing["uri"].to_pylist()] == ["gone.mp4", "good.mp4", "x.mp4"]
+        versions = content_versions(listing).to_pylist()
+        assert (versions[0], versions[2]) == (None, None)
+        assert versions[1] == content_version(str(tmp_path / "good.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(errno.EACCES, ["a.mp4", "closed/"]), (errno.EIO, ["a.mp4", "closed/"]), (errno.ENOENT, ["a.mp4"])],
+)
+def test_a_folder_below_a_source_that_cannot_be_listed_is_named(
+    code: int, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was deleted meanwhile is not part of it. The root, and any folder of an output, must be readable."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    _refuse_to_list(tmp_path / "closed", code, monkeypatch)
+    (listing,) = listed_in_parts(str(tmp_path))
+    assert listing["uri"].to_pylist() == [str(tmp_path / expected[0]), *(f"{tmp_path}/{name}" for name in expected[1:])]
+    if code != errno.ENOENT:
+        with pytest.raises(StorageError, match=os.strerror(code).lower()):
+            list_files(str(tmp_path))
+    with pytest.raises(StorageError, match=os.strerror(code).lower()):
+        next(listed_in_parts(str(tmp_path / "closed")))
+
+
+def _refuse_to_list(folder: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode 000 does not hold root back, as which tests may run."""
+    scandir = os.scandir
+
+    def refusing(path: str | Path) -> Any:
+        if Path(path) == folder:
+            raise OSError(code, os.strerror(code))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_folders_may_lie_deeper_than_the_stack(tmp_path: Path) -> None:
+    """1,500 levels fit into the longest path that the system takes."""
+    deep = tmp_path
+    for _ in range(1500):
+        deep /= "d"
+        deep.mkdir()
+    (deep / "a.mp4").write_bytes(b"x")
+    (listing,) = listed_in_parts(str(tmp_path))
+    assert listing["uri"].to_pylist() == [str(deep / "a.mp4")]
+    (deep / "a.mp4").unlink()
+    for folder in (deep, *list(deep.parents)[: 1500 - 1]):  # pytest's own removal recurses
+        folder.rmdir()
+
+
 def test_joining_and_kinds_of_places() -> None:
     assert join("s3://bucket/", "a", "/b/") == "s3://bucket/a/b"
     assert join("/", "a") == "/a"
@@ -175,3 +239,31 @@ def _parquet() -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1, 2, 3]}), sink)
     return sink.getvalue().to_pybytes()
+
+
+# One rule for content versions: a listing and a look at the object alone agree.
+
+
+def test_a_listing_and_the_object_alone_have_the_same_version(place: str) -> None:
+    uris = [join(place, name) for name in ("a.mp4", "in a folder/b.mp4")]
+    for uri in uris:
+        write_bytes(uri, uri.encode())
+    listed = list_files(place)
+    assert dict(zip(listed["uri"].to_pylist(), content_versions(listed).to_pylist(), strict=True)) == {
+        uri: content_version(uri) for uri in uris
+    }
+    before = content_version(uris[0])
+    write_bytes(uris[0], b"another content")
+    assert content_version(uris[0]) != before
+
+
+def test_the_etag_counts_else_size_and_time() -> None:
+    rows = [("a", 1, 2, "etag"), ("b", 1, 2, ""), ("c", 1, 2, None), ("d", 1, None, None)]
+    names = LISTING_SCHEMA.names
+    listing = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=LISTING_SCHEMA)
+    assert content_versions(listing).to_pylist() == ["etag", "1-2", "1-2", None]
+
+
+def test_a_local_version_is_size_and_time_of_change(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"xyz")
+    assert content_version(str(tmp_path / "a")) == f"3-{(tmp_path / 'a').stat().st_mtime_ns}"

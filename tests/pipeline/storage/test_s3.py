@@ -125,7 +125,7 @@ def _clips(prepared: PreparedSet) -> pa.Table:
     """Every clip, by the reader of training."""
     selection = prepared.selection("all")
     reader = RowGroupReader(selection)
-    return pa.concat_tables([reader.clip(number) for number in range(len(selection.rows))])
+    return pa.concat_tables([reader.clip(number) for number in range(selection.first_clip[-1])])
 
 
 def _by_name(clips: pa.Table) -> dict[str, tuple[str, bytes]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -248,11 +250,88 @@ def test_leading_pictures_of_a_cut_stream_are_left_out_and_counted(tmp_path: Pat
         run(path, damage="refuse")
 
 
+def test_leading_pictures_can_be_kept(tmp_path: Path) -> None:
+    cell = next(cell for cell in cells(0) if (cell.container, cell.codec, cell.stamps) == ("ts", "libx264", "cut"))
+    write_cell(tmp_path / "v.ts", cell)
+    (clip,), info = run(tmp_path / "v.ts", damage="keep")
+    with av.open(str(tmp_path / "v.ts")) as container:
+        packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(video=0))
+        shown = sum(len(packet.decode()) for packet in packets)
+    assert isinstance(clip, StoredClip)
+    assert clip.num_frames == info.num_frames == shown
+    assert (info.trimmed_frames, info.damaged_frames) == (27 - shown, shown - 20)
+    (clip,), info = run(tmp_path / "v.ts", damage="keep", mode="passthrough")  # readers leave them out of such bytes
+    assert (clip.num_frames, info.trimmed_frames) == (20, 7)
+
+
 def test_damage_can_be_kept(video: Path, tmp_path: Path) -> None:
     path = damaged(video, tmp_path / "d.mp4", 0.3)
     with pytest.raises(DecodeError):
         run(path, damage="trim")
-    assert one_clip(path, damage="keep").num_frames == pytest.approx(40, abs=2)
+    (clip,), info = run(path, damage="keep")
+    assert isinstance(clip, StoredClip)
+    assert clip.num_frames == pytest.approx(40, abs=2)
+    assert 0 < info.damaged_frames < 30
+    assert run(video, damage="keep")[1].damaged_frames == 0
+    assert numbers(one_clip(video, damage="keep")) == list(range(40))
+
+
+def numbered(path: Path) -> Path:
+    """60 frames, each a key frame: what is missing of such a file spoils nothing else."""
+    flags = "frag_keyframe+empty_moov" if "fragmented" in path.name else "faststart"
+    options = {"movflags": flags} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        codec = "libvpx" if path.suffix == ".webm" else "libx264"
+        stream: Any = container.add_stream(codec, rate=30, options={"crf": "10", "g": "1", "b": "4M"})
+        stream.width = stream.height = 128
+        stream.pix_fmt = "yuv420p"
+        for image in frames_of(128, 60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["transcode", "passthrough"])
+@pytest.mark.parametrize("name", ["v.webm", "v.mkv", "v.ts", "v.mp4", "v.fragmented.mp4"])
+def test_a_file_that_was_cut_off_is_kept_up_to_its_last_frame(name: str, mode: str, tmp_path: Path) -> None:
+    path = numbered(tmp_path / name)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    (clip,), info = run(path, damage="keep", mode=mode)
+    assert isinstance(clip, StoredClip)
+    assert 30 < clip.num_frames < 42
+    assert clip.num_frames == info.num_frames
+    assert clip.end_seconds == pytest.approx(clip.num_frames / 30, abs=0.1)
+    if mode == "transcode":
+        assert numbers(clip)[:-1] == list(range(clip.num_frames - 1))
+    if name == "v.fragmented.mp4":  # promises no end, but its last packet is cut
+        assert info.damaged_frames == 1
+    elif name != "v.ts":
+        assert info.damaged_frames == pytest.approx(60 - clip.num_frames, abs=2)
+        with pytest.raises(DecodeError, match="damaged"):
+            run(path, mode=mode)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.97])
+def test_what_is_missing_in_the_middle_shifts_nothing(share: float, tmp_path: Path) -> None:
+    """20 and more packets made unreadable, also the last ones: the other frames stay at their times."""
+    path = numbered(tmp_path / "v.mp4")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    end = len(content)
+    first = int(start + share * (end - start))
+    last = min(end, int(first + 0.4 * (end - start)))
+    content[first:last] = bytes(last - first)
+    path.write_bytes(content)
+    (clip,), info = run(path, damage="keep")
+    assert isinstance(clip, StoredClip)
+    shown = numbers(clip)
+    right = [index for index, number in enumerate(shown) if index == number]
+    missing = round((last - first) / (end - start) * 60)
+    assert len(right) >= 60 - missing - 3
+    assert missing - 3 <= info.damaged_frames <= missing + 3
+    with pytest.raises(DecodeError, match="damaged"):
+        run(path)
 
 
 def test_pixels_that_are_not_square(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,8 +16,10 @@ import pytest
 
 from jobs.synthetic.motion_videos import encode
 from pipeline.decode.config import DecodeConfig, DecodeError, VideoInfo
-from pipeline.transcode.config import TranscodeConfig
+from pipeline.transcode.config import Damage, StoredClip, TranscodeConfig
 from pipeline.transcode.transcoder import IsolatedTranscoder
+from tests.support.hijacked_child import hijack, saying
+from tests.support.numbered import write_numbered
 from tests.support.transcoding import frames_of
 
 
@@ -106,3 +110,57 @@ def test_all_real_clips_have_an_outcome(real_clips: Path, transcoder: IsolatedTr
     assert outcomes["dmlc_decord__video_270.mov"] == 3
     assert sum(isinstance(outcome, int) for outcome in outcomes.values()) > 25
     assert transcoder.children_lost == 0
+
+
+def test_hours_between_pictures_are_refused_before_they_are_stored(tmp_path: Path) -> None:
+    """A few kilobytes would become 390,000 frames."""
+    times = [*np.arange(100) / 25, 15_600.0]
+    path = write_numbered(tmp_path / "bomb.mkv", len(times), times=times, b_frames=0)
+    began = time.monotonic()
+    with IsolatedTranscoder(TranscodeConfig(), DecodeConfig()) as transcoder, pytest.raises(DecodeError) as refusal:
+        list(transcoder.process(path))
+    assert refusal.value.reason == "max_repeated_frames"
+    assert time.monotonic() - began < 10
+    with IsolatedTranscoder(TranscodeConfig(), DecodeConfig(max_repeated_frames=2)) as strict:
+        slides = write_numbered(tmp_path / "slides.mkv", 8, times=np.array([0, 1, 2, 3, 4, 5, 6, 40]) / 25, b_frames=0)
+        with pytest.raises(DecodeError, match=r"is over max_repeated_frames=2$"):
+            list(strict.process(slides))
+
+
+def test_one_video_has_a_budget_of_cpu(video: Path) -> None:
+    with IsolatedTranscoder(TranscodeConfig(), DecodeConfig(max_cpu_seconds=1e-3)) as transcoder:
+        with pytest.raises(DecodeError) as refusal:
+            list(transcoder.process(video))
+        assert refusal.value.reason == "max_cpu_seconds"
+
+
+INFO = VideoInfo(64, 48, 30.0, 60, 2.0, "h264", "mov", 0)
+CLIP = StoredClip(0.0, 2.0, 64, 48, 30.0, 60, b"bytes")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("done", CLIP)],
+        [("output", INFO), ("done", CLIP)],
+        [("output", INFO), ("done", INFO)],
+        [("done", "pyav")],
+        [("output", 1), ("done", INFO)],
+        [("done", replace(INFO, width=0))],
+        [("output", replace(CLIP, width=0)), ("done", INFO)],
+        [("output", replace(CLIP, num_frames=0)), ("done", INFO)],
+        [("output", replace(CLIP, end_seconds=-1.0)), ("done", INFO)],
+        [("output", replace(CLIP, start_seconds=3.0)), ("done", INFO)],
+        [("output", replace(CLIP, fps=float("nan"))), ("done", INFO)],
+        [("output", Damage(1.0, 0.0, "")), ("done", INFO)],
+    ],
+)
+def test_outputs_that_no_video_has_are_a_crash(tmp_path: Path, messages: list[tuple[str, object]]) -> None:
+    with IsolatedTranscoder(TranscodeConfig(), DecodeConfig()) as transcoder:
+        hijack(transcoder)
+        with pytest.raises(DecodeError) as caught:
+            list(transcoder.process(saying(tmp_path / "lie.mp4", *messages)))
+        assert caught.value.reason == "crashed"
+        assert transcoder.children_lost == 1
+        told = saying(tmp_path / "truth.mp4", ("output", CLIP), ("output", Damage(0.0, 1.0, "why")), ("done", INFO))
+        assert list(transcoder.process(told)) == [CLIP, Damage(0.0, 1.0, "why"), INFO]

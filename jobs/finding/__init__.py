@@ -1,0 +1,1 @@
+"""The windows of tagged videos: their embeddings, and the nearest of them."""

@@ -1,0 +1,6 @@
+"""``python -m jobs.submit``."""
+
+from jobs.submit.command import main
+
+if __name__ == "__main__":
+    main()
