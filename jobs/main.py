@@ -51,7 +51,3 @@ def candidates(before: Sequence[str]) -> list[str]:
     if not before:
         return [*COMMANDS, "completion"]
     return [*recipe_names(before[0]), *FLAGS] if len(before) == 1 else list(FLAGS)
-
-
-if __name__ == "__main__":
-    main()
