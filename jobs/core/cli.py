@@ -288,8 +288,9 @@ def _help(command: Command[ConfigT]) -> Iterator[str]:
     usage = command.usage if recipe_names(command.name) else command.usage.removeprefix("[RECIPE] ")
     yield f"usage: python -m jobs.{command.name} {usage} [--help | --print-config | --dry-run]\n"
     yield f"{command.description}\n"
-    recipes = ", ".join(recipe_names(command.name)) or "none needed"
-    yield textwrap.fill(f"recipes: {recipes}; or the path or URI of a YAML file", HELP_WIDTH, subsequent_indent="  ")
+    names = ", ".join(recipe_names(command.name))
+    recipes = f"{names}; or the path or URI of a YAML file" if names else "the path or URI of a YAML file of your own"
+    yield textwrap.fill(f"recipes: {recipes}", HELP_WIDTH, subsequent_indent="  ")
     yield "exit codes: 0 done, 1 failed, 2 a mistake in the arguments, 3 stopped on request with finished work saved"
     for heading, keys in _topics(command):
         yield f"\n{heading}"
