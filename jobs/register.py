@@ -13,7 +13,8 @@ from typing import Any
 
 from jobs.core.cli import Command
 from jobs.core.errors import UserError
-from jobs.core.init_source import WEIGHT_FILES, is_registered
+from jobs.core.holdings import is_registered
+from jobs.core.init_source import WEIGHT_FILES
 from jobs.runs.mlflow_limits import FAILURES
 from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
 from jobs.scoring.classifier import PublicWeightsConfig, find_classifier

@@ -16,8 +16,8 @@ from torch import Tensor
 from hiera_video.weights.checkpoint_files import filled_model, read_metadata, save_model
 from jobs.checkpoints.store import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
 from jobs.core.errors import UserError
-from jobs.core.holdings import CLAIM
-from jobs.core.init_source import BEST_WEIGHTS, WEIGHTS, is_registered, local_weights
+from jobs.core.holdings import CLAIM, is_registered
+from jobs.core.init_source import BEST_WEIGHTS, WEIGHTS, local_weights
 from jobs.core.yaml_text import parse_yaml
 from jobs.runs.claim import CLAIM_ENTRIES
 from jobs.runs.tracking import TrackingConfig

@@ -32,7 +32,7 @@ from jobs.core.config import (
     slices,
 )
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
-from jobs.core.init_source import is_registered
+from jobs.core.holdings import is_registered
 from jobs.core.pushgateway import leave_facts
 from jobs.core.redaction import public
 from jobs.core.signals import stopping_on_sigterm

@@ -1,4 +1,4 @@
-"""What a path holds, for messages about a path that a command cannot use."""
+"""What a path holds, for messages about a path that a command cannot use, and which names are no paths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pipeline.storage.records import parse_json
 
 CLAIM = "run.json"
 PREPARED_SET = "dataset.json"
+REGISTRY = "models:/"
+
+
+def is_registered(init: str) -> bool:
+    """Whether ``init`` names a model of the MLflow registry."""
+    return init.startswith(REGISTRY)
 
 
 def command_of(claim: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hiera_video.weights.checkpoint_files import read_metadata
 from jobs.core.errors import UserError
-from jobs.core.holdings import holding
+from jobs.core.holdings import holding, is_registered
 from pipeline.storage.files import StorageError, absolute, join, local_copy
 from pipeline.storage.records import parse_json
 
@@ -21,15 +21,9 @@ BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best in validati
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
 RUN_LINK = "_run_id"  # end of the tags of `links_of`
-REGISTRY = "models:/"
 SAMPLING = "sampling_of_frames"  # key of a weights file: how frames were chosen in training, as JSON
 ENCODER = "encoder"  # `part` of an export that left the head out
 SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
-
-
-def is_registered(init: str) -> bool:
-    """Whether ``init`` names a model of the MLflow registry."""
-    return init.startswith(REGISTRY)
 
 
 def absolute_init(init: str) -> str:

@@ -20,6 +20,7 @@ from hiera_video.models.presets import build_model
 from hiera_video.weights.checkpoint_files import load_model, load_weights, stored_config
 from hiera_video.weights.infer_config import recognize_classifier
 from jobs.core.errors import UserError
+from jobs.core.holdings import is_registered
 from jobs.core.init_source import (
     DIGEST_CHARACTERS,
     ENCODER,
@@ -28,7 +29,6 @@ from jobs.core.init_source import (
     absolute_init,
     class_names,
     initial_metadata,
-    is_registered,
     json_entry,
     links_of,
     local_weights,

@@ -10,7 +10,9 @@ from typing import TypeVar
 from jobs.core.cli import replace
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
-from jobs.sweep.plan import COMMANDS
+
+# By name: importing them takes seconds, which every retry on the head of a cluster would pay twice.
+JOBS = ("prepare", "pretrain", "finetune", "evaluate", "tag")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,9 @@ def read_job(config_class: type[JobConfigT], command: str, words: Sequence[str])
     """
     own = list(itertools.takewhile(lambda word: "=" in word, words))
     job = tuple(words[len(own) :])
-    if not job or job[0] not in COMMANDS:
+    if not job or job[0] not in JOBS:
         raise UserError(
-            f"{' '.join(job[:1]) or 'no job'}: must be one of {', '.join(COMMANDS)}; write "
+            f"{' '.join(job[:1]) or 'no job'}: must be one of {', '.join(JOBS)}; write "
             f"`python -m jobs.{command} gpus=1 pretrain demo data=... output=...`"
         )
     return replace(load_config(config_class, command, own), job=job)

@@ -11,7 +11,8 @@ from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
 from hiera_video.analysis.flops import complexity_of
 from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.store import read_journal
-from jobs.core.init_source import is_registered, local_weights
+from jobs.core.holdings import is_registered
+from jobs.core.init_source import local_weights
 from jobs.training.config import AUTO, TrainConfig
 from jobs.training.job import Phase, TrainingJob, plan_job
 from jobs.training.start import Start

@@ -17,6 +17,7 @@ from hiera_video.weights.checkpoint_files import read_weights
 from jobs.checkpoints.store import Cursor, newest_cursor
 from jobs.core.cli import replace
 from jobs.core.errors import UserError
+from jobs.core.holdings import is_registered
 from jobs.core.init_source import (
     ENCODER,
     RUN_LINK,
@@ -24,7 +25,6 @@ from jobs.core.init_source import (
     absolute_init,
     class_names,
     initial_metadata,
-    is_registered,
     links_of,
     local_weights,
 )

@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
-from jobs.core.init_source import DIGEST_CHARACTERS, WEIGHTS, is_registered
+from jobs.core.holdings import is_registered
+from jobs.core.init_source import DIGEST_CHARACTERS, WEIGHTS
 from jobs.runs.mlflow_limits import FAILURES
 from jobs.runs.mlflow_store import refuse_other_host
 from jobs.runs.tracking import TrackingConfig, refuse_new_database, tracking_client, tracking_uri

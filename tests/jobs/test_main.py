@@ -52,6 +52,14 @@ def test_commands_recipes_and_flags_are_completed() -> None:
     assert "k400_large" not in candidates(["pretrain", "demo"])
 
 
+@pytest.mark.parametrize("name", ["prepare", "inspect", "submit", "launch", "compare", "duplicates"])
+def test_a_command_without_a_model_starts_without_torch(name: str) -> None:
+    script = f"import sys, importlib; importlib.import_module('jobs.{name}'); sys.exit('torch' in sys.modules)"
+    if (REPOSITORY / "jobs" / name).is_dir():
+        script = script.replace(f"jobs.{name}", f"jobs.{name}.command")
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=100).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`hiera-video` of a new environment that holds the wheel alone, and sees the dependencies of this one."""

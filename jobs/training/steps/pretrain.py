@@ -18,7 +18,8 @@ from hiera_video.models.presets import set_activation_checkpointing
 from hiera_video.models.random_draws import random_keep_mask, sample_uniforms
 from hiera_video.rules import Rules
 from hiera_video.weights.checkpoint_files import load_weights
-from jobs.core.init_source import is_registered, local_weights
+from jobs.core.holdings import is_registered
+from jobs.core.init_source import local_weights
 from jobs.reports.reconstruction import reconstruction_picture
 from jobs.runs.tracking import unrecorded
 from jobs.training.config import ProbedValidationConfig, TrainConfig

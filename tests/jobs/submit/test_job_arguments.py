@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.core.errors import UserError
-from jobs.submit.job_arguments import JobConfig, read_job
+from jobs.submit.job_arguments import JOBS, JobConfig, read_job
+from jobs.sweep.plan import COMMANDS
 
 
 def test_own_keys_come_first_and_the_rest_is_the_jobs() -> None:
@@ -17,3 +18,7 @@ def test_own_keys_come_first_and_the_rest_is_the_jobs() -> None:
 def test_a_line_without_a_known_job_is_refused(words: list[str]) -> None:
     with pytest.raises(UserError, match=r"must be one of prepare, pretrain.*tag; write `python -m jobs\.submit"):
         read_job(JobConfig, "submit", words)
+
+
+def test_the_jobs_are_the_commands_that_sweep_knows() -> None:
+    assert tuple(COMMANDS) == JOBS
