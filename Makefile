@@ -28,7 +28,7 @@ DOCS_READY := $(VENV)/.ready-to-document
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images setup check test test-ray test-faults test-s3 test-cluster test-deploy bench docs constraints clean
+.PHONY: help demo demo-images setup check test test-ray test-faults test-s3 test-cluster test-deploy bench audit docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,11 @@ test-faults test-s3 test-cluster test-deploy: $(DEV_READY)
 
 bench: $(DEV_READY) ## ratios side by side into build/bench.json; NAMES="a b" picks some, QUICK=1 shortens
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(NAMES)
+
+audit: $(DEV_READY) ## known faults of packages, bill of materials, linters; says what it could not reach
+	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && build/audit/bin/python -m pip install \
+		--quiet --disable-pip-version-check 'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'; } || echo "pip-audit and cyclonedx-bom could not be installed."
+	$(BIN)/python -m tests.support.audit
 
 docs: $(DOCS_READY) ## the documentation as a site in build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

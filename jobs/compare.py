@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlflow.entities import Run
-from rich.console import Console
 
-from jobs.core.cli import Command
+from jobs.core.cli import Command, print_tables
 from jobs.reports.comparison import (
     CommandTable,
     ComparedRun,
@@ -65,7 +64,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
     check_best_by(runs, config.best_by)
     commands = by_command(runs)
     tables = [command_table(command, of, config.best_by, config.columns) for command, of in commands.items()]
-    Console().print(*(terminal_table(table) for table in tables), terminal_tree(link_tree(runs)), sep="\n")
+    print_tables(*map(terminal_table, tables), terminal_tree(link_tree(runs)))
     report = {"tracking.uri": client.tracking_uri, "experiment": config.experiment, "runs": len(runs)}
     best = {f"best {command}": best_run(of, config.best_by) for command, of in commands.items()}
     report |= {key: str(value) for key, value in best.items() if value}

@@ -8,9 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 
-from jobs.core.cli import Command
+from jobs.core.cli import Command, print_tables
 from jobs.core.errors import UserError
 from jobs.reports.contact_sheet import sheet_cells
 from jobs.reports.plots import contact_sheet
@@ -52,10 +51,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
     version = read_version(data, config.version)
     stored = stored_videos(data, version)
     rejected = read_rejected(data, version["rejected"])
-    console = Console()
-    console.print(class_table(stored))
-    if len(rejected):
-        console.print(rejected_table(rejected))
+    print_tables(class_table(stored), *([rejected_table(rejected)] if len(rejected) else []))
     return set_figures(version, stored)
 
 

@@ -10,6 +10,7 @@ import warnings
 from types import TracebackType
 from typing import Any
 
+from jobs.core.events import emit_error, is_json
 from jobs.core.text import printable_lines, shown
 
 
@@ -41,10 +42,15 @@ class CleanRecord(logging.LogRecord):
 
 
 def _write(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if is_json():
+        emit_error(error or kind(), event="error")
+        return
     sys.stderr.write(printable_lines("".join(traceback.format_exception(kind, error, trace))) + "\n")
 
 
 def _write_of_thread(args: threading.ExceptHookArgs) -> None:
-    if not issubclass(args.exc_type, SystemExit):
+    if issubclass(args.exc_type, SystemExit):
+        return
+    if not is_json():
         sys.stderr.write(f"exception in thread {shown(args.thread.name if args.thread else 'unknown')}:\n")
-        _write(args.exc_type, args.exc_value, args.exc_traceback)
+    _write(args.exc_type, args.exc_value, args.exc_traceback)

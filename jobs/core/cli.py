@@ -7,16 +7,18 @@ A command is ``main()``: load the configuration, build, run, report. Exit codes:
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import platform
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +34,7 @@ from jobs.core.config import (
     slices,
 )
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
+from jobs.core.events import bind, emit, emit_error, emit_log, is_json, print_events, split_format
 from jobs.core.holdings import is_registered
 from jobs.core.pushgateway import leave_facts
 from jobs.core.redaction import public
@@ -56,7 +59,8 @@ VERSIONED = ("torch", "ray", "deepspeed", "decord", "av", "pyarrow", "mlflow", "
 FIGURES = "figures.json"
 PLAN = "plan."  # prefix of the keys of `--dry-run` alone
 HELP_WIDTH = 120
-LOOKS_ONLY = {"--help", "--print-config", "--dry-run"}
+DOCUMENTS = {"--help", "--print-config"}  # print the same whatever the format of the log
+LOOKS_ONLY = {*DOCUMENTS, "--dry-run"}
 # The keys that people set first; `--help` shows them first.
 FIRST_KEYS = ("source", "data", "init", "model", "output", "workers", "seed", "epochs", "steps", "global_batch",
               "micro_batch")  # fmt: skip
@@ -65,17 +69,36 @@ console = Console(stderr=True)
 
 def echo(message: str, *, warning: bool = False) -> None:
     """Print a line to stderr; unwrapped, because logs and `jobs.sweep` read it line by line."""
+    if is_json():
+        emit("log", message, level="warning" if warning else "info")
+        return
     print_line(("warning", "yellow") if warning else "", ": " if warning else "", shown(message))
 
 
 def print_line(*parts: str | tuple[str, str]) -> None:
     """Print a line to stderr of texts and (text, style); none of them is markup."""
+    if is_json():
+        emit_log("".join(part if isinstance(part, str) else part[0] for part in parts))
+        return
     console.print(Text.assemble(*parts), highlight=False, soft_wrap=True)
 
 
 def write(text: str, end: str = "\n") -> None:
     """Print to stdout as it is. Rich exits silently where the reader has closed the pipe (`| head`)."""
     Console().out(text, end=end, highlight=False)
+
+
+def heading(title: str) -> None:
+    """Begin a part of a command's work, on stderr."""
+    if is_json():
+        emit("stage", title)
+    else:
+        console.rule(plain(title))
+
+
+def bars_are_drawn() -> bool:
+    """Whether someone looks at stderr who wants to see bars move."""
+    return console.is_terminal and not is_json()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,26 +127,33 @@ class Command(Generic[ConfigT]):
     def __call__(self) -> None:
         """Run, and exit with one of the exit codes above."""
         clean_stderr()
-        code = 1
+        bind(program=self.name)
+        code, started = 1, time.monotonic()
         try:
             with stopping_on_sigterm("finished work is kept; run the same command to resume"):
                 _run(self, sys.argv[1:])
             code = 0
         except (UserError, StorageError) as error:
-            _log_end(self.name, "bold red", error)
+            _log_end("refused", self.name, "bold red", error)
             code = 2
         except StopRequestedError as stopped:
-            _log_end(f"{self.name} stopped on request", "yellow", stopped)
+            _log_end("stopped", f"{self.name} stopped on request", "yellow", stopped)
             code = 3
         except WorkStoppedError as stopped:
-            _log_end(f"{self.name} stopped", "bold red", stopped)
+            _log_end("failed", f"{self.name} stopped", "bold red", stopped)
         except SystemExit as ended:  # of a command that ends as another one did
             code = _exit_code(ended)
         except KeyboardInterrupt:
-            console.print(f"[yellow]{self.name} interrupted[/]")
+            print_line((f"{self.name} interrupted", "yellow"))
+        except Exception as error:
+            if not is_json():
+                raise
+            emit_error(error)
         finally:
             if not LOOKS_ONLY & set(sys.argv) and (trouble := leave_facts(self.name, code)):
                 echo(trouble, warning=True)
+        if is_json() and not DOCUMENTS & set(sys.argv):
+            emit("ended", fields={"exit_code": code, "seconds": time.monotonic() - started})
         sys.exit(code)
 
 
@@ -135,25 +165,34 @@ def _exit_code(ended: SystemExit) -> int:
     return 1
 
 
-def _log_end(prefix: str, style: str, error: Exception) -> None:
-    print_line((prefix, style), ": ", shown(error))
+def _log_end(event: str, prefix: str, style: str, error: Exception) -> None:
+    if is_json():
+        emit(event, str(error), level="info" if event == "stopped" else "error")
+    else:
+        print_line((prefix, style), ": ", shown(error))
 
 
 def _run(command: Command[ConfigT], arguments: Sequence[str]) -> None:
     flags = {argument for argument in arguments if argument.startswith("--")}
     if unknown := flags - LOOKS_ONLY:
         raise UserError(f"{min(unknown)}: unknown flag; known: --help, --print-config, --dry-run")
+    words = split_format([word for word in arguments if word not in flags])
+    if is_json() and not DOCUMENTS & flags:
+        print_events()
+        emit("started", fields={"arguments": list(arguments)})
     if "--help" in flags:
         write("\n".join(_help(command)))
         return
-    words = [word for word in arguments if word not in flags]
     plan, words = _split_plan(command, words, dry_run="--dry-run" in flags)
     config = command.load(words) if command.load else load_config(command.config_class, command.name, words)
     refuse_vanishing_output(getattr(config, "output", None))
     if "--print-config" in flags:
         write(config_yaml(config), end="")
     elif "--dry-run" in flags:
-        write(config_yaml(config))
+        if is_json():
+            emit("config", fields=config_dict(config), stream=sys.stdout)
+        else:
+            write(config_yaml(config))
         dry_run = command.dry_run or existing_paths
         report = _with_keys(lambda checked: dry_run(checked, *plan), config)
         print_report(f"{command.name}, dry run: nothing is written", report)
@@ -288,6 +327,7 @@ def _help(command: Command[ConfigT]) -> Iterator[str]:
     usage = command.usage if recipe_names(command.name) else command.usage.removeprefix("[RECIPE] ")
     yield f"usage: python -m jobs.{command.name} {usage} [--help | --print-config | --dry-run]\n"
     yield f"{command.description}\n"
+    yield "log=json prints what happens as lines of JSON, one an event (also HIERA_LOG=json in the environment)"
     names = ", ".join(recipe_names(command.name))
     recipes = f"{names}; or the path or URI of a YAML file" if names else "the path or URI of a YAML file of your own"
     yield textwrap.fill(f"recipes: {recipes}", HELP_WIDTH, subsequent_indent="  ")
@@ -317,6 +357,9 @@ def _topics(command: Command[ConfigT]) -> Iterator[tuple[str, list[KeyHelp]]]:
 
 def print_report(title: str, report: Report) -> None:
     """The figures of a run as a two-column table; below it paths and URIs, each whole on a line: a table cuts them."""
+    if is_json():
+        emit("report", title, report, stream=sys.stdout)
+        return
     figures = {key: f"{value:.4g}" if isinstance(value, float) else shown(value) for key, value in report.items()}
     paths = {key: value for key, value in figures.items() if value.startswith("/") or "://" in value}
     table = Table("", "", title=plain(title, "italic"), show_header=False, title_justify="left")
@@ -331,8 +374,31 @@ def print_report(title: str, report: Report) -> None:
 
 def print_paths(paths: Report) -> None:
     """Paths and URIs, each whole on a line."""
+    if is_json() and paths:
+        emit("files", fields=paths, stream=sys.stdout)
+        return
     for key, path in paths.items():
         write(f"{shown(key)}:\n  {shown(path)}")
+
+
+def print_tables(*tables: RenderableType) -> None:
+    """Print tables, or what else rich draws, to stdout; as events with columns and rows."""
+    if not is_json():
+        Console().print(*tables, sep="\n")
+        return
+    for table in tables:
+        emit("table", stream=sys.stdout, fields=_cells(table))
+
+
+def _cells(table: RenderableType) -> dict[str, Any]:
+    if not isinstance(table, Table):
+        drawing = Console(file=io.StringIO(), width=HELP_WIDTH, force_terminal=False)
+        with drawing.capture() as captured:
+            drawing.print(table)
+        return {"text": captured.get()}
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return {"title": str(table.title or ""), "columns": [str(column.header) for column in table.columns], "rows": rows}
 
 
 def versions() -> dict[str, str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
-from jobs.core.cli import Command, console, echo, print_line, replace
+from jobs.core.cli import Command, bars_are_drawn, echo, heading, print_line, replace
 from jobs.core.config import config_yaml
 from jobs.core.errors import UserError
-from jobs.core.process_memory import watch_memory
+from jobs.demo.process_memory import watch_memory
 from jobs.demo.stages import FOLDERS, LABELS_FILE, STAGES, missing_labels, run_stage, stage_arguments
 from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.synthetic.scene_images import cut_scene_images
@@ -97,11 +97,13 @@ def rendered(config: DemoConfig) -> str:
     folder = Path(absolute(config.output)) / f"{config.media}s-{config.videos}-{config.difficulty:g}-{config.seed}"
     if (folder / LABELS_FILE).exists():  # written last
         return str(folder)
-    console.rule("render")
+    heading("render")
     if config.media == "image":
         cut_scene_images(folder, config.videos, config.seed, annotations=LABELS_FILE)
     else:
-        render_motion_videos(folder, config.videos, config.seed, config.difficulty, progress=True, annotations=True)
+        render_motion_videos(
+            folder, config.videos, config.seed, config.difficulty, progress=bars_are_drawn(), annotations=True
+        )
     return str(folder)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jobs import compare, evaluate, finetune, pretrain, tag
-from jobs.core.cli import Command, console, print_line, run_and_report
+from jobs.core.cli import Command, heading, print_line, run_and_report
 from jobs.core.config import load_config
+from jobs.core.events import bound
 from jobs.core.text import shown
 from jobs.prepare import command as prepare
 from jobs.runs.sqlite_uri import sqlite_uri
@@ -89,8 +90,9 @@ def stage_arguments(stage: Stage, output: str, source: str, seed: int, media: Me
 
 def run_stage(command: Command[Any], arguments: Sequence[str]) -> Mapping[str, Any]:
     """Run one stage as its command would, and print that command; returns its report."""
-    console.rule(command.name)
+    heading(command.name)
     words = f"python -m jobs.{command.name} {shlex.join(arguments)}"
     print_line((shown(words), "dim"))
     config = load_config(command.config_class, command.name, arguments)
-    return run_and_report(command, config)
+    with bound(command.name):
+        return run_and_report(command, config)

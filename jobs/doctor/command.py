@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow.exceptions import MlflowException
-from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.core.cli import Command, write
+from jobs.core.cli import Command, print_tables, write
+from jobs.core.events import is_json
 from jobs.core.ray_cluster import connect
 from jobs.core.redaction import without_secrets
 from jobs.doctor.cluster import DRIVER, cluster_findings
@@ -49,10 +49,10 @@ def run(config: DoctorConfig) -> dict[str, Any]:
         *cluster_findings(absolute(config.output) if config.output else None),
         *mlflow_findings(config.tracking),
     ]
-    if config.json:
+    if config.json and not is_json():
         write(as_json(findings))
     else:
-        Console().print(as_table(findings))
+        print_tables(as_table(findings))
     wrong = sum(not finding.ok for finding in findings)
     if wrong or config.json:
         sys.exit(bool(wrong))

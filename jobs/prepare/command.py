@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from jobs.core.cli import Command, console, finish
+from jobs.core.cli import Command, finish
 from jobs.core.config import config_dict
 from jobs.core.errors import WorkStoppedError
 from jobs.core.ray_cluster import connect
@@ -17,6 +13,7 @@ from jobs.core.signals import keeping_finished_work
 from jobs.prepare.config import PrepareConfig
 from jobs.prepare.report import nothing_usable, preparation_report
 from jobs.runs.claim import FREE_KEYS, Claim, claim_output, release_output
+from jobs.runs.progress import counted
 from jobs.runs.tracking import data_tags, recorded, start_run
 from pipeline.manifest.errors import InputError
 from pipeline.prepare.run import Outcome, PlannedSet, finish_set, plan_set, preview_set
@@ -47,7 +44,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         config.tracking, command="prepare", run_key=claim.run_key, output=config.output, params=config_dict(config)
     )
     kept = "finished videos are kept, the same command resumes"
-    with recorded(tracking), keeping_finished_work(kept), _progress_bar() as progress:
+    with recorded(tracking), keeping_finished_work(kept), counted("preparing", "videos") as progress:
         outcome = finish_set(planned, config.workers, progress)
     report = preparation_report(outcome, config.source, config.media)
     figures = {key: value for key, value in report.items() if type(value) in (int, float)}
@@ -95,14 +92,6 @@ def _excluded(given: str | None) -> list[str]:
     if not given.lower().endswith(".txt"):
         return [given]
     return [line.strip() for line in read_text(given).split("\n") if line.strip()]
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Any]:
-    columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 main = Command("prepare", PrepareConfig, run_for_clips, description=__doc__ or "", dry_run=dry_run)

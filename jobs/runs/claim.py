@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.core.config import config_dict, flatten
 from jobs.core.errors import UserError
+from jobs.core.events import bind
 from jobs.core.holdings import CLAIM, command_of, with_article
 from jobs.runs.fencing import generation_numbers
 from jobs.runs.tracking import source_tags
@@ -66,6 +67,7 @@ def read_claim(output: str, config: Any, *, free_keys: Collection[str] = FREE_KE
         return None
     _refuse_other_command(output, command_of(existing), _command(config))
     refuse_difference(output, existing["config"], _settings(config, free_keys))
+    bind(run_key=existing["run_key"])
     return Claim(existing["run_key"], resumed=True, pins=existing["pins"])
 
 
@@ -88,6 +90,7 @@ def new_claim(output: str, config: Any, pins: Mapping[str, Any], *, free_keys: C
     except StorageError as error:
         raise UserError(f"output={output}: cannot be written ({error}); give a path or URI that can be") from error
     if created:
+        bind(run_key=str(claim["run_key"]))
         return Claim(str(claim["run_key"]), resumed=False, pins=pinned)
     # A conditional write decides the race: of two commands started at once one creates the claim, the other one reads
     # it. If it was released in between, the claim is free again.

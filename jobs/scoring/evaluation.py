@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
-from rich.progress import track
 
-from jobs.core.cli import console, echo
+from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.reports.confusion import confused_pairs_picture, confusion_picture
+from jobs.runs.progress import tracked
 from jobs.scoring.classifier import ClassifierWeights
 from jobs.scoring.config import EvaluateConfig
 from jobs.scoring.metrics import PREDICTION_SCHEMA, confusion, predictions
@@ -48,7 +48,7 @@ def clip_predictions(
     """A row for every clip of the split (`jobs.scoring.metrics.predictions`), by clip id."""
     batches = evaluation_graph(config, weights, prepared).iter_batches(batch_size=None, batch_format="pyarrow")
     number = prepared.num_clips(config.split) * config.views.views
-    views = track((row for batch in batches for row in batch.to_pylist()), "scoring views", number, console=console)
+    views = tracked((row for batch in batches for row in batch.to_pylist()), "scoring", "views", number)
     with_truth = (row | {"truth": logits_of_labels[row["label"]]} for row in views)
     rows = predictions(with_truth, weights.classes, config.views.views)
     return sorted(rows, key=lambda row: int(row["clip_id"]))

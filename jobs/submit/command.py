@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.core.cli import Command, echo
 from jobs.core.errors import StopRequestedError
+from jobs.core.events import format_words
 from jobs.submit.followed_job import connected, exit_code, followed, submitted
 from jobs.submit.job_arguments import JobConfig, read_job
 
@@ -44,7 +45,7 @@ class SubmitConfig(JobConfig):
     @property
     def entrypoint(self) -> str:
         """What Ray runs on the head."""
-        return shlex.join(["python", "-m", "jobs.launch", f"gpus={self.gpus}", *self.job])
+        return shlex.join(["python", "-m", "jobs.launch", f"gpus={self.gpus}", *format_words(), *self.job])
 
 
 def read_arguments(words: Sequence[str]) -> SubmitConfig:

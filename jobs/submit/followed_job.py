@@ -12,6 +12,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.core.cli import echo, write
 from jobs.core.errors import UserError, WorkStoppedError
+from jobs.core.events import is_json, relay
 from jobs.core.text import printable_part
 from pipeline.storage.errors import first_line
 
@@ -77,13 +78,26 @@ def print_log(client: JobSubmissionClient, job_id: str) -> None:
     """Print what a job prints, until it ends or the connection does; `ended` reports the second."""
 
     async def tail() -> None:
+        rest = ""
         async for lines in client.tail_job_logs(job_id):
-            write(printable_part(lines), end="")
+            rest = passed_on(rest + lines)
+        passed_on(f"{rest}\n" if rest else "")
 
     try:
         asyncio.run(tail())
     except (RuntimeError, ClientError) as error:
         echo(f"submit: the log of {job_id} is printed no further: {first_line(error)}", warning=True)
+
+
+def passed_on(lines: str) -> str:
+    """Print a part of a job's log; as events only the lines that are whole, and what is left over."""
+    if not is_json():
+        write(printable_part(lines), end="")
+        return ""
+    *whole, rest = lines.split("\n")
+    for line in filter(None, whole):
+        relay(line)
+    return rest
 
 
 def ended(client: JobSubmissionClient, job_id: str, seconds: float) -> JobDetails:

@@ -13,7 +13,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -77,13 +77,21 @@ def first_heartbeat(rank: int = 0) -> Heartbeat:
     return Heartbeat(rank, socket.gethostname(), node_id, os.getpid(), stacks_on_signal())
 
 
+class Line(NamedTuple):
+    """A line for the person at the driver."""
+
+    text: str
+    figures: dict[str, Any] | None = None
+    """The journal line of the step that it shows, if it shows one."""
+
+
 class Coordinator:
     """Holds what the driver requested of the workers, and what they posted since its last poll."""
 
     def __init__(self) -> None:
         self._generation = 0
         self._stop_request = StopReason.NONE
-        self._lines: list[str] = []
+        self._lines: list[Line] = []
         self._figures: list[dict[str, Any]] = []
         self._steps = 0
         self._result: dict[str, Any] | None = None
@@ -105,7 +113,7 @@ class Coordinator:
     def post(self, generation: int, line: str, steps: int, figures: dict[str, Any] | None = None) -> None:
         """Add a line for the person at the driver (empty: none), how many steps are done, a step's journal line."""
         if line:
-            self._lines.append(line)
+            self._lines.append(Line(line, figures))
         if generation != self._generation:
             return
         self._steps = steps
@@ -124,7 +132,7 @@ class Coordinator:
         """How the group ended; None while it runs, or when it died."""
         return self._result
 
-    def take(self) -> tuple[list[str], list[dict[str, Any]], int, dict[int, Heartbeat]]:
+    def take(self) -> tuple[list[Line], list[dict[str, Any]], int, dict[int, Heartbeat]]:
         """Lines and journal lines since the last call, the steps done, and the ranks' last heartbeats."""
         lines, self._lines = self._lines, []
         figures, self._figures = self._figures, []

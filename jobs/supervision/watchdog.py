@@ -16,12 +16,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from jobs.core.cli import console
+from jobs.core.cli import bars_are_drawn, console
 from jobs.core.errors import TrainingStoppedError
+from jobs.core.events import emit, emit_log, is_json
 from jobs.core.text import shown
 from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.capacity import WorkerCapacity
-from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopReason, elapsed_minutes
+from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, Line, StopReason, elapsed_minutes
 from jobs.supervision.hosts import draining_hosts, hosts_of_actors
 from jobs.supervision.stack_dump import stack_of, take_stacks_and_kill, waits_for_others
 from pipeline.storage.files import StorageError, join, write_bytes
@@ -94,7 +95,19 @@ class Watchdog:
 
     def log(self, *lines: str) -> None:
         """Print lines above the progress bar."""
+        if is_json():
+            for line in lines:
+                emit_log(line, step=self._steps)
+            return
         self._progress.console.print(Text("\n".join(map(shown, lines))), highlight=False, soft_wrap=True)
+
+    def _log_line(self, line: Line) -> None:
+        """Print what a worker posted; of a step the figures, but not the samples that it took."""
+        if line.figures and is_json():
+            figures = {key: value for key, value in line.figures.items() if key != "sample_ids"}
+            emit("step", line.text, figures, step=figures["step"])
+        else:
+            self.log(line.text)
 
     def result(self) -> dict[str, Any] | None:
         """How the group ended; None when it died."""
@@ -182,7 +195,7 @@ class Watchdog:
     def _poll(self) -> None:
         lines, figures, steps, heartbeats = ray.get(self.coordinator.take.remote())
         for line in lines:
-            self.log(line)
+            self._log_line(line)
         if self.lost is None:  # else another job sends these steps
             self._on_steps(figures)
         if _progress_of(heartbeats) != _progress_of(self._heartbeats):
@@ -288,4 +301,4 @@ def slow_ranks(heartbeats: Mapping[int, Heartbeat], stacks: Mapping[int, str]) -
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not bars_are_drawn())

@@ -18,6 +18,7 @@ import torch
 
 from jobs.core.cli import print_line
 from jobs.core.errors import StopRequestedError
+from jobs.core.events import is_json, relay
 from jobs.core.ray_cluster import LOCAL_CPUS, connect
 from jobs.core.signals import stopping_on_sigterm
 from jobs.core.text import shown
@@ -75,7 +76,7 @@ class Children:
         for line in process.stdout:
             if line.strip():
                 last_line = line.rstrip()
-                print_line((shown(child.name), "dim"), " ", shown(last_line))
+                last_line = passed_on(child.name, last_line)
         code = process.wait()
         if code < 0:  # killed, so its last line is not the reason
             last_line = f"by {signal.Signals(-code).name}"
@@ -102,6 +103,14 @@ class Children:
             self.stopping.set()
             for process in self._running:
                 process.terminate()  # does nothing to one that has ended
+
+
+def passed_on(child: str, line: str) -> str:
+    """Print a child's line; what the line says."""
+    if is_json():
+        return relay(line, {"child": child})
+    print_line((shown(child), "dim"), " ", shown(line))
+    return line
 
 
 def parallel_runs(config: Any) -> int:

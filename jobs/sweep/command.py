@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-
-from jobs.core.cli import Command
+from jobs.core.cli import Command, print_tables
 from jobs.core.config import config_dict, flatten
 from jobs.runs.claim import claim_output, is_free
 from jobs.runs.tracking import PARENT_RUN_VARIABLE, recorded, start_run, tracking_uri
@@ -62,7 +60,7 @@ def run(config: SweepConfig) -> dict[str, Any]:
         outcomes = processes.run_all(children, config.parallel or parallel_runs(first))
         rows = [result_row(child, outcome) for child, outcome in zip(children, outcomes, strict=True)]
         write_bytes(join(output, "children.csv"), as_csv(rows))
-        Console().print(summary_table(config.job, list(children[0].values), rows))
+        print_tables(summary_table(config.job, list(children[0].values), rows))
         refuse_unfinished(children, outcomes)
     tracking.log_metrics({"children": len(children)})
     tracking.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.progress import MofNCompleteColumn, Progress
 
-from jobs.core.cli import console, echo
+from jobs.core.cli import echo
 from jobs.core.errors import StopRequestedError, TooManyFailuresError, UserError, WorkStoppedError
 from jobs.core.signals import stopping_on_sigterm
 from jobs.runs.claim import refuse_difference
+from jobs.runs.progress import counted
 from jobs.tagging.committer import Committer
 from jobs.tagging.config import ScoringPlan, TagConfig
 from jobs.tagging.failure_budget import FailureBudget
@@ -35,7 +35,6 @@ from pipeline.tagging.schema import TAGS
 from pipeline.tagging.source import SourceListing, deleted, list_source, new_or_changed, vanished
 from pipeline.tagging.tables import TagTables, create_tables, open_tables
 
-LOG_SECONDS = 20.0
 KEPT = "finished videos are kept, the same command resumes"
 
 
@@ -183,7 +182,7 @@ def tag_part(job: TagJob, part: pa.Table, runner: TaskRunner, committer: Committ
     tasks = cut_into_tasks(part, job.config.videos_per_task, last=suspects)
     budget = FailureBudget(job.config.max_failed_share, len(part))
     missing, waiting = set(range(len(tasks))), len(part)
-    with progress_bar(len(part)) as show:
+    with counted("tagging", "videos", len(part)) as show:
         for finished in runner.tag(order_of_reading(tasks, suspects)):
             job.log.check()
             missing.remove(finished.number)
@@ -194,7 +193,7 @@ def tag_part(job: TagJob, part: pa.Table, runner: TaskRunner, committer: Committ
             figures.windows += finished.windows
             waiting -= finished.num_videos
             record_windows(finished.outcomes, waiting)
-            show(finished.num_videos)
+            show(len(part) - waiting, len(part))
     budget.warn()
     if missing:
         raise WorkStoppedError(f"{len(missing)} tasks have no result; {KEPT}")
@@ -228,21 +227,3 @@ def replaced(task: pa.Table) -> pa.Table:
     """``uri, video_id`` of the rows that those of a task replace."""
     old = task.filter(pc.is_valid(task["replaces"]))
     return pa.table({"uri": old["uri"], "video_id": old["replaces"]})
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Videos done: a bar on a terminal, a line now and then in a log."""
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        bar = progress.add_task("tagging videos", total=total)
-        logged_at, done = time.monotonic(), 0
-
-        def show(videos: int) -> None:
-            nonlocal logged_at, done
-            done += videos
-            progress.update(bar, completed=done)
-            if not console.is_terminal and time.monotonic() - logged_at > LOG_SECONDS:
-                logged_at = time.monotonic()
-                console.print(f"{done} of {total} videos are tagged")
-
-        yield show

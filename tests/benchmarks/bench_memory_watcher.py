@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from hiera_video.models.presets import create_model
-from jobs.core.process_memory import SECONDS_BETWEEN_SAMPLES, process_tree_bytes, watch_memory
+from jobs.demo.process_memory import SECONDS_BETWEEN_SAMPLES, process_tree_bytes, watch_memory
 
 WORKERS = 2
 WITHOUT_PAUSE = 0.001

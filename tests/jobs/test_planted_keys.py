@@ -127,8 +127,10 @@ def test_planted_keys_stay_where_they_are(folder: Path) -> None:
         # A dead server costs no run; a secret in its address is refused, and does not come back in the message.
         train = pretrain_keys(folder / "set", folder / "pretrain", "steps=2")
         assert ran(folder, "jobs.pretrain", *train, f"tracking.uri={dead.url}").returncode == 0
-        refused = ran(folder, "jobs.pretrain", *train, f"tracking.uri=http://someone:{IN_A_URI}@host")
-        assert (refused.returncode, b"tracking.uri" in refused.stderr) == (2, True)
+        for log in ("text", "json"):
+            uri = f"tracking.uri=http://someone:{IN_A_URI}@host"
+            refused = ran(folder, "jobs.pretrain", *train, uri, f"log={log}")
+            assert (refused.returncode, b"tracking.uri" in refused.stderr) == (2, True)
         in_environment = {"MLFLOW_TRACKING_URI": f"http://someone:{IN_A_URI}@127.0.0.1:{dead.url.rpartition(':')[2]}"}
         assert ran(folder, "jobs.compare", **in_environment).returncode != 0
         assert ran(folder, "jobs.tag", *tag, store).returncode == 0
@@ -136,7 +138,7 @@ def test_planted_keys_stay_where_they_are(folder: Path) -> None:
         assert unreachable.returncode == 2
         failed = ran(folder, "jobs.tag", tag[1], f"init={folder / 'none.pth'}", f"output={folder / 'no'}", store)
         assert failed.returncode == 2
-        sent = ran(folder, "jobs.sync", f"output={folder / 'pretrain'}", store)
+        sent = ran(folder, "jobs.sync", f"output={folder / 'pretrain'}", store, HIERA_LOG="json")
         assert sent.returncode == 0, sent.stderr
     assert watch.children
     assert watch.workers

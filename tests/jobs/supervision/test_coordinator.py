@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopReason
+from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, Line, StopReason
 
 
 def heartbeat(rank: int, step: int = 0) -> Heartbeat:
@@ -27,7 +27,7 @@ def test_lines_are_given_once_and_the_state_every_time(coordinator: Coordinator)
     coordinator.beat(2, heartbeat(1, 7))
     coordinator.beat(2, heartbeat(0, 7))
     beats = {0: heartbeat(0, 7), 1: heartbeat(1, 7)}
-    assert coordinator.take() == (["first"], [{"loss": 1.0}, {"loss": 0.5}], 7, beats)
+    assert coordinator.take() == ([Line("first", {"loss": 1.0})], [{"loss": 1.0}, {"loss": 0.5}], 7, beats)
     assert coordinator.take() == ([], [], 7, beats)
 
 
@@ -35,7 +35,7 @@ def test_a_group_that_was_replaced_is_heard_but_not_counted(coordinator: Coordin
     coordinator.post(1, "warning: late", 9, {"loss": 9.0})
     coordinator.beat(1, heartbeat(3))
     coordinator.end(1, {"steps": 9})
-    assert coordinator.take() == (["warning: late"], [], 5, {})
+    assert coordinator.take() == ([Line("warning: late", {"loss": 9.0})], [], 5, {})
     assert coordinator.result() is None
 
 

@@ -16,8 +16,9 @@ from ray.exceptions import ActorDiedError, RpcError
 from jobs.core.errors import TrainingStoppedError
 from jobs.runs.fencing import FencingToken, SupersededError, acquire_token
 from jobs.supervision import watchdog as module
-from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, StopReason
+from jobs.supervision.coordinator import Activity, Coordinator, Heartbeat, Line, StopReason
 from jobs.supervision.watchdog import Watchdog
+from tests.support.events import events
 
 
 class FakeRay:
@@ -132,7 +133,7 @@ def test_what_an_older_group_posts_does_not_count() -> None:
     coordinator.begin(2, 4)
     coordinator.post(2, "", 5, {"step": 5})
     coordinator.post(1, "a warning", 9, {"step": 9})
-    assert coordinator.take() == (["a warning"], [{"step": 5}], 5, {})
+    assert coordinator.take() == ([Line("a warning", {"step": 9})], [{"step": 5}], 5, {})
 
 
 def test_storage_that_blocks_does_not_end_the_watch(
@@ -158,6 +159,26 @@ def test_a_silent_cluster_and_a_torn_record_are_reported_once_and_the_watchdog_c
         ray.coordinator.post(token.generation, "", 7)
         wait_until(lambda: watchdog._steps == 7)
     assert capsys.readouterr().err.count("the watchdog continues after") == 1
+
+
+def test_events_have_the_step_and_its_figures(
+    ray: FakeRay, token: FencingToken, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIERA_LOG", "json")
+    with watch_over(token) as watchdog:
+        ray.coordinator.post(
+            token.generation, "step 7/10  loss 0.5", 7, {"step": 7, "loss": 0.5, "sample_ids": ["a#0"]}
+        )
+        ray.coordinator.post(token.generation, "", 8, {"step": 8, "loss": 0.4})
+        wait_until(lambda: watchdog._steps == 8)
+        ray.coordinator.post(token.generation, "warning: slow storage", 8)
+        ray.coordinator.post(token.generation, "", 9)
+        wait_until(lambda: watchdog._steps == 9)
+    begun, step, slow = events(capsys.readouterr().err)
+    assert begun["message"] == f"generation {token.generation}: 1 worker from step 0 on"
+    assert (step["event"], step["step"], step["message"]) == ("step", 7, "step 7/10  loss 0.5")
+    assert step["fields"] == {"step": 7, "loss": 0.5}
+    assert (slow["level"], slow["message"]) == ("warning", "slow storage")
 
 
 def test_a_dead_coordinator_ends_the_workers_and_is_reported(ray: FakeRay, killed: Killed, token: FencingToken) -> None:

@@ -21,7 +21,9 @@ from jobs.runs.tracking import TrackingConfig, tracking_client
 from jobs.training.start import preview
 from jobs.training.steps.finetune import FinetuneConfig
 from pipeline.shards.reader import open_prepared
+from tests.support.events import events
 from tests.support.golden_losses import GLOBAL_BATCH, GOLDEN, STEPS, TINY, pretrain_config, write_tiny_set
+from tests.support.runs import pretrain_keys, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
 
@@ -171,3 +173,20 @@ def test_a_pickle_planted_as_weights_is_refused_and_runs_nothing(
     with weights.open("rb") as file:  # the planted pickle does work
         torch.load(file, weights_only=False) if form == "torch" else pickle.load(file)  # noqa: S301 our own
     assert mark.exists()
+
+
+def test_every_line_of_a_run_is_an_event(prepared: str, tmp_path: Path) -> None:
+    """Of the whole command, with Ray, DeepSpeed and MLflow in it."""
+    keys = pretrain_keys(Path(prepared), tmp_path / "run", "steps=4", "workers=1", "log=json")
+    done = run("jobs.pretrain", *keys)
+    assert done.returncode == 0, done.stderr
+    printed = events(done.stderr)
+    assert [line["event"] for line in printed][:1] == ["started"]
+    assert (printed[-1]["event"], printed[-1]["fields"]["exit_code"]) == ("ended", 0)
+    steps = [line for line in printed if line["event"] == "step"]
+    assert [line["step"] for line in steps][-1] == 4
+    run_key = json.loads((tmp_path / "run" / "run.json").read_text())["run_key"]
+    assert {line["run_key"] for line in steps} == {run_key}
+    assert steps[-1]["fields"]["loss"] == losses(tmp_path / "run")[-1]
+    (report, *_) = events(done.stdout)
+    assert (report["event"], report["fields"]["steps"]) == ("report", 4)

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs.core import process_memory
-from jobs.core.process_memory import PeakMemory, cgroup_peak_bytes, process_tree_bytes, watch_memory
+from jobs.demo import process_memory
+from jobs.demo.process_memory import PeakMemory, cgroup_peak_bytes, process_tree_bytes, watch_memory
 
 MIB = 2**20
 
