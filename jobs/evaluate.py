@@ -26,7 +26,7 @@ from jobs.scoring.compatibility import (
 )
 from jobs.scoring.config import EvaluateConfig
 from jobs.scoring.evaluation import clip_predictions, count_rejected, write_pictures, write_predictions
-from jobs.scoring.metrics import figures
+from jobs.scoring.metrics import figures, worded_for
 from jobs.weights.model_config import refuse_other_media
 from jobs.weights.registry import initial_file
 from pipeline.shards.reader import PreparedSet, open_prepared
@@ -91,7 +91,7 @@ def score(
     started = time.monotonic()
     rows = clip_predictions(config, weights, prepared, logits_of_labels)
     speed = len(rows) * config.views.views / (time.monotonic() - started)
-    report = {**asdict(figures(rows, weights.classes)), **rejected, "views_per_second": speed}
+    report = worded_for(prepared.media, asdict(figures(rows, weights.classes)) | rejected | {"views_per_second": speed})
     write_predictions(output, rows)
     write_figures(output, report)  # before the pictures, which must not cost the scores
     tracking.log_metrics({key: value for key, value in report.items() if type(value) in (int, float)}, step=0)

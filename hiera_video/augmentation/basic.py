@@ -101,18 +101,20 @@ def _by_colour(values: Sequence[float], pixels: Tensor) -> Tensor:
     return torch.tensor(values, device=pixels.device).view(1, -1, *[1] * (pixels.ndim - 2))
 
 
-def augment(pixels: Tensor, config: AugmentConfig, flip_noise: Tensor | None = None) -> Tensor:
-    """Random changes of normalised pixels ``[B, 3, (T), H, W]``; the same for all frames of a sample.
+def augment(frames: Tensor, config: AugmentConfig, flip_noise: Tensor | None = None) -> Tensor:
+    """Random changes of decoded frames, uint8 ``[B, (T), H, W, 3]``; the same for all frames of a sample.
+
+    Before they are normalised (`model_input`), which changes no pixel otherwise: bytes are a quarter of the memory.
 
     Args:
         flip_noise: uniform numbers ``[B]``, for instance `sample_uniforms(seeds, 1)[:, 0]`; drawn when missing.
     """
     if config.horizontal_flip == 0.0:
-        return pixels
+        return frames
     if flip_noise is None:
-        flip_noise = torch.rand(pixels.shape[0], device=pixels.device)
-    flipped = (flip_noise.to(pixels.device) < config.horizontal_flip).view(-1, *[1] * (pixels.ndim - 1))
-    return torch.where(flipped, pixels.flip(-1), pixels)
+        flip_noise = torch.rand(frames.shape[0])
+    mirrored = (flip_noise < config.horizontal_flip).tolist()
+    return torch.stack([sample.flip(-2) if flip else sample for sample, flip in zip(frames, mirrored, strict=True)])
 
 
 def random_erase(pixels: Tensor, probability: float, seeds: Sequence[int]) -> Tensor:

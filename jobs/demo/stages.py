@@ -50,11 +50,11 @@ STAGES = (
     ),
     Stage(
         evaluate.main, "{evaluation} data={set} init={finetune} output={evaluate} tracking.uri={tracking}",
-        "top1 top5 videos_scored confusion",
+        "top1 top5 videos_scored images_scored confusion",
     ),
     Stage(
         tag.main, "demo source={source} init={finetune} output={tag} tracking.uri={tracking}",
-        "videos windows failed_videos report",
+        "videos windows failed_videos animations report",
     ),
     Stage(compare.main, "tracking.uri={tracking}"),
 )  # fmt: skip

@@ -73,6 +73,7 @@ def _image_cards(report: Row) -> dict[str, str]:
         "images per second": f"{report['windows_per_second']:.2f}",
         "in this run": duration(report["seconds"]),
         "images failed": f"{report['failed_videos']:,}",
+        "animations, by their first frame": f"{report['animations']:,}",
         "attempts lost": f"{report['attempts_lost']:,}",
     }
 

@@ -20,11 +20,13 @@ from hiera_video.metrics.classification import (
     confusion_matrix,
     expected_calibration_error,
 )
+from pipeline.media import Media
 from pipeline.schema import OK
 
 TOP = 5
 UNLABELLED_STATUS = "unlabelled"
 MISSING_VIEWS = "missing_views"
+REPEATING = "videos_that_repeat_frames"
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -46,7 +48,7 @@ falling ``scores``. ``repeats_frames``: some view has a frame more than once, be
 
 @dataclass(frozen=True)
 class EvaluationFigures:
-    """The quality of a classifier on a set."""
+    """The quality of a classifier on a set. Of images the report has them by other names (`worded_for`)."""
 
     top1: float
     """Share of scored videos whose label (one of them, where there are several) has the highest score."""
@@ -110,6 +112,16 @@ def figures(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Evalua
         videos_not_scored=left_out.total(),
         not_scored_by_reason=dict(left_out.most_common()),
     )
+
+
+def worded_for(media: Media, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures under the names of what was scored: ``images_scored`` for ``videos_scored``, and so on.
+
+    An image has one frame: that it repeats none is no figure.
+    """
+    if media == "video":
+        return dict(report)
+    return {name.replace("videos", "images"): value for name, value in report.items() if name != REPEATING}
 
 
 def confusion(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> torch.Tensor:

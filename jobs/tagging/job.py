@@ -135,7 +135,8 @@ def tag_listing(job: TagJob, listing: SourceListing, known: KnownVideos) -> Figu
     parts = new_or_changed(listing, known, job.config.videos_at_once)
     first, old = next(parts, None), deleted(listing, known)
     if first is None and not len(old):
-        echo(f"nothing new: all {len(listing.videos)} videos of {job.config.source} are tagged in {job.output}")
+        count, source = f"{len(listing.videos)} {job.plan.weights.media}s", job.config.source
+        echo(f"nothing new: all {count} of {source} are tagged in {job.output}")
         return None
     figures, started = Figures(deleted=len(old)), time.monotonic()
     tables = create_tables(job.output, job.plan.settings())
@@ -182,7 +183,7 @@ def tag_part(job: TagJob, part: pa.Table, runner: TaskRunner, committer: Committ
     tasks = cut_into_tasks(part, job.config.videos_per_task, last=suspects)
     budget = FailureBudget(job.config.max_failed_share, len(part))
     missing, waiting = set(range(len(tasks))), len(part)
-    with counted("tagging", "videos", len(part)) as show:
+    with counted("tagging", f"{job.plan.weights.media}s", len(part)) as show:
         for finished in runner.tag(order_of_reading(tasks, suspects)):
             job.log.check()
             missing.remove(finished.number)

@@ -23,7 +23,7 @@ from pipeline.tagging.source import SourceListing
 def summary(job: TagJob, listing: SourceListing, figures: Figures | None) -> dict[str, Any]:
     """The content of the output now, and the work of this run."""
     table = open_table(join(job.output, TAGS))
-    videos = read_videos(job.output, ["status", "error_class"]) if table else None
+    videos = read_videos(job.output, ["status", "error_class", "frames"]) if table else None
     statuses = counts(videos["status"]) if videos else {}
     work = figures or Figures()
     return {
@@ -34,6 +34,7 @@ def summary(job: TagJob, listing: SourceListing, figures: Figures | None) -> dic
         "failed_videos": sum(statuses.values()) - statuses.get(OK, 0) - statuses.get(PARTIAL, 0),
         "videos_by_status": statuses,
         "failures_by_reason": counts(videos["error_class"].drop_null()) if videos else {},
+        **({"animations": animations(videos)} if job.plan.weights.media == "image" else {}),
         "files_skipped": dict(listing.skipped),
         "videos_done": work.videos,
         "videos_deleted": work.deleted,
@@ -42,6 +43,14 @@ def summary(job: TagJob, listing: SourceListing, figures: Figures | None) -> dic
         "seconds": work.seconds,
         "windows_per_second": work.windows / work.seconds if work.seconds else 0.0,
     }
+
+
+def animations(videos: pa.Table | None) -> int:
+    """Images of which the first of several frames or pages was tagged."""
+    if videos is None:
+        return 0
+    several = pc.and_(pc.greater(videos["frames"], 1), pc.equal(videos["status"], OK))
+    return int(pc.sum(several).as_py() or 0)
 
 
 def counts(values: pa.ChunkedArray) -> dict[str, int]:

@@ -24,13 +24,16 @@ class MemoryFile:
         """Under which this process can open it."""
         return f"/proc/self/fd/{self.file}"
 
-    def store(self, content: Bytes) -> str:
-        """Replace the content; returns the path."""
-        view = memoryview(content).cast("B")
-        os.ftruncate(self.file, len(view))
-        written = 0
-        while written < len(view):  # Linux writes at most 2 GiB at once
-            written += os.pwrite(self.file, view[written:], written)
+    def store(self, *contents: Bytes) -> str:
+        """Replace the content, by one or by several in turn; returns the path."""
+        views = [memoryview(content).cast("B") for content in contents]
+        os.ftruncate(self.file, sum(map(len, views)))
+        start = 0
+        for view in views:
+            written = 0
+            while written < len(view):  # Linux writes at most 2 GiB at once
+                written += os.pwrite(self.file, view[written:], start + written)
+            start += len(view)
         return self.path
 
     def close(self) -> None:

@@ -6,17 +6,18 @@ No clip is replaced: one that cannot be decoded gives rows with the reason. Lege
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 from ray.data.extensions import ArrowTensorArray
 
 from pipeline.datasets.train import decoder_pool
-from pipeline.decode.clip_decoder import ClipDecoder, protocol_views
-from pipeline.decode.config import DecodeConfig
+from pipeline.decode.clip_decoder import IMAGES_A_REQUEST, ClipDecoder, protocol_views
+from pipeline.decode.config import DecodeConfig, FrameView, ImageView
 from pipeline.ray_data import configure_execution
 from pipeline.sampling import ViewConfig
 from pipeline.schema import OK
@@ -98,27 +99,38 @@ class DecodeEvaluationViews:
         self.decoder = ClipDecoder(self.decode, self.view.media)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        # The views of a video take megabytes; images share a request to the decoder.
+        at_once = 1 if self.view.media == "video" else IMAGES_A_REQUEST
         for group in batch["group"]:
-            for clip in range(*self.selection.first_clip[group : group + 2]):
-                yield self._views(self.reader.clip(clip))
+            clips = range(*self.selection.first_clip[group : group + 2])
+            for start in range(0, len(clips), at_once):
+                yield from self._views([self.reader.clip(clip) for clip in clips[start : start + at_once]])
 
-    def _views(self, row: pa.Table) -> pa.Table:
-        """All views of one clip, from one pass over its video."""
-        clip = row.drop_columns("video").to_pylist()[0]
-        count, size = self.protocol.views, self.view.size
-        video = np.zeros((count, self.view.num_frames, size, size, 3), np.uint8)
-        views = protocol_views(clip, self.view, self.protocol.clips, self.protocol.crops)
-        failure = self.decoder.decode(clip, row["video"][0], views, list(video))
+    def _views(self, rows: Sequence[pa.Table]) -> Iterator[pa.Table]:
+        """All views of each of some clips, from one pass over its video."""
+        clips = [row.drop_columns("video").to_pylist()[0] for row in rows]
+        views = [protocol_views(clip, self.view, self.protocol.clips, self.protocol.crops) for clip in clips]
+        size = (self.protocol.views, self.view.num_frames, self.view.size, self.view.size, 3)
+        videos = [np.zeros(size, np.uint8) for _ in rows]
+        failures = self.decoder.decode_all(clips, [row["video"][0] for row in rows], views, list(map(list, videos)))
+        for row, of_clip, video, failure in zip(rows, views, videos, failures, strict=True):
+            yield self._table(row, of_clip, video, failure)
+
+    def _table(
+        self, row: pa.Table, views: Sequence[FrameView | ImageView], video: npt.NDArray[np.uint8], failure: str
+    ) -> pa.Table:
+        """A row for every view of one clip; black where it could not be decoded."""
         if failure:
             video[:] = 0
+        clip_id, uri = row["clip_id"][0].as_py(), row["uri"][0].as_py()
         return pa.table(
             {
-                "clip_id": pa.array([clip["clip_id"]] * count, pa.int64()),
-                "uri": pa.array([clip["uri"]] * count, pa.string()),
-                "label": np.repeat(label_indices(row["label"], self.classes), count),
-                "view": np.arange(count, dtype=np.int64),
+                "clip_id": pa.array([clip_id] * len(views), pa.int64()),
+                "uri": pa.array([uri] * len(views), pa.string()),
+                "label": np.repeat(label_indices(row["label"], self.classes), len(views)),
+                "view": np.arange(len(views), dtype=np.int64),
                 "repeats_frames": pa.array([len(np.unique(view.keys)) < len(view.keys) for view in views]),
-                "status": pa.array([failure or OK] * count, pa.string()),
+                "status": pa.array([failure or OK] * len(views), pa.string()),
                 "video": ArrowTensorArray.from_numpy(video),
             }
         )

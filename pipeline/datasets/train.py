@@ -9,10 +9,11 @@ Every block is one row, and every row is one micro-batch: blocks can then neithe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from pipeline.datasets.order import Run, StreamOrder, StreamPart, segments
 from pipeline.decode.clip_decoder import ClipDecoder, training_view
 from pipeline.decode.config import DecodeConfig, FrameView, ImageView
 from pipeline.ray_data import configure_execution
-from pipeline.sampling import ViewConfig, generator, random_resized_crop, training_indices
+from pipeline.sampling import Indices, ViewConfig, generator, random_resized_crop, training_indices
 from pipeline.schema import CLIP_SCHEMA, UNLABELLED
 from pipeline.shards.reader import PreparedSet, RowGroupReader, label_indices
 from pipeline.shards.selection import Selection
@@ -200,47 +201,77 @@ class DecodeMicroBatches:
         self.decoder = ClipDecoder(self.decode, self.view.media)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        runs = table["runs"].combine_chunks().flatten()
-        facts = pa.Table.from_struct_array(runs).drop_columns("video").to_pylist()
-        videos = runs.field("video")
-        total = sum(run["views"] for run in facts)
-        micro_batch = _MicroBatch(total, self.view)
-        row = 0
-        for number, run in enumerate(facts):
-            samples = [f"{run['clip_id']}#{run['first_repeat'] + k}" for k in range(run["views"])]
-            rows = slice(row, row + run["views"])
-            # The views of a run come from one decode, so they fail together.
-            if any((run["epoch"], sample) in self.known_failures for sample in samples):
-                failure = "failed_before"
-            else:
-                views = [self._draw(run, sample) for sample in samples]
-                failure = self.decoder.decode(run, videos[number], views, list(micro_batch.video[rows]))
-            micro_batch.label[rows] = run["class_index"]
-            micro_batch.position[rows] = run["position"] + np.arange(run["views"])
-            micro_batch.epoch[rows] = run["epoch"]
-            micro_batch.sample_id[rows] = samples
-            micro_batch.failure[rows] = failure
-            row += run["views"]
+        runs = _runs(table)
+        micro_batch = _MicroBatch(runs, self.view)
+        wanted = [run for run in runs if not self._failed_before(run)]
+        micro_batch.failure[:] = "failed_before"
+        for run, failure in zip(wanted, self._decoded(wanted, micro_batch), strict=True):
+            micro_batch.failure[run.rows] = failure
         micro_batch.replace_failures()
         return micro_batch.table()
 
-    def _draw(self, run: dict[str, Any], sample: str) -> FrameView | ImageView:
+    def _failed_before(self, run: _EncodedRun) -> bool:
+        """The views of a run come from one decode, so they fail together."""
+        return any((run.facts["epoch"], sample) in self.known_failures for sample in run.samples)
+
+    def _decoded(self, runs: Sequence[_EncodedRun], micro_batch: _MicroBatch) -> list[str]:
+        """Decode the views of some runs into the micro-batch; of each run '' or why it failed."""
+        return self.decoder.decode_all(
+            [run.facts for run in runs],
+            [run.video for run in runs],
+            [[self._draw(run.facts, sample) for sample in run.samples] for run in runs],
+            [list(micro_batch.video[run.rows]) for run in runs],
+        )
+
+    def _draw(self, facts: dict[str, Any], sample: str) -> FrameView | ImageView:
         """The frames and the box of one view: a function of (seed, epoch, sample id)."""
-        start = generator(self.seed, "start", run["epoch"], sample)
-        crop = generator(self.seed, "crop", run["epoch"], sample)
-        indices = training_indices(run["num_frames"], run["fps"], self.view, start)
-        box = random_resized_crop(run["height"], run["width"], self.view.crop_scale, self.view.crop_aspect, crop)
-        return training_view(self.view, indices, box)
+        crop = generator(self.seed, "crop", facts["epoch"], sample)
+        box = random_resized_crop(facts["height"], facts["width"], self.view.crop_scale, self.view.crop_aspect, crop)
+        return training_view(self.view, box, partial(self._draw_frames, facts, sample))
+
+    def _draw_frames(self, facts: dict[str, Any], sample: str) -> Indices:
+        start = generator(self.seed, "start", facts["epoch"], sample)
+        return training_indices(facts["num_frames"], facts["fps"], self.view, start)
+
+
+class _EncodedRun(NamedTuple):
+    """Views of one clip, before they are decoded."""
+
+    facts: dict[str, Any]
+    """Its columns of `RUN_SCHEMA` but the video."""
+    video: pa.LargeBinaryScalar
+    rows: slice
+    """Its views in the micro-batch."""
+
+    @property
+    def samples(self) -> list[str]:
+        """Ids of its views."""
+        first = self.facts["first_repeat"]
+        return [f"{self.facts['clip_id']}#{repeat}" for repeat in range(first, first + self.facts["views"])]
+
+
+def _runs(table: pa.Table) -> list[_EncodedRun]:
+    encoded = table["runs"].combine_chunks().flatten()
+    facts = pa.Table.from_struct_array(encoded).drop_columns("video").to_pylist()
+    stops = itertools.accumulate(run["views"] for run in facts)
+    rows = [slice(stop - run["views"], stop) for run, stop in zip(facts, stops, strict=True)]
+    return [_EncodedRun(*run) for run in zip(facts, encoded.field("video"), rows, strict=True)]
 
 
 class _MicroBatch:
     """The columns of one micro-batch while it is filled."""
 
-    def __init__(self, views: int, view: ViewConfig) -> None:
+    def __init__(self, runs: Sequence[_EncodedRun], view: ViewConfig) -> None:
+        views = runs[-1].rows.stop
         self.video = np.zeros((views, view.num_frames, view.size, view.size, 3), np.uint8)
         self.label = np.full(views, UNLABELLED, np.int64)
         self.position, self.epoch = np.zeros((2, views), np.int64)
         self.sample_id, self.failure, self.replaced_by = np.full((3, views), "", object)
+        for run in runs:
+            self.label[run.rows] = run.facts["class_index"]
+            self.position[run.rows] = run.facts["position"] + np.arange(run.facts["views"])
+            self.epoch[run.rows] = run.facts["epoch"]
+            self.sample_id[run.rows] = run.samples
 
     def replace_failures(self) -> None:
         """Replace each by another view, chosen by position; with none left the view is black and has no label.

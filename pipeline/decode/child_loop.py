@@ -6,6 +6,7 @@ come before it is confined: afterwards no file can be opened by name, and a late
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import av
 import av.error
@@ -35,6 +36,7 @@ MOST_FILES_OF_A_REQUEST = 2
 IMPORTED_EARLY = (av.subtitles.codeccontext, av.subtitles.stream, numpy.ma)
 # What a library raises for a video that it cannot read.
 LIBRARY_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError)
+Result = TypeVar("Result")
 
 
 class Replies:
@@ -96,14 +98,20 @@ def serve(
 
 
 def _answer(path: str, request: Any, handlers: Mapping[type, Handler], replies: Replies) -> tuple[str, Any]:
+    result = result_or_refusal(functools.partial(handlers[type(request)], path, request, replies))
+    return ("rejected" if isinstance(result, Refusal) else "done"), result
+
+
+def result_or_refusal(work: Callable[[], Result]) -> Result | Refusal:
+    """What the work gives, or why the file that it reads cannot be used."""
     try:
-        return "done", handlers[type(request)](path, request, replies)
+        return work()
     except DecodeError as error:
-        return "rejected", Refusal(error.reason, error.message)
+        return Refusal(error.reason, error.message)
     except MemoryError:
-        return "rejected", Refusal("out_of_memory", "decoding needs more than memory_bytes")
+        return Refusal("out_of_memory", "decoding needs more than memory_bytes")
     except LIBRARY_ERRORS as error:
-        return "rejected", Refusal(*DecodeError.quoting("damaged", f"{type(error).__name__}: {error}").args)
+        return Refusal(*DecodeError.quoting("damaged", f"{type(error).__name__}: {error}").args)
 
 
 def confine(memory_bytes: int, starts_threads: bool, opens_files: bool) -> str:

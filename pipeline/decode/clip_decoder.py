@@ -5,7 +5,8 @@ Legend: T frames, H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,12 +19,32 @@ from pipeline.storage.blame import Blame, blame
 from pipeline.storage.files import StorageError
 from pipeline.storage.members import local_content
 
+IMAGES_A_REQUEST = 32
+BYTES_A_REQUEST = 64 * 2**20
+"""A request is copied for the child; a larger image is a request of its own."""
+
 
 class ClipDecoder:
     """Decodes rows of a prepared set; one child process."""
 
     def __init__(self, config: DecodeConfig, media: Media = "video") -> None:
+        self.media = media
         self.decoder = IsolatedDecoder(config, media)
+
+    def decode_all(
+        self,
+        clips: Sequence[Mapping[str, Any]],
+        videos: Sequence[pa.LargeBinaryScalar],
+        views: Sequence[Sequence[FrameView | ImageView]],
+        outputs: Sequence[Sequence[Clip]],
+    ) -> list[str]:
+        """`decode` several rows: images whose bytes are in them by few requests, all else one by one."""
+        if self.media == "video" or not all(video.is_valid for video in videos):
+            return [self.decode(*row) for row in zip(clips, videos, views, outputs, strict=True)]
+        images = [video.as_buffer() for video in videos]
+        parts = [slice(*part) for part in _parts([image.size for image in images])]
+        found = [self.decoder.decode_images(images[part], views[part], outputs[part]) for part in parts]
+        return list(itertools.chain.from_iterable(found))
 
     def decode(
         self,
@@ -59,12 +80,12 @@ class ClipDecoder:
         return ""
 
 
-def training_view(view: ViewConfig, indices: Indices, crop: CropBox) -> FrameView | ImageView:
-    """A part of the frames that were drawn, resized as the model takes it."""
+def training_view(view: ViewConfig, crop: CropBox, indices: Callable[[], Indices]) -> FrameView | ImageView:
+    """A part of the picture, resized as the model takes it; of a video, of the frames that ``indices`` draws."""
     size = (view.size, view.size)
     if view.media == "image":
         return ImageView(crop, size, view.interpolation)
-    return FrameView(indices, crop, size)
+    return FrameView(indices(), crop, size)
 
 
 def protocol_views(
@@ -87,6 +108,18 @@ def protocol_views(
 def image_test_view(view: ViewConfig) -> ImageView:
     """The short side resized, then the centre: MAE's test transform (util/datasets.py), 256 for a side of 224."""
     return ImageView(None, (view.size, view.size), view.interpolation, int(view.size / view.crop_share))
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start and stop of consecutive images that go into one request."""
+    start = total = 0
+    for number, size in enumerate(sizes):
+        if number > start and (number - start == IMAGES_A_REQUEST or total + size > BYTES_A_REQUEST):
+            yield start, number
+            start, total = number, 0
+        total += size
+    if sizes:
+        yield start, len(sizes)
 
 
 def _within_span(

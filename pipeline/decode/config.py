@@ -54,7 +54,7 @@ class DecodeConfig:
     """Memory that a decoding child may allocate, in bytes."""
 
     videos_per_child: int = 1000
-    """Videos after which a child is replaced: decord's memory grows between videos."""
+    """Videos, or requests of up to 32 images, after which a child is replaced: decord's memory grows between videos."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

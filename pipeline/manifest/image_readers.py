@@ -120,7 +120,8 @@ def _wnid_of_number(uri: str) -> pa.Array:
     if not all(_WNID.fullmatch(word) for word in pc.unique(lines).to_pylist()):
         raise ManifestError(
             f"{uri}: must have the wnid of each validation image in turn (n01440764); the devkit's numbers follow no "
-            f"order of the wnids: translate them by its meta.mat, or give Kaggle's {TRUTHS[0]}"
+            "order of the wnids: translate them by its meta.mat (docs/data.md has the lines), or give Kaggle's "
+            f"{TRUTHS[0]}"
         )
     return lines
 

@@ -184,6 +184,10 @@ class RowGroupReader:
         self.bytes_read = 0
         self._pool = ThreadPoolExecutor(READERS)
         self._groups: OrderedDict[int, Future[pa.Table]] = OrderedDict()
+        self._arriving: set[int] = set()
+        """Groups that are being read, or were since the cache was looked at."""
+        self._bytes: dict[int, int] = {}
+        """Of every group that is held. Arrow adds them up anew whenever it is asked, which takes longer than a clip."""
         self._files = functools.lru_cache(maxsize=64)(OpenShard)
 
     def prefetch(self, clips: Iterable[int]) -> None:
@@ -198,6 +202,7 @@ class RowGroupReader:
             table = self._request(group).result()
         except StorageError:
             del self._groups[group]
+            self._arriving.discard(group)
             raise
         self._shrink()
         return table.slice(clip - int(self.selection.first_clip[group]), 1)
@@ -205,6 +210,7 @@ class RowGroupReader:
     def _request(self, group: int) -> Future[pa.Table]:
         if group not in self._groups:
             self._groups[group] = self._pool.submit(self._read, group)
+            self._arriving.add(group)
         self._groups.move_to_end(group)
         return self._groups[group]
 
@@ -225,12 +231,19 @@ class RowGroupReader:
 
     def _shrink(self) -> None:
         """Forget the groups that were used longest ago; the newest two stay whatever they weigh."""
-        done = [group for group, future in self._groups.items() if future.done() and not future.exception()]
-        held = sum(self._groups[group].result().nbytes for group in done)
-        for group in done[:-2]:
+        arrived = [group for group in self._arriving if self._groups[group].done()]
+        if not arrived:
+            return
+        self._arriving.difference_update(arrived)
+        self._bytes |= {
+            group: self._groups[group].result().nbytes for group in arrived if not self._groups[group].exception()
+        }
+        held = sum(self._bytes.values())
+        for group in [group for group in self._groups if group in self._bytes][:-2]:
             if held <= self.cache_bytes:
                 return
-            held -= self._groups.pop(group).result().nbytes
+            held -= self._bytes.pop(group)
+            del self._groups[group]
 
 
 def label_indices(labels: pa.ChunkedArray | pa.Array, classes: Sequence[str]) -> Ints:

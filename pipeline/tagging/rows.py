@@ -57,7 +57,7 @@ def video_row(video: Row, rows: Sequence[Row], common: Row) -> dict[str, Any]:
     """The row of `VIDEO_SCHEMA` that follows from all rows of a video (`tag_rows`).
 
     Args:
-        video: as there; ``cut_off`` describes what is missing at its end, where something is.
+        video: as there, and its ``frames``; ``cut_off`` describes what is missing at its end, where something is.
     """
     scored = [row for row in rows if row["status"] == OK]
     failed = [row for row in rows if row["status"] != OK]
@@ -67,6 +67,7 @@ def video_row(video: Row, rows: Sequence[Row], common: Row) -> dict[str, Any]:
     return {
         **{name: video[name] for name in ("uri", "video_id", "content_version")},
         "duration_seconds": video.get("duration_seconds"),
+        "frames": video.get("frames"),
         "windows": sum(row["window_index"] is not None for row in rows),
         "windows_failed": sum(row["window_index"] is not None for row in failed),
         "labels": labels,

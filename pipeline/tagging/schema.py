@@ -54,6 +54,7 @@ VIDEO_SCHEMA = pa.schema(
         pa.field("video_id", pa.int64(), nullable=False),
         pa.field("content_version", pa.string(), nullable=False),
         pa.field("duration_seconds", pa.float64()),
+        pa.field("frames", pa.int64()),
         pa.field("windows", pa.int64(), nullable=False),
         pa.field("windows_failed", pa.int64(), nullable=False),
         pa.field("labels", pa.list_(pa.string()), nullable=False),
@@ -71,4 +72,5 @@ VIDEO_SCHEMA = pa.schema(
 """One video: the top ``labels`` by the mean of its windows' ``scores`` (a window that does not name a label counts 0),
 and ``spans``, by start, of every label that a window names. ``status`` is ``ok``, ``partial`` (some windows failed,
 or the file was cut off) or ``failed`` (no window was scored); ``error_class`` is one word for the first error,
-``message`` describes it."""
+``message`` describes it. ``frames`` are those that the file holds, null where it could not be opened: an image with
+more than one is an animation, or has several pages, of which the first was tagged."""

@@ -80,6 +80,7 @@ class DecodeWindows:
     def facts(self, path: Path) -> dict[str, Any]:
         """What `WindowViews.of` needs of a video, and more that its row holds."""
         info = self.decoder.probe(path)
+        frames = info.num_frames
         if self.views.media == "image":  # of an animation the first frame is tagged
             info = replace(info, num_frames=1)
         duration = info.duration_seconds or info.num_frames / NOMINAL_FPS
@@ -89,6 +90,7 @@ class DecodeWindows:
         self._refuse_repeated(num_windows, num_frames)
         return {
             "duration_seconds": duration,
+            "frames": frames,
             "num_frames": num_frames,
             "fps": info.fps or NOMINAL_FPS,
             "width": info.width,

@@ -231,9 +231,7 @@ class _SleepingDecoder(stages.DecodeMicroBatches):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         time.sleep(0.005)
-        runs = pa.Table.from_struct_array(table["runs"].combine_chunks().flatten()).drop_columns("video").to_pylist()
-        micro_batch = stages._MicroBatch(sum(run["views"] for run in runs), self.view)
-        return micro_batch.table()
+        return stages._MicroBatch(stages._runs(table), self.view).table()
 
 
 def _stream(prepared: PreparedSet, micro_batches: int, view: ViewConfig, decoders: int = 2) -> ray.data.Dataset:

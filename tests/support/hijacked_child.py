@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.confinement.messages import write_message
 from pipeline.decode.child_loop import Replies, serve
 from pipeline.decode.child_process import IsolatedService
-from pipeline.decode.requests import DecodeViews, Probe, Validate
+from pipeline.decode.requests import DecodeImages, DecodeViews, Probe, Validate
 from pipeline.transcode.config import TranscodeConfig
 
 
@@ -38,4 +38,4 @@ def send_the_video(path: str, request: object, replies: Replies) -> None:
 
 def main(connection_file: int) -> None:
     """Serve the parent."""
-    serve(connection_file, dict.fromkeys((Probe, Validate, DecodeViews, TranscodeConfig), send_the_video))
+    serve(connection_file, dict.fromkeys((Probe, Validate, DecodeViews, DecodeImages, TranscodeConfig), send_the_video))

@@ -138,7 +138,7 @@ class Classification(TrainStep[Hiera]):
             noise = sample_uniforms(batch.sample_seeds("rand augment"), self._policy.draws)
             frames = rand_augment(frames, self._policy, noise, fill_colour(self.model.config))
         flips = sample_uniforms(batch.sample_seeds("flip"), 1)[:, 0]
-        pixels = augment(model_input(frames, self.model.config), config, flips)
+        pixels = model_input(augment(frames, config, flips), self.model.config)
         return random_erase(pixels, config.random_erasing, batch.sample_seeds("erasing"))
 
     def measure(self, batch: MicroBatch) -> Mapping[str, float]:

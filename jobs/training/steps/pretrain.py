@@ -86,7 +86,7 @@ class MaskedAutoencoding(TrainStep[MaskedAutoencoder]):
     def forward(self, batch: MicroBatch) -> Tensor:
         """Mean squared error over the hidden tokens: scalar."""
         flips = sample_uniforms(batch.sample_seeds("flip"), 1)[:, 0]
-        pixels = augment(model_input(batch.frames, self.model.config), self._augment, flips)
+        pixels = model_input(augment(batch.frames, self._augment, flips), self.model.config)
         return self._loss(pixels, batch.sample_seeds("mask"), batch.generator("drop path"))
 
     def measure(self, batch: MicroBatch) -> Mapping[str, float]:

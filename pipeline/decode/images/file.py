@@ -62,21 +62,31 @@ _SIXTEEN_BITS = 2**16
 
 
 @contextlib.contextmanager
-def opened(path: str, limits: DecodeConfig) -> Iterator[Image.Image]:
+def reading(path: str) -> Iterator[BinaryIO]:
+    """An open descriptor of this process (``/proc/self/fd/N``) from its start: a confined child opens nothing."""
+    number = descriptor(path)
+    if number is None:
+        raise DecodeError("unreadable", "an image is read from an open descriptor")
+    os.lseek(number, 0, os.SEEK_SET)
+    with os.fdopen(number, "rb", closefd=False) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def opened(file: BinaryIO, limits: DecodeConfig) -> Iterator[Image.Image]:
     """An image of which the header is read. Errors of Pillow while the context lasts become the image's.
 
     Raises:
         DecodeError: "empty", "max_bytes"; "not_an_image"; "max_image_pixels"; "damaged".
     """
-    with _reading(path) as file:
-        _check_size(file, limits)
-        try:
-            with _identified(file, limits) as image:
-                yield image
-        except (DecodeError, MemoryError):
-            raise
-        except Exception as error:  # its plugins let through whatever broken bytes lead to
-            raise DecodeError.quoting("damaged", f"{type(error).__name__}: {error}") from error
+    _check_size(file, limits)
+    try:
+        with _identified(file, limits) as image:
+            yield image
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:  # its plugins let through whatever broken bytes lead to
+        raise DecodeError.quoting("damaged", f"{type(error).__name__}: {error}") from error
 
 
 def facts(image: Image.Image, limits: DecodeConfig) -> VideoInfo:
@@ -121,19 +131,9 @@ def rendered(picture: Image.Image, view: ImageView, limits: DecodeConfig) -> Ima
     return picture.resize((wide, high), method).crop((left, top, left + width, top + height))
 
 
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[BinaryIO]:
-    """An open descriptor of this process (``/proc/self/fd/N``) from its start: a confined child opens nothing."""
-    number = descriptor(path)
-    if number is None:
-        raise DecodeError("unreadable", "an image is read from an open descriptor")
-    os.lseek(number, 0, os.SEEK_SET)
-    with os.fdopen(number, "rb", closefd=False) as file:
-        yield file
-
-
 def _check_size(file: BinaryIO, limits: DecodeConfig) -> None:
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     if size == 0:
         raise DecodeError("empty", "the file has 0 bytes")
     if size > limits.max_bytes:

@@ -52,12 +52,14 @@ def test_frames_that_are_no_frames() -> None:
 
 
 def test_flip_follows_its_draws() -> None:
-    pixels = torch.randn(3, 3, 2, 4, 5)
-    flipped = augment(pixels, AugmentConfig(horizontal_flip=0.5), torch.tensor([0.2, 0.5, 0.49]))
-    assert torch.equal(flipped[[0, 2]], pixels[[0, 2]].flip(-1))
-    assert torch.equal(flipped[1], pixels[1])
-    assert augment(pixels, AugmentConfig(horizontal_flip=0.0)) is pixels
-    assert torch.equal(augment(pixels, AugmentConfig(horizontal_flip=1.0)), pixels.flip(-1))
+    frames = torch.randint(0, 256, (3, 2, 4, 5, 3), dtype=torch.uint8)
+    flipped = augment(frames, AugmentConfig(horizontal_flip=0.5), torch.tensor([0.2, 0.5, 0.49]))
+    assert torch.equal(flipped[[0, 2]], frames[[0, 2]].flip(-2))
+    assert torch.equal(flipped[1], frames[1])
+    assert torch.equal(normalize_video(flipped)[0], normalize_video(frames)[0].flip(-1))
+    assert augment(frames, AugmentConfig(horizontal_flip=0.0)) is frames
+    for several in (frames, frames[:, 0]):  # images have no axis of time
+        assert torch.equal(augment(several, AugmentConfig(horizontal_flip=1.0)), several.flip(-2))
 
 
 def test_erasing_puts_one_box_of_noise_at_the_same_place_of_all_frames() -> None:

@@ -117,7 +117,7 @@ def test_images_are_pretrained_and_fine_tuned(image_demo: tuple[Path, dict[str, 
 def test_images_are_evaluated_by_one_view(image_demo: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     output, reports = image_demo
     rows = pq.read_table(output / "evaluate" / "predictions.parquet").to_pylist()
-    assert (reports["evaluate"]["videos_scored"], len(rows)) == (24, 24)
+    assert (reports["evaluate"]["images_scored"], len(rows)) == (24, 24)
     right = [row["predicted"] == row["label"] for row in rows]
     assert reports["evaluate"]["top1"] == pytest.approx(sum(right) / len(right))
     assert (output / "evaluate" / "confusion.png").exists()

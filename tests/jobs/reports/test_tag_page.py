@@ -118,10 +118,12 @@ def test_a_label_at_zero_is_not_shown(videos: pa.Table) -> None:
 def test_images_have_no_time_and_are_not_stretched() -> None:
     images = _table(_video("/pictures/a.jpg", {"sky": 0.75}, windows=1, duration_seconds=0.04))
     shown = Shown(images.to_pylist()[0], strip_picture(np.zeros((1, 120, 160, 3), np.uint8)))
-    text = page("Tags of 3 images", REPORT, images, [shown], {}, "image").decode()
+    report = {**REPORT, "animations": 17}
+    text = page("Tags of 3 images", report, images, [shown], {}, "image").decode()
     body = text.partition("</style>")[2]
     assert 'class="gallery images"' in body
     assert re.search(r"\.gallery\.images img[^}]*aspect-ratio: 160 / 120", text)
     for word in ("video<", "videos", "footage", "window", 'class="lane"', "Bars below"):
         assert word not in body, word
     assert "images per second" in body
+    assert re.search(r"<strong>17</strong><span>animations, by their first frame<", body)

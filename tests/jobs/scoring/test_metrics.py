@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from jobs.scoring.metrics import (
     confusion,
     figures,
     predictions,
+    worded_for,
 )
 
 CLASSES = ("jump", "run", "swim")
@@ -62,6 +64,14 @@ def test_figures_are_those_of_the_mean_over_views_in_any_order(views: list[dict[
     assert result.calibration_error == pytest.approx((0.5 + 0.4 + 0.4) / 3)  # 0.5 wrong, 0.6 and 0.6 right
     assert result.not_scored_by_reason == {"damaged": 1, "missing_views": 1, "unlabelled": 1}
     assert PREDICTION_SCHEMA.empty_table().from_pylist(rows, schema=PREDICTION_SCHEMA).num_rows == 6
+
+
+def test_figures_of_images_say_images() -> None:
+    report = worded_for("image", asdict(figures(list(predictions(VIEWS, CLASSES, 2)), CLASSES)))
+    assert (report["images_scored"], report["images_not_scored"], report["classes_without_images"]) == (3, 3, 1)
+    assert not [name for name in report if "video" in name or "frames" in name]
+    of_videos = {"top1": 0.5, "videos_scored": 3, "videos_that_repeat_frames": 1}
+    assert worded_for("video", of_videos) == of_videos
 
 
 def test_confusion_counts() -> None:

@@ -151,6 +151,12 @@ def test_bad_images_are_tagged_as_rows_with_a_reason(
     assert {name: videos[name]["error_class"] for name in REASONS} == REASONS
     assert all(videos[name]["message"] for name in REASONS)
     assert (report["videos"], report["failed_videos"]) == (len(GOOD) + len(REASONS), len(REASONS))
+    assert report["animations"] == 2
+    assert {name: videos[name]["frames"] for name in GOOD if videos[name]["frames"] > 1} == {
+        "moves.gif": 3,
+        "moves.webp": 3,
+    }
+    assert "animations, by their first frame" in Path(report["report"]).read_text()
     check_scores(tmp_path, expected)
 
 

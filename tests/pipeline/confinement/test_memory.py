@@ -15,6 +15,7 @@ def test_a_memory_file_has_a_path_and_the_content_stored_last() -> None:
     file = MemoryFile("video")
     for content in (b"long content", bytearray(b"short"), memoryview(b"")):
         assert Path(file.store(content)).read_bytes() == bytes(content)
+    assert Path(file.store(b"several, ", bytearray(), memoryview(b"in turn"))).read_bytes() == b"several, in turn"
     file.close()
     file.close()
 

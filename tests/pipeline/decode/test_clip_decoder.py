@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.datasets.order import StreamOrder
 from pipeline.datasets.train import DecodeMicroBatches, ReadMicroBatches
+from pipeline.decode import clip_decoder
 from pipeline.decode.clip_decoder import ClipDecoder
 from pipeline.decode.config import DecodeConfig, FrameView
 from pipeline.manifest.formats import ManifestConfig
@@ -88,3 +92,15 @@ def test_storage_that_is_down_is_no_bad_video(monkeypatch: pytest.MonkeyPatch) -
         ClipDecoder(DecodeConfig()).decode(
             clip, pa.scalar(None, pa.large_binary()), [FrameView(np.array([0]), None, SIZE)], [output]
         )
+
+
+@given(st.lists(st.integers(1, 40), max_size=12))
+def test_images_share_requests_of_a_bounded_size(sizes: list[int]) -> None:
+    """In their order, each once; a request is full where the next image would not fit."""
+    with mock.patch.multiple(clip_decoder, IMAGES_A_REQUEST=3, BYTES_A_REQUEST=50):
+        parts = list(clip_decoder._parts(sizes))
+    assert [number for start, stop in parts for number in range(start, stop)] == list(range(len(sizes)))
+    for start, stop in parts:
+        assert 1 <= stop - start <= 3
+        assert stop - start == 1 or sum(sizes[start:stop]) <= 50
+        assert stop == len(sizes) or stop - start == 3 or sum(sizes[start : stop + 1]) > 50

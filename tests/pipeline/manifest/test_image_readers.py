@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.io import savemat
 
 from pipeline.manifest.build import Manifest, read_manifest
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.manifest.text_columns import ManifestError
+from tests.support.pages import blocks
 
 WNIDS = ("n01440764", "n02102040", "n07920052")
 
@@ -81,6 +84,25 @@ def test_the_devkits_numbers_are_refused_with_the_remedy(imagenet: Path) -> None
     for given in (None, str(truth)):
         with pytest.raises(ManifestError, match=r"the devkit's numbers follow no order of the wnids: translate them"):
             read(imagenet, annotations=given)
+
+
+def test_the_lines_of_the_page_translate_the_devkits_numbers(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ids follow no order of the wnids; those above the number of classes are of inner nodes of WordNet."""
+    devkit = imagenet / "ILSVRC2012_devkit_t12" / "data"
+    devkit.mkdir(parents=True)
+    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
+    rows = [(1, WNIDS[1], "English springer", 0), (2, WNIDS[2], "espresso", 0), (3, WNIDS[0], "tench, Tinca tinca", 0),
+            (4, "n00001740", "entity", 3)]  # fmt: skip
+    savemat(devkit / "meta.mat", {"synsets": np.array(rows, fields)[:, None]})
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n3\n1\n")
+    (imagenet / "imagenet").mkdir()
+    monkeypatch.chdir(imagenet)
+    (block,) = blocks(Path("docs/data.md"), "python")
+    exec(compile(block.text, "docs/data.md", "exec"), {})
+    written = imagenet / "imagenet" / "imagenet_2012_validation_synset_labels.txt"
+    assert written.read_text() == TRUTH_FILES["ILSVRC2012_validation_ground_truth.txt"]
+    numbered = found(read(imagenet, annotations=str(written)), imagenet)
+    assert numbered["val/ILSVRC2012_val_00000001.JPEG"] == (WNIDS[2], "val")
 
 
 def test_flat_images_without_ground_truth_are_refused(imagenet: Path) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
+from unittest import mock
 
-from pipeline.shards.reader import PreparedSet
+import pytest
+
+from pipeline.shards.reader import PreparedSet, RowGroupReader
+from pipeline.storage.files import StorageError
 from tests.support.small_set import VIEW
 
 
@@ -14,3 +19,26 @@ def test_without_balance_nothing_changes(prepared: PreparedSet) -> None:
     assert dataclasses.replace(VIEW).balance_classes is False
     assert plain.first_clip[-1] == plain.clips_per_group.sum() == 10
     assert balanced.first_clip[-1] == balanced.clips_per_group.sum() == 3 + 9  # three have no label
+
+
+def test_a_clip_of_a_cached_group_looks_at_no_other_group(prepared: PreparedSet) -> None:
+    """Adding up the cache for every clip took longer than decoding an image."""
+    reader = RowGroupReader(prepared.selection("train"))
+    ids = [reader.clip(clip)["clip_id"][0].as_py() for clip in range(10)]
+    assert len(reader._groups) > 2
+    with mock.patch.object(Future, "done", side_effect=AssertionError):
+        assert [reader.clip(clip)["clip_id"][0].as_py() for clip in range(10)] == ids
+
+
+def test_a_group_that_could_not_be_read_is_read_again(prepared: PreparedSet) -> None:
+    reader = RowGroupReader(prepared.selection("train"), cache_bytes=1)
+    expected = [reader.clip(clip) for clip in range(10)]
+    reader = RowGroupReader(prepared.selection("train"), cache_bytes=1)
+    with (
+        mock.patch.object(reader, "_read", side_effect=StorageError("uri", "is gone", "bring it back")),
+        pytest.raises(StorageError, match="is gone"),
+    ):
+        reader.clip(0)
+    for clip, row in enumerate(expected):
+        assert reader.clip(clip).equals(row)
+        assert len(reader._groups) <= 3

@@ -208,8 +208,9 @@ def test_an_image_is_one_window_of_one_view(tmp_path: Path) -> None:
     views = WindowViews(GRID, (1, 64, 64), image=view)
     (refused,) = _windows(page, views)
     assert (refused.status, refused.index) == ("not_an_image", None)
-    for path in (photograph(), moving):
+    for path, frames in ((photograph(), 1), (moving, 200)):
         (window,) = _windows(path, views)
+        assert window.video["frames"] == frames
         assert window.frames is not None
         assert window.frames.shape == (1, 64, 64, 3)
         with Image.open(path) as picture:

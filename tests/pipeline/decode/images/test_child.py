@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 from pipeline.decode.config import DecodeConfig, DecodeError, FrameView, ImageView
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.sampling import CropBox
+from tests.support.hijacked_child import hijack, saying
 from tests.support.pictures import centred, cropped, drawn, photograph
 
 WHOLE = (40, 60)
@@ -190,6 +192,61 @@ def test_a_broken_image_has_one_reason(decoder: IsolatedDecoder, tmp_path: Path,
             request(path)
         assert caught.value.reason == reason, caught.value.message
     assert decoder.children_lost == 0
+
+
+def several(*contents: bytes) -> tuple[list[bytes], list[list[ImageView]], list[list[np.ndarray]]]:
+    """Images with two views each, and where these go."""
+    views = [ImageView(CropBox(1, 2, 30, 50), (16, 24)), ImageView(None, (8, 8), short_side=10)]
+    outputs = [[np.full((1, *view.size, 3), 99, np.uint8) for view in views] for _ in contents]
+    return list(contents), [views] * len(contents), outputs
+
+
+def check_several(
+    decoder: IsolatedDecoder, images: list[bytes], views: list[list[ImageView]], outputs: list[list[np.ndarray]]
+) -> list[str]:
+    """Decode them together: the pixels of each alone, untouched where it has none; returns the reasons."""
+    reasons = decoder.decode_images(images, views, outputs)
+    for image, of_image, clips, reason in zip(images, views, outputs, reasons, strict=True):
+        if reason:
+            assert all((clip == 99).all() for clip in clips)
+            continue
+        for clip, expected in zip(clips, decoder.decode(image, of_image), strict=True):
+            np.testing.assert_array_equal(clip, expected)
+    return reasons
+
+
+def test_several_images_in_one_request(decoder: IsolatedDecoder, tmp_path: Path) -> None:
+    """Each as if it were alone, broken ones among them."""
+    good = [photograph().read_bytes(), saved(tmp_path / "a.png", drawn(seed=1)).read_bytes()]
+    decoder.validate(tmp_path / "a.png")
+    asked = decoder._child.requests if decoder._child else 0
+    images, views, outputs = several(good[0], *(content for content, _ in BROKEN.values()), good[1])
+    reasons = decoder.decode_images(images, views, outputs)
+    assert reasons == ["", *(reason for _, reason in BROKEN.values()), ""]
+    assert decoder._child is not None
+    assert decoder._child.requests == asked + 1
+    assert check_several(decoder, images, views, several(*images)[2]) == reasons
+    assert decoder.children_lost == 0
+
+
+def test_a_child_that_dies_over_several_images_costs_none_of_them(tmp_path: Path) -> None:
+    with IsolatedDecoder(DecodeConfig(), "image") as decoder:
+        decoder.validate(photograph())
+        assert decoder._child is not None
+        os.kill(decoder._child.process_id, signal.SIGKILL)
+        contents = [photograph(name).read_bytes() for name in ("china.jpg", "flower.jpg")]
+        assert check_several(decoder, *several(*contents)) == ["", ""]
+        assert decoder.children_lost == 1
+
+
+@pytest.mark.parametrize("answer", ["", "\n\n", "\ntimeout", "\nno word"])
+def test_a_child_that_was_taken_over_gives_no_reasons(answer: str, tmp_path: Path) -> None:
+    """Too few, too many, one that the parent alone gives, and one that is no word: nothing of it is believed."""
+    with IsolatedDecoder(DecodeConfig(deadline_seconds=0.5), "image") as decoder:
+        hijack(decoder)
+        message = saying(tmp_path / "image.jpg", ("done", answer)).read_bytes()
+        images, views, outputs = several(message, b"\xff" * 4)
+        assert decoder.decode_images(images, views, outputs) == ["", "crashed"]
 
 
 def test_a_missing_image_a_folder_and_floats(decoder: IsolatedDecoder, tmp_path: Path) -> None:
