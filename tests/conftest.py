@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import ray
+
+from pipeline.storage.s3 import s3_client
+from tests.support.ceph_gateway import Gateway, ceph_gateway, missing_for_gateway
 
 # No deadline and no complaint about slowness: machines stall. The same examples every time: a failure is one of the
 # change that is tested.
@@ -41,3 +45,23 @@ def real_clips() -> Path:
     if not (clips / "manifest.csv").exists():
         pytest.fail(f"no real clips at {clips}; set CLIPS to a folder that holds them, or leave out the mark `clips`")
     return clips
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A real S3 server."""
+    if missing := missing_for_gateway():
+        # Whoever asks for this suite must not take nothing for green.
+        pytest.fail(f"no {missing}; on Debian: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd")
+    with ceph_gateway(tmp_path_factory.mktemp("ceph")) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, and this process set up to use it."""
+    for name, value in gateway.environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{time.time_ns()}"
+    s3_client().create_bucket(Bucket=name)
+    return f"s3://{name}"

@@ -115,6 +115,7 @@ MOST_LINES_OF_A_COMMAND = 120
 # A test file of a package is `test_FILE.py` or `test_FILE_faults.py` at the path of the file; no other names but these.
 OTHER_TEST_FILES = {
     "tests/jobs/reports/test_html_properties.py": "text from data on every printer, picture and page",
+    "tests/jobs/test_tag_s3.py": "of jobs/tag.py, on a real S3 server",
     "tests/jobs/test_planted_keys.py": "secrets of the environment, in all that commands leave",
     "tests/jobs/test_bombs.py": "small files that become enormous, for every reader",
     "tests/jobs/test_read_back_properties.py": "damage in every file that is read back",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,6 @@ FRAMES = 4
 FRAME_SIZE = (120, 160)  # height and width in pixels, whatever the shape of the video: its middle is shown
 GAP_PIXELS = 4
 JPEG_QUALITY = 82
-CHOSEN_AMONG = 20_000  # of more videos, those that were listed first
 
 Video = Mapping[str, Any]
 
@@ -45,13 +43,21 @@ def choose_videos(videos: pa.Table, count: int) -> list[Video]:
     Args:
         videos: with columns ``uri, labels, scores``.
     """
-    labelled = videos.filter(pc.greater(pc.list_value_length(videos["labels"]), 0)).slice(0, CHOSEN_AMONG)
-    by_label: dict[str, list[Video]] = defaultdict(list)
-    for video in labelled.sort_by("uri").to_pylist():
-        by_label[video["labels"][0]].append(video)
-    ranked = [sorted(group, key=lambda video: -float(video["scores"][0])) for group in by_label.values()]
-    turns = [(turn, -video["scores"][0], video) for group in ranked for turn, video in enumerate(group)]
-    return [video for _, _, video in sorted(turns, key=lambda entry: entry[:2])[:count]]
+    labelled = videos.filter(pc.greater(pc.list_value_length(videos["labels"]), 0))
+    label, score = (pc.list_element(labelled[name], 0) for name in ("labels", "scores"))
+    ranks = pa.table({"label": label, "score": score, "uri": labelled["uri"], "row": np.arange(len(labelled))})
+    ranks = ranks.sort_by([("label", "ascending"), ("score", "descending"), ("uri", "ascending")])
+    ranks = ranks.append_column("turn", pa.array(_numbers_within(ranks["label"])))
+    best = ranks.sort_by([("turn", "ascending"), ("score", "descending")]).slice(0, count)
+    chosen: list[Video] = labelled.take(best["row"]).to_pylist()
+    return chosen
+
+
+def _numbers_within(groups: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Of rows whose groups stand together, the number of each within its group ``[N]``."""
+    codes = groups.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    return np.asarray(np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes))), np.int64)
 
 
 def gallery(videos: Sequence[Video], decode: DecodeConfig, media: Media = "video") -> Iterator[Shown]:

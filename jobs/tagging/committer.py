@@ -95,7 +95,7 @@ class Committer:
 
     def _without(self, old: pa.Table) -> Changes:
         """The files that hold rows of these videos, replaced."""
-        files = self._tables.to_rewrite(old["uri"].to_pylist())
+        files = self._tables.to_rewrite(old["uri"])
         rewritten = self._rewriting.rewrite(files, np.sort(old["video_id"].to_numpy()))
         tags, videos = (joined(change for file, change in rewritten if file.table == name) for name in (TAGS, VIDEOS))
         return Changes(tags, videos)

@@ -55,8 +55,8 @@ class TagConfig(ScoringConfig):
     embeddings: bool = False
     """Add the features before the head to every window, as a list of float32 for a vector index."""
     videos_per_task: int = 16
-    """Videos in one task, which writes one file for each table: more means fewer files, and more work lost when a
-    worker dies."""
+    """Most videos in one task, which writes one file for each table: more means fewer files, and more work lost when a
+    worker dies. It holds fewer where they are large (256 MiB together)."""
     commit_seconds: float = 60.0
     """Time between two commits: what a job that is killed loses at most, beside the tasks at work."""
     videos_at_once: int = 50_000

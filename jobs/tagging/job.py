@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.core.cli import echo
 from jobs.core.errors import StopRequestedError, TooManyFailuresError, UserError, WorkStoppedError
@@ -23,6 +20,7 @@ from jobs.tagging.config import ScoringPlan, TagConfig
 from jobs.tagging.failure_budget import FailureBudget
 from jobs.tagging.job_log import JobLog
 from jobs.tagging.pipeline import TaskRunner, task_runner
+from jobs.tagging.tasks import cut_into_tasks, order_of_reading, replaced
 from pipeline.media import Media
 from pipeline.series import record_windows
 from pipeline.storage.delta import ConflictError, open_table
@@ -198,33 +196,3 @@ def tag_part(job: TagJob, part: pa.Table, runner: TaskRunner, committer: Committ
     budget.warn()
     if missing:
         raise WorkStoppedError(f"{len(missing)} tasks have no result; {KEPT}")
-
-
-def cut_into_tasks(videos: pa.Table, size: int, last: Iterable[str] = ()) -> list[pa.Table]:
-    """Videos by URI → tables of at most ``size`` of them, with the number of the task in a column ``task``.
-
-    Args:
-        last: URIs that an earlier job may have died of. Read first, they would be at work again when the next job is
-            killed early, and after `MOST` attempts a healthy video would count as one that kills.
-    """
-    suspect = pc.is_in(videos["uri"], pa.array(list(last), videos.schema.field("uri").type))
-    order = pc.sort_indices(videos.append_column("suspect", suspect), [("suspect", "ascending"), ("uri", "ascending")])
-    videos = videos.take(order)
-    numbered = videos.append_column("task", pa.array(np.arange(len(videos)) // size))
-    return [numbered.slice(start, size) for start in range(0, len(videos), size)]
-
-
-def order_of_reading(tasks: Sequence[pa.Table], last: Sequence[str]) -> list[pa.Table]:
-    """Tasks in no order of names, and those with videos that are read ``last`` at the end.
-
-    Junk that sorts first would else be judged before anything good was seen (`FailureBudget`).
-    """
-    suspects = pa.array(last, pa.string())
-    mixed = random.sample(tasks, len(tasks))
-    return sorted(mixed, key=lambda task: bool(pc.any(pc.is_in(task["uri"].cast(pa.string()), suspects)).as_py()))
-
-
-def replaced(task: pa.Table) -> pa.Table:
-    """``uri, video_id`` of the rows that those of a task replace."""
-    old = task.filter(pc.is_valid(task["replaces"]))
-    return pa.table({"uri": old["uri"], "video_id": old["replaces"]})

@@ -49,7 +49,11 @@ def tagging_graph(
         fn_constructor_args=(plan, output, columns, list(scorers), attempts),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(plan_actors(plan.config).decode, len(tasks))),
+        compute=ActorPoolStrategy(
+            size=min(plan_actors(plan.config).decode, len(tasks)),
+            # Of two, the second would wait for hours behind a long video while other actors are idle.
+            max_tasks_in_flight_per_actor=1,
+        ),
         num_cpus=1,
         memory=DECODER_BYTES,
         **ACTOR_RETRIES,

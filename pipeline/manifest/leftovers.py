@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ _SYSTEM = (
     r"|~snapshot|lost\+found|system volume information|\$recycle\.bin|recycler|found\.\d{3})(?P<folder>/|$)"
 )
 _SUFFIX = r"[^/]+(?P<suffix>\.[^./]+)$"
+_TEXT = functools.partial(pa.scalar, type=pa.large_string())
 
 
 def is_video(paths: pa.ChunkedArray | pa.Array, media: Media = "video") -> pa.ChunkedArray | pa.Array:
@@ -48,7 +50,8 @@ def videos_of(listed: pa.Table, prefix: str, skipped: Counter[str], media: Media
     """
     relative = below(listed["uri"], prefix)
     kept = pc.and_(is_video(relative, media), pc.invert(is_leftover(relative)))
-    skipped.update(map(_kind, relative.filter(pc.invert(kept)).to_pylist()))
+    counts = pc.value_counts(_kinds(relative.filter(pc.invert(kept))))
+    skipped.update({entry["values"]: entry["counts"] for entry in counts.to_pylist()})
     return listed.filter(kept)
 
 
@@ -58,13 +61,24 @@ def of_the_other_kind(skipped: Mapping[str, int], media: Media) -> int:
     return sum(skipped.get(suffix, 0) for suffix in others)
 
 
-def _kind(path: str) -> str:
-    system = re.search(_SYSTEM, path)
-    if system is None:
-        if path.endswith("/"):  # see `pipeline.storage.files.listed_in_parts`
-            return f"{path} (unreadable)"
-        suffix = re.search(_SUFFIX, path.lower())
-        return suffix["suffix"] if suffix else "(none)"
-    if system["folder"]:
-        return f"{system['part']}/"
-    return next((f"{start}*" for start in ("._", "~$") if system["part"].startswith(start)), ".*")
+def _kinds(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The kind of each skipped file: there may be as many as videos, so none becomes a Python object."""
+    paths = pc.cast(paths, pa.large_string())
+    system = pc.extract_regex(paths, _SYSTEM)  # null for other names
+    part, folder = (pc.struct_field(system, name) for name in ("part", "folder"))
+    others = pc.if_else(pc.starts_with(part, "~$"), _TEXT("~$*"), _TEXT(".*"))
+    hidden = pc.if_else(pc.starts_with(part, "._"), _TEXT("._*"), others)
+    of_system = pc.if_else(pc.equal(folder, "/"), _followed_by(part, "/"), hidden)
+    return pc.coalesce(of_system, _suffixes(paths))
+
+
+def _suffixes(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    suffix = pc.struct_field(pc.extract_regex(pc.utf8_lower(paths), _SUFFIX), "suffix")
+    # Of the slash see `pipeline.storage.files.listed_in_parts`.
+    return pc.if_else(
+        pc.ends_with(paths, "/"), _followed_by(paths, " (unreadable)"), pc.fill_null(suffix, _TEXT("(none)"))
+    )
+
+
+def _followed_by(texts: pa.ChunkedArray, end: str) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(texts, _TEXT(end), _TEXT(""))

@@ -6,6 +6,7 @@ conditional writes, locally and on S3.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -162,23 +163,16 @@ class Table:
         """URIs of the snapshot's files."""
         return [join(self.uri, path) for path in self._actions().column("path").to_pylist()]
 
-    def paths_between(self, uris: npt.NDArray[Any]) -> list[str]:
-        """Paths of the files that may hold rows of these URIs, by the bounds in the log.
-
-        Args:
-            uris: ascending, as Python strings.
-        """
+    def paths_between(self, uris: pa.ChunkedArray) -> list[str]:
+        """Paths of the files that may hold rows of these URIs, by the bounds in the log."""
         actions = self._actions()
         if "min.uri" not in actions.schema.names:
             return list(actions.column("path").to_pylist())
-        first, last = (actions.column(f"{end}.uri").fill_null("") for end in ("min", "max"))
+        first, last = actions.column("min.uri"), actions.column("max.uri")
         # A file without bounds may hold anything.
-        unbounded = pc.or_kleene(actions.column("min.uri").is_null(), actions.column("max.uri").is_null()).to_numpy(
-            zero_copy_only=False
-        )
-        starts = np.searchsorted(uris, first.to_numpy(zero_copy_only=False), "left")
-        ends = np.searchsorted(uris, last.to_numpy(zero_copy_only=False), "right")
-        return list(actions.column("path").filter(pa.array((ends > starts) | unbounded)).to_pylist())
+        unbounded = pc.or_kleene(first.is_null(), last.is_null())
+        held = pc.or_kleene(pa.array(_holds_any(uris, first.fill_null(""), last.fill_null(""))), unbounded)
+        return list(actions.column("path").filter(held).to_pylist())
 
     def num_rows(self) -> int:
         """Rows of the snapshot, by the log."""
@@ -198,7 +192,8 @@ class Table:
     def commits(self, most: int | None = None) -> Iterator[dict[str, Any]]:
         """The newest commits, newest first: their metadata, with ``version`` and ``timestamp``."""
         with _errors_named(self.uri):
-            yield from retried(lambda: self._table.history(most))
+            # It counts from this snapshot, so it returns more where others have committed since.
+            yield from itertools.islice(retried(lambda: self._table.history(most)), most)
 
     def refresh(self) -> None:
         """Read what has been committed since."""
@@ -281,6 +276,15 @@ class Table:
             )
             retried(self._table.update_incremental)
         return len(deleted)
+
+
+def _holds_any(texts: pa.ChunkedArray, first: pa.ChunkedArray, last: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Whether any of the texts lies between the bounds, for every pair of bounds; no text becomes a Python object."""
+    columns = [column.cast(pa.large_string()).combine_chunks() for column in (texts, first, last)]
+    ranks = pc.rank(pa.concat_arrays(columns), tiebreaker="dense").to_numpy()  # equal texts have one rank
+    of_texts, of_first, of_last = np.split(ranks, [len(texts), len(texts) + len(first)])
+    ordered = np.sort(of_texts)
+    return np.asarray(np.searchsorted(ordered, of_last, "right") > np.searchsorted(ordered, of_first, "left"))
 
 
 def open_table(uri: str, as_of: int | str | None = None) -> Table | None:

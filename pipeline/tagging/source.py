@@ -40,11 +40,14 @@ INVENTORY_SUFFIX = ".json"
 TAR_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
 ROWS_AT_ONCE = 100_000
 MISSING_VERSION = "missing"
-LISTED_SCHEMA = pa.schema([("uri", pa.string()), ("content_version", pa.string())])
+LISTED_SCHEMA = pa.schema([("uri", pa.string()), ("content_version", pa.string()), ("size", pa.int64())])
+"""``size`` in bytes, null where the source does not say."""
+_NAMED_SCHEMA = pa.schema([LISTED_SCHEMA.field("uri"), LISTED_SCHEMA.field("content_version")])
 PLANNED_SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
         pa.field("content_version", pa.string(), nullable=False),
+        pa.field("size", pa.int64()),
         pa.field("replaces", pa.int64()),
     ]
 )
@@ -114,6 +117,7 @@ def _planned(listed: pa.Table, known: KnownVideos) -> pa.Table:
     columns = {
         "uri": videos["uri"],
         "content_version": videos["content_version"],
+        "size": videos["size"],
         "replaces": pa.array(replaced, pa.int64(), mask=replaced < 0),
     }
     return pa.table(columns).cast(PLANNED_SCHEMA)
@@ -170,7 +174,7 @@ def _is_packed(folder: str, skipped: Mapping[str, int]) -> bool:
 def _versioned(rows: pa.Table) -> pa.Table:
     """Rows of a listing → `LISTED_SCHEMA`; what cannot be looked at is as missing as a file that a list names."""
     versions = pc.fill_null(content_versions(rows), MISSING_VERSION)
-    return pa.table({"uri": pc.cast(rows["uri"], pa.string()), "content_version": versions})
+    return pa.table({"uri": pc.cast(rows["uri"], pa.string()), "content_version": versions, "size": rows["size"]})
 
 
 def _inventory(manifest: str) -> Iterator[pa.Table]:
@@ -183,24 +187,26 @@ def _inventory(manifest: str) -> Iterator[pa.Table]:
 
 def _listed_by_hand(source: str, media: Media) -> Iterator[pa.Table]:
     """The videos of a list, each once, with the versions that listings of their folders give; one listing a folder."""
-    parts = [part.select(LISTED_SCHEMA.names).cast(LISTED_SCHEMA) for part in read_uris(source, media)]
-    rows = pa.concat_tables([LISTED_SCHEMA.empty_table(), *parts])
+    parts = [part.select(_NAMED_SCHEMA.names).cast(_NAMED_SCHEMA) for part in read_uris(source, media)]
+    rows = pa.concat_tables([_NAMED_SCHEMA.empty_table(), *parts])
     uris = rows["uri"].filter(pa.array(first_occurrences(private_digests(rows["uri"]))))
-    given = _versions_in(rows.filter(pc.not_equal(pc.fill_null(rows["content_version"], ""), "")), uris)
+    given = _rows_of(uris, rows.filter(pc.not_equal(pc.fill_null(rows["content_version"], ""), "")))["content_version"]
     containers = containers_of(uris)
     folders = _folders_of(containers.filter(pc.is_null(given)))
     found = [_versioned(list_existing(folder, recursive=False)).cast(LISTED_SCHEMA) for folder in folders]
-    listed = _versions_in(pa.concat_tables([LISTED_SCHEMA.empty_table(), *found]), containers)
-    yield pa.table({"uri": uris, "content_version": pc.coalesce(given, listed, MISSING_VERSION)})
+    listed = _rows_of(containers, pa.concat_tables([LISTED_SCHEMA.empty_table(), *found]))
+    sizes = pc.if_else(pc.equal(containers, uris), listed["size"], pa.scalar(None, pa.int64()))
+    versions = pc.coalesce(given, listed["content_version"], MISSING_VERSION)
+    yield pa.table({"uri": uris, "content_version": versions, "size": sizes})
 
 
-def _versions_in(table: pa.Table, uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The first content version that a table has for each URI, null where it has none."""
+def _rows_of(uris: pa.ChunkedArray, table: pa.Table) -> pa.Table:
+    """The first row that a table has of each URI, nulls where it has none."""
     keys = uri_keys_of(table["uri"])
     order = np.argsort(keys, kind="stable")
     rows = positions(uri_keys_of(uris), keys[order])
     numbers = order[rows] if len(order) else np.zeros(len(rows), np.int64)
-    return table["content_version"].take(pa.array(numbers, pa.int64(), mask=rows < 0))
+    return table.take(pa.array(numbers, pa.int64(), mask=rows < 0))
 
 
 def _folders_of(uris: pa.ChunkedArray) -> list[str]:

@@ -95,11 +95,10 @@ class TagTables:
             sum(size < TARGET_BYTES / 4 for size in table.sizes()) >= MANY_FILES for table in (self.tags, self.videos)
         )
 
-    def to_rewrite(self, uris: Sequence[str]) -> list[Rewrite]:
+    def to_rewrite(self, uris: pa.ChunkedArray) -> list[Rewrite]:
         """The files that may hold rows of these URIs."""
-        ordered = np.array(sorted(uris), object)
         tables = {TAGS: self.tags, VIDEOS: self.videos}
-        return [Rewrite(name, path) for name, table in tables.items() for path in table.paths_between(ordered)]
+        return [Rewrite(name, path) for name, table in tables.items() for path in table.paths_between(uris)]
 
     def _finish(self) -> None:
         """Make the commit to `videos` that a job did not live to make."""

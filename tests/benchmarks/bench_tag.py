@@ -39,9 +39,9 @@ from jobs.scoring.classifier import find_classifier
 from jobs.scoring.stage import Answers, ScoreViews, best_classes
 from jobs.tagging import pipeline as tagging_pipeline
 from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tagging.job import cut_into_tasks
 from jobs.tagging.job_log import working_on
 from jobs.tagging.pipeline import TagOnRay, task_runner
+from jobs.tagging.tasks import cut_into_tasks
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.sampling import center_crop
 from pipeline.storage.files import content_version, join

@@ -23,7 +23,7 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.runs.tracking import TrackingConfig
 from jobs.scoring.classifier import find_classifier
 from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tagging.job import cut_into_tasks
+from jobs.tagging.tasks import cut_into_tasks
 from pipeline.tagging.reader import KnownVideos
 from pipeline.tagging.source import list_source, new_or_changed
 from pipeline.tagging.tables import create_tables, total
@@ -40,7 +40,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _planning(folder: Path, rows: int) -> dict[str, Any]:
-    _write_inventory(folder / "inventory", rows)
+    write_inventory(folder / "inventory", rows)
     code = f"from tests.benchmarks.bench_tag_plan import plan_inventory; plan_inventory({str(folder)!r})"
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     return {f"plan an inventory of {rows:,}": json.loads(answer.splitlines()[-1])}
@@ -63,7 +63,7 @@ def _rerun(folder: Path, files: int) -> dict[str, Any]:
     return {f"nothing new among {files:,}": {"wall s": time.perf_counter() - started}}
 
 
-def _write_inventory(folder: Path, rows: int) -> None:
+def write_inventory(folder: Path, rows: int) -> None:
     """An S3 Inventory in Parquet, half a million objects a file."""
     (folder / "data").mkdir(parents=True)
     files = []
@@ -85,7 +85,7 @@ def _write_inventory(folder: Path, rows: int) -> None:
 
 def plan_inventory(folder: str) -> None:
     """All of it from the listing to tasks, 50,000 videos at a time."""
-    before = _peak_mib()
+    before = peak_mib()
     started = time.perf_counter()
     listing = list_source(f"{folder}/inventory/manifest.json")
     listed = time.perf_counter() - started
@@ -93,7 +93,7 @@ def plan_inventory(folder: str) -> None:
     for fresh in new_or_changed(listing, KnownVideos(f"{folder}/none"), VIDEOS_AT_ONCE):
         tasks += len(cut_into_tasks(fresh, VIDEOS_PER_TASK))
     seconds = time.perf_counter() - started
-    figures = {"tasks": tasks, "listing s": listed, "wall s": seconds, "MiB before": before, "peak MiB": _peak_mib()}
+    figures = {"tasks": tasks, "listing s": listed, "wall s": seconds, "MiB before": before, "peak MiB": peak_mib()}
     print(json.dumps(figures))
 
 
@@ -109,5 +109,5 @@ def _hold_all(plan: ScoringPlan) -> None:
     tables.commit(total(changes), {})
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -231,7 +231,7 @@ def _open_all(folder: Path) -> None:
     assert table is not None
     uses: list[Callable[[], object]] = [
         table.files, table.sizes, table.num_rows, lambda: list(table.commits()), lambda: table.column_names,
-        lambda: table.paths_between(np.array(["a"], object)), lambda: (table.description, table.transaction),
+        lambda: table.paths_between(pa.chunked_array([["a"]])), lambda: (table.description, table.transaction),
         lambda: KnownVideos(str(folder)), lambda: read_tags(str(folder)), lambda: open_tables(str(folder)),
     ]  # fmt: skip
     for use in uses:

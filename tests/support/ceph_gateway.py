@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph-authtool", "monmaptool")
 KEY, SECRET = "testkey", "testsecret123"
-SECONDS_TO_START = 60.0
+SECONDS_TO_START = 240.0
 
 # Sizes for a test machine: one copy of everything, few placement groups, little memory.
 CONFIG = """[global]

@@ -1,4 +1,7 @@
-"""A proxy before an object store that answers a share of the requests as a bad day would: 503, resets, stalls, cuts."""
+"""A proxy before an object store that answers a share of the requests as a bad day would: 503, resets, stalls, cuts.
+
+It counts what it does, and the bytes of videos.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class Counts:
     def __init__(self, context: SpawnContext, share: float) -> None:
         self._numbers = context.Array("q", len(self.NAMES))
         self._share = context.Value("d", share)
+        self._video_bytes = context.Value("q", 0)
 
     @property
     def share(self) -> float:
@@ -37,6 +41,16 @@ class Counts:
     @share.setter
     def share(self, share: float) -> None:
         self._share.value = share
+
+    @property
+    def video_bytes(self) -> int:
+        """Bytes of MP4 files in answers."""
+        return int(self._video_bytes.value)
+
+    def add_video_bytes(self, count: int) -> None:
+        """Count some more."""
+        with self._video_bytes.get_lock():
+            self._video_bytes.value += count
 
     def total(self) -> int:
         """Requests so far."""
@@ -129,7 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {k: v for k, v in response.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
         if self.command != "HEAD":
             headers["Content-Length"] = str(len(content))
-        self._answer(response.status, headers, content[: len(content) // 2] if cut else content)
+        passed = content[: len(content) // 2] if cut else content
+        if self.command == "GET" and urllib.parse.urlsplit(self.path).path.endswith(".mp4"):
+            self.weather.counts.add_video_bytes(len(passed))
+        self._answer(response.status, headers, passed)
         if cut:
             self._reset()
 

@@ -17,9 +17,9 @@ from jobs.core.config import load_config
 from jobs.scoring.classifier import find_classifier
 from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
-from jobs.tagging.job import cut_into_tasks, order_of_reading, replaced
 from jobs.tagging.job_log import Begin, State
 from jobs.tagging.stage import FinishedTask, TagVideos, answer
+from jobs.tagging.tasks import cut_into_tasks
 from pipeline.decode.config import DecodeError
 from pipeline.tagging.reader import KnownVideos, read_files
 from pipeline.tagging.schema import VIDEO_SCHEMA, tag_schema
@@ -151,18 +151,6 @@ def test_a_video_whose_decoder_died_is_given_up(source: Path, tmp_path: Path, mo
         monkeypatch.setattr(stage.decode.decoder, "decode", pytest.fail)
 
 
-def test_tasks_hold_videos_by_name_and_what_they_replace() -> None:
-    rows = [("b", None), ("a", 5), ("c", None)]
-    part = pa.table({"uri": [uri for uri, _ in rows], "replaces": pa.array([old for _, old in rows], pa.int64())})
-    first, second = cut_into_tasks(part, 2)
-    assert (first["uri"].to_pylist(), first["task"].to_pylist()) == (["a", "b"], [0, 0])
-    assert (second["uri"].to_pylist(), second["task"].to_pylist()) == (["c"], [1])
-    assert replaced(first).to_pylist() == [{"uri": "a", "video_id": 5}]
-    assert replaced(second).to_pylist() == []
-    later = cut_into_tasks(part, 2, last=["a", "elsewhere"])
-    assert [task["uri"].to_pylist() for task in later] == [["b", "c"], ["a"]]
-
-
 def test_labels_must_reach_their_own_threshold_or_the_common_one(tmp_path: Path) -> None:
     plan = _plan(tmp_path, "threshold=0.2", "thresholds={run: 0.5, sing: 0}")
     kept = answer(4, {"classes": [1, 0, 3, 2], "scores": [0.45, 0.3, 0.15, 0.1]}, plan)
@@ -180,14 +168,3 @@ def test_a_task_counts_whose_fault_its_failures_are(source: Path, tmp_path: Path
     assert finished.failures == {"missing": 1, "unreadable": 1, "not_a_video": 1}
     assert finished.blamed == {"either": {"missing": 1}, "surroundings": {}}
     assert finished.examples[0][:2] == ("missing", str(source / "deleted.mp4"))
-
-
-def test_tasks_are_read_in_no_order_of_names_but_suspects_last() -> None:
-    """Junk that sorts first would be judged before anything good was seen."""
-    videos = pa.table({"uri": [f"{number:03d}.mp4" for number in range(100)]})
-    suspects = ["000.mp4", "001.mp4"]
-    tasks = cut_into_tasks(videos, 2, last=suspects)
-    mixed = [task["task"][0].as_py() for task in order_of_reading(tasks, suspects)]
-    assert sorted(mixed) == list(range(50))
-    assert mixed != list(range(50))
-    assert mixed[-1] == 49

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -126,17 +125,31 @@ def test_a_log_names_no_file_outside_of_its_table(path: str, table: Table, tmp_p
 def _used(table: Table | None) -> None:
     assert table is not None
     with pytest.raises(StorageError, match="damaged: names a file outside"):
-        table.paths_between(np.array(["a"], object))
+        table.paths_between(_texts("a"))
     table.files()
+
+
+def _texts(*texts: str) -> pa.ChunkedArray:
+    return pa.chunked_array([list(texts)], pa.string())
+
+
+def test_the_newest_commits_are_as_many_as_asked_for(table: Table) -> None:
+    """Also where another writer has committed since this snapshot."""
+    other = open_table(table.uri)
+    assert other is not None
+    for number in range(3):
+        other.commit(Change(), {"number": str(number)})
+    assert [commit["number"] for commit in table.commits(1)] == ["2"]
+    assert [commit["number"] for commit in other.commits(2)] == ["2", "1"]
 
 
 def test_files_are_found_by_their_bounds(table: Table) -> None:
     long = "m" * 100
     for uris in (("a", "c"), ("k", long), ("x", "z")):
         table.commit(_add(table, *uris), {})
-    names = {uris: table.paths_between(np.array(list(uris), object)) for uris in ("b", "d", "ay")}
+    names = {uris: table.paths_between(_texts(*uris)) for uris in ("b", "d", "ay")}
     assert [len(found) for found in names.values()] == [1, 0, 2]
-    assert len(table.paths_between(np.array([long], object))) == 1
+    assert len(table.paths_between(_texts(long))) == 1
 
 
 def test_statistics_are_of_all_plain_columns() -> None:

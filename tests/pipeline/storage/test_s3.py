@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,9 +30,8 @@ from pipeline.storage.files import (
     write_bytes,
     write_if_absent,
 )
-from pipeline.storage.s3 import s3_client
 from pipeline.transcode.config import TranscodeConfig
-from tests.support.ceph_gateway import Gateway, ceph_gateway, missing_for_gateway
+from tests.support.ceph_gateway import Gateway
 from tests.support.faulty_proxy import FAULTS, faulty_proxy
 from tests.support.prepared import prepare
 
@@ -41,25 +39,6 @@ pytestmark = pytest.mark.s3
 
 WRITERS = 16
 VIDEOS = 24
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    if missing := missing_for_gateway():
-        # Whoever asks for this suite must not take nothing for green.
-        pytest.fail(f"no {missing}; on Debian: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd")
-    with ceph_gateway(tmp_path_factory.mktemp("ceph")) as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket, and this process set up to use it."""
-    for name, value in gateway.environment.items():
-        monkeypatch.setenv(name, value)
-    name = f"bucket-{time.time_ns()}"
-    s3_client().create_bucket(Bucket=name)
-    return f"s3://{name}"
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from pipeline.manifest.build import read_manifest
 from pipeline.manifest.errors import ManifestError
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.manifest.vanished import Vanished
+from pipeline.media import Media
 from pipeline.storage.delta import Change, write_data_file
 from pipeline.storage.files import LISTING_SCHEMA, content_version, list_existing
 from pipeline.tagging import source as module
@@ -91,6 +92,20 @@ def test_a_list_gives_the_videos_that_it_gives_prepare(
 
 def _listed_without_network(folder: str, recursive: bool) -> pa.Table:
     return LISTING_SCHEMA.empty_table() if folder.startswith("s3://") else list_existing(folder, recursive=recursive)
+
+
+def test_sizes_are_those_of_the_listing_where_there_is_one(source: Path, tmp_path: Path) -> None:
+    (source / "list.csv").write_text("path\na.mp4\nnowhere.mp4\n")
+    write_tar(tmp_path / "shards" / "0.tar", [{"jpg": b"12345"}])
+    sizes = {place: _sizes(place) for place in (str(source), str(source / "list.csv"))}
+    assert sizes[str(source)] == {f"{source}/{name}": len(name.encode()) for name in NAMES}
+    assert sizes[str(source / "list.csv")] == {f"{source}/a.mp4": 5, f"{source}/nowhere.mp4": None}
+    assert set(_sizes(str(tmp_path / "shards"), "image").values()) == {None}  # not their container's
+
+
+def _sizes(source: str, media: Media = "video") -> dict[str, int | None]:
+    rows = list_source(source, media).videos.to_pydict()
+    return dict(zip(rows["uri"], rows["size"], strict=True))
 
 
 def test_relative_paths_start_at_the_lists_own_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +259,7 @@ def _compare_everything(folder: Path, count: int) -> int:
             "content_version": ["2"] * (count // 3) + ["1"] * (count - count // 10),
         }
     )
+    listed = listed.append_column("size", pa.nulls(len(listed), pa.int64()))
     found = {}
 
     def start() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
@@ -69,7 +70,7 @@ def test_a_fence_shuts_out_a_writer_that_was_cut_off(output: str) -> None:
 
 def _replaced(output: str, tables: TagTables) -> Changes:
     """`b` has other content now: its new rows, and the files without the old ones."""
-    files = tables.to_rewrite(["b"])
+    files = tables.to_rewrite(pa.chunked_array([["b"]]))
     assert {file.table for file in files} == {TAGS, VIDEOS}
     ids, schemas = np.array([video_id("b", "1")]), {TAGS: tag_schema(), VIDEOS: VIDEO_SCHEMA}
     old = {file.table: rewritten(output, file, ids, schemas[file.table]) for file in files}
@@ -79,7 +80,7 @@ def _replaced(output: str, tables: TagTables) -> Changes:
 def test_old_rows_leave_with_the_commit_that_brings_the_new_ones(output: str) -> None:
     tables = open_tables(output)
     assert tables is not None
-    assert tables.to_rewrite(["c", "d"]) == []  # by the bounds in the log
+    assert tables.to_rewrite(pa.chunked_array([["c", "d"]])) == []  # by the bounds in the log
     tables.commit(_replaced(output, tables), {})
     for rows in (read_tags(output), read_videos(output)):
         assert set(zip(rows["uri"].to_pylist(), rows["content_version"].to_pylist(), strict=True)) == {
@@ -92,7 +93,7 @@ def test_old_rows_leave_with_the_commit_that_brings_the_new_ones(output: str) ->
 def test_a_file_that_holds_none_of_the_rows_stays(output: str) -> None:
     tables = open_tables(output)
     assert tables is not None
-    file, _ = tables.to_rewrite(["b"])
+    file, _ = tables.to_rewrite(pa.chunked_array([["b"]]))
     assert rewritten(output, file, np.array([1, 2]), tag_schema()) is None
     everything = np.sort([video_id(uri, "1") for uri in "ab"])
     assert rewritten(output, file, everything, tag_schema()) == Change((), (file.path,))
