@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from hiera_video.flat_optimizer import FlatAdamW, FlatOptimizer, FlatSGD
 from hiera_video.rules import Checked, Rules
 
 REFERENCE_BATCH = 512
@@ -87,10 +88,10 @@ def learning_rate_at(step: int, *, total_steps: int, warmup_steps: int, peak: fl
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer by layer and weight decay, in a fixed order.
+    """Parameters by layer and weight decay, in a fixed order.
 
-    Each has `params`, `weight_decay`, `lr_scale` (factor for the step's learning rate), `lr` (the peak for batch 512
-    times that) and `name`. Layers count from the patch embedding (0) over the blocks (1 ...) to the head.
+    Each group has `params`, `weight_decay`, `lr_scale` (factor for the step's learning rate), `lr` (the peak for batch
+    512 times that) and `name`. Layers count from the patch embedding (0) over the blocks (1 ...) to the head.
     """
     depth = _encoder_depth(model)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -115,17 +116,18 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     return [groups[key] for key in sorted(groups)]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> FlatOptimizer:
+    """The configured optimizer, with the rates of `parameter_groups` in a single group."""
     groups = parameter_groups(model, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=SGD_MOMENTUM, nesterov=True)
+        return FlatAdamW(groups, config.learning_rate, config.betas)
+    return FlatSGD(groups, config.learning_rate, SGD_MOMENTUM)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set every group's learning rate from the step's."""
+    """Set the step's learning rate, of which every parameter has its share."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["lr_scale"]
+        group["lr"] = learning_rate
 
 
 def _encoder_depth(model: nn.Module) -> int:

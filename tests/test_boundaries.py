@@ -70,7 +70,7 @@ LAYERS = {
         ("inference", "analysis", "weights"),
         ("augmentation", "metrics", "optimization"),
         ("models",),
-        ("rules",),
+        ("rules", "on_device", "flat_optimizer"),
     ),
     "pipeline": (
         ("prepare", "datasets"),

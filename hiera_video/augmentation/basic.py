@@ -15,6 +15,7 @@ from torch import Tensor
 from hiera_video.augmentation.rand_augment import parse_rand_augment
 from hiera_video.models.config import EncoderConfig
 from hiera_video.models.random_draws import uniforms
+from hiera_video.on_device import constants, to_device
 from hiera_video.rules import Checked, Rules
 
 PIXEL_MEAN = (0.45, 0.45, 0.45)
@@ -98,7 +99,7 @@ def denormalize_video(pixels: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: S
 
 def _by_colour(values: Sequence[float], pixels: Tensor) -> Tensor:
     """A number for each of the colours ``[3]`` beside pixels ``[B, 3, ...]``."""
-    return torch.tensor(values, device=pixels.device).view(1, -1, *[1] * (pixels.ndim - 2))
+    return constants(values, pixels.device).view(1, -1, *[1] * (pixels.ndim - 2))
 
 
 def augment(frames: Tensor, config: AugmentConfig, flip_noise: Tensor | None = None) -> Tensor:
@@ -133,7 +134,7 @@ def random_erase(pixels: Tensor, probability: float, seeds: Sequence[int]) -> Te
     for sample, box, generator in zip(erased, boxes, generators, strict=True):
         if box is not None:
             hole = sample[..., box[0], box[1]]
-            hole.copy_(torch.randn(hole.shape, generator=generator))
+            hole.copy_(to_device(torch.randn(hole.shape, generator=generator), hole.device))
     return erased
 
 

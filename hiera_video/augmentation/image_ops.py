@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hiera_video.on_device import constants
+
 GREY = (128.0, 128.0, 128.0)
 """Where a moved frame leaves no pixel: red, green, blue (timm without a mean, as SlowFast has it)."""
 LUMA = (19595, 38470, 7471)
@@ -103,7 +105,7 @@ def moved_by(entry: int, axis: int | None = None) -> Callable[..., Tensor]:
     """Moves frames by one entry of `move`'s matrix; with an axis of the frames, by a share of its length."""
 
     def operation(frames: Tensor, values: Tensor, fill: Sequence[float] = GREY) -> Tensor:
-        matrix = torch.tensor([1.0, 0, 0, 0, 1, 0], device=values.device).repeat(len(values), 1)
+        matrix = constants([1.0, 0, 0, 0, 1, 0], values.device).repeat(len(values), 1)
         matrix[:, entry] = values if axis is None else values * frames.shape[axis]
         return move(frames, matrix, fill=fill)
 
@@ -128,14 +130,14 @@ def move(frames: Tensor, matrix: Tensor, interpolation: str = "bicubic", fill: S
     planes = frames.movedim(-1, 2).reshape(clips, steps * channels, height, width).float()
     moved = functional.grid_sample(planes, grid, mode=interpolation, padding_mode="border", align_corners=False)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    outside = torch.tensor(fill, device=frames.device).repeat(steps).view(1, -1, 1, 1)
+    outside = constants(fill, frames.device).repeat(steps).view(1, -1, 1, 1)
     moved = torch.where(inside[:, None], moved + 1e-3, outside)  # truncated like Pillow's, which computes in float64
     return _to_uint8(moved).view(clips, steps, channels, height, width).movedim(2, -1).contiguous()
 
 
 def _grey(frames: Tensor) -> Tensor:
     """Pillow's grey levels, whole numbers: float ``[N, T, H, W, 1]``."""
-    weights = torch.tensor(LUMA, device=frames.device, dtype=torch.int32)
+    weights = constants(LUMA, frames.device, torch.int32)
     return ((frames.int() * weights).sum(-1, keepdim=True).add(2**15) >> 16).float()
 
 

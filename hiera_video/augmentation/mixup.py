@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hiera_video.on_device import to_device
 from hiera_video.rules import Checked, Rules
 
 # Of the micro-batches where both are on; the others get mixup. Not confirmed by the paper, 0.5 as in SlowFast.
@@ -77,7 +78,7 @@ def mix_pixels(pixels: Tensor, mix: Mix | None) -> Tensor:
     """Mix ``[B, 3, (T), H, W]``, all frames in the same way."""
     if mix is None:
         return pixels
-    others = pixels[mix.partners.to(pixels.device)]
+    others = pixels[to_device(mix.partners, pixels.device)]
     if mix.box is None:
         return pixels * mix.share + others * (1.0 - mix.share)
     mixed = pixels.clone()
@@ -89,7 +90,7 @@ def mix_targets(targets: Tensor, mix: Mix | None) -> Tensor:
     """Mix soft targets ``[B, C]`` in the pixels' proportion."""
     if mix is None:
         return targets
-    return targets * mix.share + targets[mix.partners.to(targets.device)] * (1.0 - mix.share)
+    return targets * mix.share + targets[to_device(mix.partners, targets.device)] * (1.0 - mix.share)
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hiera_video.augmentation import image_ops
 from hiera_video.models.config import EncoderConfig
+from hiera_video.on_device import to_device
 
 HIGHEST_MAGNITUDE = 10.0
 DRAWS_PER_OPERATION = 5  # which, whether, two for the normal distribution, which direction
@@ -153,9 +154,9 @@ def rand_augment(frames: Tensor, policy: RandAugment, noise: Tensor, fill: Seque
             clips = torch.nonzero(draws.applied & (draws.number == number))[:, 0]
             if len(clips):
                 argument = operation.argument(draws.share[clips], draws.direction[clips]).float()
-                clips = clips.to(frames.device)
+                clips = to_device(clips, frames.device)
                 uncovered = {"fill": fill} if operation.moves else {}
-                changed[clips] = operation.apply(changed[clips], argument.to(frames.device), **uncovered)
+                changed[clips] = operation.apply(changed[clips], to_device(argument, frames.device), **uncovered)
     return changed
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hiera_video.on_device import constants
+
 HOG_CELL_PIXELS = 8
 HOG_CHANNEL_BINS = 9
 
@@ -37,6 +39,6 @@ def histograms_of_gradients(frames: Tensor) -> Tensor:
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
-    kernel = images.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    kernel = constants([1.0, 0.0, -1.0, 2.0, 0.0, -2.0, 1.0, 0.0, -1.0], images.device, images.dtype).view(3, 3)
     padded = functional.pad(images, (1, 1, 1, 1), mode="reflect")
     return functional.conv2d(padded, kernel[None, None]), functional.conv2d(padded, kernel.T[None, None])

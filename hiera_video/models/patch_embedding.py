@@ -64,7 +64,15 @@ class PatchEmbed(nn.Module):
         for axis, (size, step) in enumerate(zip(self.field, self.unit_pixels, strict=True)):
             padded = padded.unfold(2 + axis, size, step)  # a view: [B, 3, *unit_grid, *field]
         rows = torch.arange(pixels.shape[0], device=pixels.device)[:, None]
-        return padded.movedim(1, 1 + len(self.field))[(rows, *torch.unravel_index(unit_index, self.order.unit_grid))]
+        return padded.movedim(1, 1 + len(self.field))[(rows, *self._places(unit_index))]
+
+    def _places(self, unit_index: Tensor) -> list[Tensor]:
+        """Row-major numbers of units as positions along the grid's axes; `torch.unravel_index` waits for the device."""
+        places = []
+        for size in reversed(self.order.unit_grid):
+            places.append(unit_index % size)
+            unit_index = unit_index // size
+        return places[::-1]
 
     def _margins(self, axis: int) -> tuple[int, int]:
         """Zero padding before and behind an axis, so that the last unit's field is complete."""

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hiera_video.on_device import to_device
+
 MINIMUM_VISIBLE_UNITS = 3
 
 
@@ -35,7 +37,7 @@ def uniforms(shape: Sequence[int], generator: torch.Generator | None, device: to
     """Uniform numbers, drawn where the generator lives (CPU draws are the same on every machine)."""
     if generator is None:
         return torch.rand(*shape, device=device)
-    return torch.rand(*shape, generator=generator, device=generator.device).to(device or generator.device)
+    return to_device(torch.rand(*shape, generator=generator, device=generator.device), device)
 
 
 def sample_uniforms(
@@ -43,7 +45,7 @@ def sample_uniforms(
 ) -> Tensor:
     """One row of uniform numbers per sample, from its own seed or generator: float32 ``[B, size]``."""
     generators = [torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed for seed in seeds]
-    return torch.stack([uniforms((size,), generator) for generator in generators]).to(device or torch.device("cpu"))
+    return to_device(torch.stack([uniforms((size,), generator) for generator in generators]), device)
 
 
 def num_visible_units(num_units: int, mask_ratio: float) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hiera_video.rules import Checked, Rules
+from jobs.checkpoints.grace_time import GraceTime
 from jobs.checkpoints.store import Checkpoint, collect_checkpoints, write_checkpoint, write_journal
 from jobs.runs.fencing import FencingToken, SupersededError
 from jobs.supervision.coordinator import elapsed_minutes
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 UPLOAD_BUDGET_SECONDS = 300.0  # no one waits for it; what fails longer is left to the next checkpoint
 LAST_PAUSE_SECONDS = 10.0
 SECONDS_BEFORE_TRAINING_CONTINUES = 60.0
-GRACE_SECONDS = 30.0  # what Ray leaves a host at SIGTERM, and some clouds their spot instances
 UNFINISHED = "a write does not finish"
 
 
@@ -60,9 +60,14 @@ class CheckpointWriter:
         self._unsent: Checkpoint | None = None
         self._unsent_journal: dict[int, str] = {}
         self._saved_at = self._began_at = self._last_due = time.monotonic()
-        self._reason, self._slow_reported = UNFINISHED, False
+        self._reason, self._grace_time = UNFINISHED, GraceTime()
+        self._trial: Future[None] | None = None
         self.failure = ""
         """Why training must stop: nothing could be saved for `max_unsaved_minutes`, or the token is lost."""
+
+    def expect(self, size: int) -> None:
+        """Find out in the background whether checkpoints of ``size`` bytes fit into the grace time, and warn if not."""
+        self._trial = self._executor.submit(self._try_out, size)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step`` optimizer steps."""
@@ -83,6 +88,9 @@ class CheckpointWriter:
 
     def poll(self) -> None:
         """Note how the write in progress ended, or that it takes too long, and begin the one that waits."""
+        if self._trial is not None and self._trial.done():
+            self._trial.result()
+            self._trial = None
         self._settle(0)
 
     def finish(self) -> None:
@@ -133,6 +141,12 @@ class CheckpointWriter:
                 f"for {minutes:.0f} minutes ({self._reason}); repair the storage and start the same command again"
             )
 
+    def _try_out(self, size: int) -> None:
+        try:
+            self._grace_time.expect(self._token.output, self._token.generation, size)
+        except StorageError as error:
+            logger.warning("whether a checkpoint fits into the grace time is not known yet: %s", error)
+
     def _write(self, checkpoint: Checkpoint) -> None:
         output, generation, began = self._token.output, self._token.generation, time.monotonic()
         with RetryBudget(UPLOAD_BUDGET_SECONDS).shared():
@@ -141,20 +155,9 @@ class CheckpointWriter:
                 write_journal(output, step, generation, lines)
                 del self._unsent_journal[step]
             write_checkpoint(output, checkpoint, generation, before_marker=self._token.check)
-            self._report_slow(time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._grace_time.report(seconds, f"takes {seconds:.0f} s to write")
             self._collect()
-
-    def _report_slow(self, seconds: float) -> None:
-        """Report once that no checkpoint can be written between the announcement of a host's end and the end itself."""
-        if seconds > GRACE_SECONDS and not self._slow_reported:
-            self._slow_reported = True
-            logger.warning(
-                "a checkpoint takes %.0f s to write, more than the %.0f s that Ray leaves a host at SIGTERM: an "
-                "announced pre-emption may cost the steps since the checkpoint before, like a crash; lower "
-                "checkpoint.every_steps, or raise RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S where `ray start` runs",
-                seconds,
-                GRACE_SECONDS,
-            )
 
     def _collect(self) -> None:
         """Delete what is superfluous; a failure harms no checkpoint."""

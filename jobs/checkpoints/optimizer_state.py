@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-STEP_KEY = "step"  # AdamW counts steps a parameter; all counts are equal, so one is kept
+from hiera_video.flat_optimizer import STEP, FlatOptimizer, Rates, Span
+
+GATHERED_ELEMENTS = 2**26  # on a device at a time
+STEP_KEY = STEP  # AdamW counts steps a buffer; all counts are equal, so one is kept
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,29 @@ class FlatBuffer:
 def gather_weights(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:
     """Full float32 weights of the step's model by name, on the CPU.
 
-    All ranks must call it; only those that ``keep`` them hold them in memory, the others get nothing.
+    All ranks must call it; the others than those that ``keep`` them get nothing.
     """
-    model = engine.module.model
-    whole = list(model.parameters()) if engine.zero_optimization_stage() == 3 else []
-    with deepspeed.zero.GatheredParameters(whole):
-        kept = model.state_dict() if keep else {}
-        return {name: value.detach().cpu().clone() for name, value in kept.items()}
+    parameters = dict(engine.module.model.named_parameters())
+    partitioned = parameters if engine.zero_optimization_stage() == 3 else {}
+    weights = {}
+    for name, value in engine.module.model.state_dict().items():
+        whole = _whole(partitioned[name]) if name in partitioned else value
+        if keep:
+            weights[name] = whole.detach().cpu().clone()
+    return weights
+
+
+def _whole(parameter: Any) -> Tensor:
+    """A parameter of ZeRO 3 from the ranks' shares; DeepSpeed's own gathering may have gone through bfloat16."""
+    shares = [torch.empty_like(parameter.ds_tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, parameter.ds_tensor.detach())
+    return torch.cat(shares)[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 def step_was_sound(engine: Any) -> Tensor:
     """Whether the optimizer took every step and left this rank's share of the weights finite: a bool scalar.
 
-    A gradient that is no number spoils the weights without ZeRO or clipping; else DeepSpeed skips its step silently.
+    A gradient that is no number spoils the weights; with ZeRO 3 DeepSpeed skips its step silently.
     """
     finite: Tensor = torch.nn.utils.get_total_norm(_own_weights(engine), math.inf).isfinite()
     return finite & bool(engine.skipped_steps == 0)
@@ -69,7 +81,7 @@ def step_was_sound(engine: Any) -> Tensor:
 def _own_weights(engine: Any) -> list[Tensor]:
     """What this rank's optimizer updates. Flat from ZeRO 1 on: a tenth as many tensors as the model has."""
     if engine.zero_optimization_stage() < 3:
-        return [tensor.detach() for group in _optimizer(engine).param_groups for tensor in group["params"]]
+        return [tensor.detach() for group in inner_optimizer(engine).param_groups for tensor in group["params"]]
     shares = [own_share(parameter, dist.get_rank()) for parameter in engine.module.model.parameters()]
     return [share for share in shares if share.numel()]
 
@@ -80,11 +92,19 @@ def own_share(parameter: Any, rank: int) -> Tensor:
     return share[: max(0, parameter.ds_numel - rank * share.numel())]
 
 
+def checkpoint_bytes(engine: Any) -> int:
+    """Size of weights and optimizer state as they are gathered, in float32."""
+    parameters: list[Any] = list(engine.module.model.parameters())
+    weights = sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
+    learning = sum(member.numel for buffer in _buffers(engine) for member in buffer.members)
+    return 4 * (weights + cast(FlatOptimizer, inner_optimizer(engine)).moments * learning)
+
+
 def gather_optimizer_state(engine: Any, *, keep: bool = True) -> dict[str, Tensor]:
     """Full optimizer state by ``{parameter name}.{state key}``, on the CPU; ``keep`` as in `gather_weights`."""
     state: dict[str, Tensor] = {}
     for buffer in _buffers(engine):
-        for key, value in _optimizer(engine).state.get(buffer.tensor, {}).items():
+        for key, value in inner_optimizer(engine).state.get(buffer.tensor, {}).items():
             if key == STEP_KEY:
                 # A copy: it is written in the background, while the optimizer counts up in place.
                 state[STEP_KEY] = torch.as_tensor(value, dtype=torch.float32).cpu().clone()
@@ -105,15 +125,35 @@ def scatter_optimizer_state(engine: Any, state: Mapping[str, Tensor]) -> None:
         if STEP_KEY in state:
             slot[STEP_KEY] = state[STEP_KEY].clone()
         if slot:
-            _optimizer(engine).state[buffer.tensor] = slot
+            inner_optimizer(engine).state[buffer.tensor] = slot
 
 
-def _optimizer(engine: Any) -> torch.optim.Optimizer:
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside DeepSpeed's wrapper (there is none at stage 0)."""
     inner = engine.optimizer
     while not isinstance(inner, torch.optim.Optimizer):
         inner = inner.optimizer
     return inner
+
+
+def spans_of_rates(engine: Any, rates: Mapping[nn.Parameter, Rates]) -> dict[Tensor, list[Span]]:
+    """What lies where in this rank's share of each flat buffer; nothing where the optimizer has the parameters."""
+    names = {name: rates[parameter] for name, parameter in engine.module.model.named_parameters() if parameter in rates}
+    return {
+        buffer.tensor: [Span(*_own_part(buffer, member), names[member.name]) for member in buffer.members]
+        for buffer in _buffers(engine)
+        if _is_slice(buffer)
+    }
+
+
+def _own_part(buffer: FlatBuffer, member: Member) -> tuple[int, int]:
+    """Where this rank's elements of a parameter begin in its slice of the buffer, and how many there are."""
+    if buffer.interleaved:
+        return member.offset, -(-member.numel // dist.get_world_size())
+    size = buffer.tensor.numel()
+    first = member.offset - dist.get_rank() * size
+    start, end = max(0, first), min(size, first + member.numel)
+    return start, max(0, end - start)
 
 
 def _buffers(engine: Any) -> Iterator[FlatBuffer]:
@@ -122,7 +162,7 @@ def _buffers(engine: Any) -> Iterator[FlatBuffer]:
     if stage:
         yield from (_sub_group_buffers if stage == 3 else _group_buffers)(engine.optimizer, names)
         return
-    for group in _optimizer(engine).param_groups:
+    for group in inner_optimizer(engine).param_groups:
         for parameter in group["params"]:
             member = Member(names[parameter], parameter.shape, 0, parameter.numel())
             yield FlatBuffer(parameter, [member], interleaved=False)
@@ -149,14 +189,27 @@ def _gather(buffer: FlatBuffer, value: Tensor, keep: bool) -> Iterator[tuple[Mem
         if keep:
             yield buffer.members[0], value.detach().cpu().clone()
         return
-    ranks = dist.get_world_size()
-    slices = [torch.empty_like(value) for _ in range(ranks)]
-    dist.all_gather(slices, value.detach().contiguous())
-    if not keep:
-        return
-    gathered = torch.stack(slices).cpu()
-    for member in buffer.members:
+    gathered = _all_slices(value, keep)
+    for member in buffer.members if keep else ():
         yield member, _extract(buffer, gathered, member).clone()
+
+
+def _all_slices(value: Tensor, keep: bool) -> Tensor:
+    """All ranks' slices on the CPU, ``[ranks, elements of one slice]``; empty where they are not kept.
+
+    Piece by piece: a slice is a rank's share of the whole model's state, and devices have no room for all of it.
+    """
+    ranks = dist.get_world_size()
+    pieces = torch.split(value.detach(), max(1, GATHERED_ELEMENTS // ranks))
+    gathered = torch.empty((ranks, value.numel()) if keep else (0,), dtype=value.dtype)
+    first = 0
+    for piece in pieces:
+        parts = torch.empty((ranks, piece.numel()), dtype=value.dtype, device=value.device)
+        dist.all_gather(list(parts.unbind()), piece.contiguous())
+        if keep:
+            gathered[:, first : first + piece.numel()] = parts.cpu()
+        first += piece.numel()
+    return gathered
 
 
 def _is_slice(buffer: FlatBuffer) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +14,21 @@ from jobs.core.holdings import is_registered
 from jobs.core.init_source import local_weights
 from jobs.training.config import AUTO, TrainConfig
 from jobs.training.job import Phase, TrainingJob, plan_job
+from jobs.training.sharding.costs import (
+    BF16_BYTES,
+    FLOAT32_BYTES,
+    STAGES,
+    WIRE_BYTES,
+    Sharding,
+    kept_bytes,
+    sent_bytes,
+    weights_of_products,
+    wire_type,
+)
 from jobs.training.start import Start
 from jobs.training.stream import DECODE_SECONDS_PER_VIEW, decoders_wanted, views_per_gpu_second
 
 GIB = 2**30
-FLOAT32_BYTES, BF16_BYTES = 4, 2
-# What each ZeRO stage cuts into one share a worker.
-PARTITIONED: Mapping[int, tuple[str, ...]] = {
-    0: (),
-    1: ("optimizer",),
-    2: ("optimizer", "gradients"),
-    3: ("optimizer", "gradients", "weights"),
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
     model_config: Any = step.model.config
     size = complexity_of(model_config)
     activations = activation_bytes(model_config, recompute=config.activation_checkpointing)
-    memory = worker_memory(config, size.parameters, activations)
+    in_products = sum(parameter.numel() for parameter in weights_of_products(step.model))
+    sharding = planned_sharding(config, size.parameters, in_products)
+    memory = worker_memory(config, sharding, activations)
     checkpoint = checkpoint_bytes(config, size.parameters) / GIB
     return {
         "clips": clips,
@@ -80,6 +84,7 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
         **_speed(config, plan, job, start.cursor.step, size.multiply_adds),
         **_decoding(config, step.multiply_adds()),
         **{f"GiB a worker, ZeRO {n}{' (chosen)' * (n == config.zero_stage)}": gib for n, gib in memory.items()},
+        **{f"GiB a worker sends in a step, ZeRO {n}": sent_bytes(n, sharding) / GIB for n in STAGES},
         "GiB a checkpoint": checkpoint,
         # One is being written while the next one is gathered and waits; all workers read the same one.
         "GiB of host memory for checkpoints, first worker": 2 * checkpoint,
@@ -88,30 +93,29 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
     }
 
 
-def worker_memory(config: TrainConfig, parameters: int, bytes_per_view: int) -> dict[int, str]:
+def worker_memory(config: TrainConfig, sharding: Sharding, bytes_per_view: int) -> dict[int, str]:
     """Memory of one worker by ZeRO stage, with its parts, GiB; activations are an estimate.
 
     Args:
         bytes_per_view: what float32 training keeps for the backward pass of one view.
     """
-    parts = {
-        "weights": FLOAT32_BYTES * parameters,
-        "gradients": FLOAT32_BYTES * parameters,
-        "optimizer": FLOAT32_BYTES * parameters * _moments(config),
-    }
     activations = float(config.micro_batch * bytes_per_view)
     if config.precision == "bf16":  # and autocast keeps a copy of the weights in bfloat16
-        activations = activations * BF16_SHARE + BF16_BYTES * parameters
-    workers = config.worker_numbers[0]  # the fewest have the largest shares
+        activations = activations * BF16_SHARE + BF16_BYTES * sharding.parameters
     memory = {}
-    for stage, cut in PARTITIONED.items():
-        shares = {name: size / (workers if name in cut else 1) for name, size in parts.items()}
-        if stage in (1, 2):  # DeepSpeed updates a flat copy of this worker's share of the weights
-            shares["optimizer"] += parts["weights"] / workers
-        shares["activations"] = activations
-        parts_gib = ", ".join(f"{name} {size / GIB:.2f}" for name, size in shares.items())
-        memory[stage] = f"{sum(shares.values()) / GIB:.2f} ({parts_gib})"
+    for stage in STAGES:
+        parts = {**kept_bytes(stage, sharding), "activations": activations}
+        parts_gib = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        memory[stage] = f"{sum(parts.values()) / GIB:.2f} ({parts_gib})"
     return memory
+
+
+def planned_sharding(config: TrainConfig, parameters: int, in_products: int) -> Sharding:
+    """What decides the costs of sharding: of the fewest workers, which have the largest shares."""
+    workers = config.worker_numbers[0]
+    micro_batches = config.global_batch // config.micro_batch // workers
+    wire_bytes = WIRE_BYTES[wire_type(config, workers)]
+    return Sharding(parameters, workers, micro_batches, _moments(config), wire_bytes, in_products)
 
 
 def checkpoint_bytes(config: TrainConfig, parameters: int) -> int:

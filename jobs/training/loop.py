@@ -14,35 +14,32 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import deepspeed
 import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hiera_video.optimization import build_optimizer, learning_rate_at, set_learning_rate
+from hiera_video.optimization import learning_rate_at, set_learning_rate
 from jobs.checkpoints.background_writer import CheckpointWriter
 from jobs.checkpoints.optimizer_state import (
+    checkpoint_bytes,
     gather_optimizer_state,
     gather_weights,
-    scatter_optimizer_state,
     step_was_sound,
 )
 from jobs.checkpoints.store import Checkpoint, read_checkpoint
 from jobs.runs.fencing import FencingToken
 from jobs.supervision.coordinator import Activity, CoordinatorClient, StopReason
-from jobs.supervision.process_group import limit_collectives
 from jobs.training.agreement import Agreed, Agreement
 from jobs.training.device_memory import DeviceMemory, does_not_fit, resident_bytes
 from jobs.training.job import TrainingJob, WorkerResult
 from jobs.training.journal import Journal, gather_in_stream_order
 from jobs.training.mfu import peak_tflops
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns, one_ahead
-from jobs.training.steps.step import TrainStep
+from jobs.training.sharding.engine import build_engine
 from jobs.training.stream import known_failures
 from jobs.training.validation import Validator
 from pipeline.datasets.train import iter_micro_batches
-from pipeline.seeds import derive_seed
 
 NO_FRAMES = torch.empty(0, dtype=torch.uint8)
 
@@ -87,10 +84,12 @@ class Worker:
         self._job, self._run_id, self._saves = job, run_id, dist.get_rank() == 0
         self._coordinator = CoordinatorClient(coordinator, dist.get_rank(), token.generation)
         checkpoint = _checkpoint(job.config.output, start_step)
-        self._engine = _engine(job, checkpoint)
+        self._engine = build_engine(job, checkpoint)
         self._journal = _journal(job, checkpoint, self._coordinator, self._engine)
-        del checkpoint  # on every rank as large as weights and optimizer state together
         self._writer = CheckpointWriter(job.config.checkpoint, token)
+        if self._saves:
+            self._writer.expect(checkpoint_bytes(self._engine))
+        del checkpoint  # on every rank as large as weights and optimizer state together
         self._agreement = Agreement(self._coordinator, self._writer, job.config.global_batch)
         self._validator = Validator(job, self._engine.device, lambda clip: self._mark(Activity.MEASURING, clip))
         self._batches = one_ahead(_batches(job, self._journal.step, self._engine.device), self._engine.device)
@@ -200,41 +199,6 @@ def _checkpoint(output: str, step: int) -> Checkpoint | None:
     if checkpoint is None:
         raise RuntimeError(f"{output}: the checkpoint of step {step} was damaged since the run was started")
     return checkpoint
-
-
-def _engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
-    """The DeepSpeed engine, with the checkpoint's weights and optimizer state."""
-    config = job.config
-    torch.manual_seed(derive_seed(config.seed, "init"))
-    step = job.phase.build_step(load_init=checkpoint is None)
-    if checkpoint:
-        step.model.load_state_dict(checkpoint.weights)
-    if config.compile:
-        step.model.compile(dynamic=False)
-    settings = {
-        "train_micro_batch_size_per_gpu": config.micro_batch,
-        "gradient_accumulation_steps": job.micro_batches // dist.get_world_size(),
-        "gradient_clipping": config.optimizer.clip_gradient_norm,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,  # SGD: a plain torch optimizer, tested here
-        "steps_per_print": 2**31,
-    }
-    engine = start_engine(step, build_optimizer(step.model, config.optimizer), settings)
-    limit_collectives(config.collective_seconds)  # of the groups that DeepSpeed has made, too
-    if checkpoint:
-        scatter_optimizer_state(engine, checkpoint.optimizer)
-    return engine
-
-
-def start_engine(step: TrainStep[Any], optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
-    """DeepSpeed's engine around a step, in an initialised process group.
-
-    Without DeepSpeed's own compiled operations: on a CPU every worker would build shared-memory sums, which only
-    inference uses. That takes half a minute, and a worker killed meanwhile leaves a lock file behind, for which every
-    later worker on that host waits without end (`torch.utils.file_baton`).
-    """
-    deepspeed.ops.__compatible_ops__ = {}
-    return deepspeed.initialize(model=step, optimizer=optimizer, config=settings, dist_init_required=False)[0]
 
 
 def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterator[MicroBatch]:

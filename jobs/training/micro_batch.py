@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hiera_video.on_device import to_device
 from pipeline.seeds import derive_seed
 
 
@@ -81,10 +82,7 @@ def micro_batch_from_columns(
 
 
 def _to_device(values: Any, device: torch.device) -> Tensor:
-    host = torch.from_numpy(values.copy())  # Arrow memory is read-only
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)  # only copies from pinned memory overlap with compute
+    return to_device(torch.from_numpy(values.copy()), device)  # Arrow memory is read-only
 
 
 def one_ahead(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from hiera_video.flat_optimizer import FlatAdamW, FlatSGD
 from hiera_video.models.presets import create_model
 from hiera_video.optimization import (
     OptimizerConfig,
@@ -91,13 +92,18 @@ def test_encoder_positions_norms_and_biases_do_not_decay() -> None:
     assert not {id(p) for p in (model.decoder.pos_embed, model.decoder.mask_token, model.decoder.pred.weight)} & free
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
-def test_optimizer_steps_at_the_set_rate(name: str, kind: type) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("adamw", FlatAdamW), ("sgd", FlatSGD)])
+def test_all_parameters_are_one_group_with_rates_of_their_own(name: Any, kind: type) -> None:
     model = create_model("hiera_test_8x64")
-    optimizer = build_optimizer(model, OptimizerConfig(name=name, layer_decay=0.5))
+    config = OptimizerConfig(name=name, layer_decay=0.5)
+    optimizer = build_optimizer(model, config)
     assert isinstance(optimizer, kind)
     set_learning_rate(optimizer, 0.125)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.125 * 0.5**n for n in range(7)}
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 0.125
+    assert {rates.scale for rates in optimizer.rates.values()} == {0.5**n for n in range(7)}
+    expected = [parameter for group in parameter_groups(model, config) for parameter in group["params"]]
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in expected]
 
 
 def test_sgd_has_the_momentum_of_nesterov() -> None:

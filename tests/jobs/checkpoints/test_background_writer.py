@@ -219,7 +219,8 @@ def test_a_checkpoint_that_outlasts_an_announced_preemption_is_reported_once(
     writer.save(make(1), "")
     writer.finish()
     assert not caplog.text
-    monkeypatch.setattr(writing, "GRACE_SECONDS", 0.0)
+    monkeypatch.setenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
+    writer = writer_for(tmp_path)
     for step in (2, 3):
         writer.save(make(step), "")
         writer.finish()

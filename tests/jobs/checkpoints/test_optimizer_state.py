@@ -23,7 +23,7 @@ from jobs.checkpoints.optimizer_state import (
     scatter_optimizer_state,
     step_was_sound,
 )
-from jobs.training.loop import start_engine
+from jobs.training.sharding.engine import start_engine
 from jobs.training.steps.step import TrainStep
 
 pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start

@@ -18,7 +18,7 @@ from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
 from jobs.pretrain import dry_run
 from jobs.synthetic.motion_videos import render_motion_videos
-from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, worker_memory
+from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, planned_sharding, worker_memory
 from jobs.training.steps.pretrain import PretrainConfig
 from tests.support.small_set import small_prepared_set
 
@@ -61,7 +61,9 @@ def test_a_measured_step_tells_how_long_it_takes(data: str, tmp_path: Path) -> N
 def test_memory_by_stage() -> None:
     plan = load_config(PretrainConfig, "pretrain", ["k400_large", "data=d", "output=o", "workers=8"])
     parameters = complexity("mae_hiera_large_16x224").parameters
-    told = worker_memory(plan, parameters, activation_bytes(model_config("mae_hiera_large_16x224")))
+    told = worker_memory(
+        plan, planned_sharding(plan, parameters, parameters), activation_bytes(model_config("mae_hiera_large_16x224"))
+    )
     parts = {
         stage: {name: float(size) for name, size in re.findall(r"(\w+) (\d+\.\d+)", text)}
         for stage, text in told.items()
