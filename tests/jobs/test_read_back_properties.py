@@ -449,7 +449,7 @@ def test_every_reading_of_records_is_in_the_list() -> None:
         "pipeline/prepare/run.py": "plans, by `read_json`", "pipeline/tagging/reader.py": "commits, by `read_json`",
         "jobs/tagging/stage.py": "what a task sends",
         "pipeline/confinement/messages.py": "what a child sends: tests/pipeline/confinement/test_messages.py",
-        "jobs/tagging/job.py": "settings, by `as_record`",
+        "jobs/tagging/job.py": "settings, by `as_record`", "jobs/core/events.py": "lines of child commands",
         "jobs/training/driver.py": "the journal just written",
         "jobs/training/dry_run.py": "the journal, entries by `read_journal`",
         "jobs/weights/pyfunc_model.py": "weights that registering has read",
