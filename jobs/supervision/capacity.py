@@ -1,4 +1,4 @@
-"""How many training workers the cluster has capacity for, beside the CPUs that reading and decoding take."""
+"""How many training workers the cluster has capacity for beside the CPUs that reading and decoding take, and where."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ray.autoscaler.sdk import request_resources
 
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.core.ray_cluster import has_gpus
-from jobs.supervision.hosts import free_resources, offered_resources
-from pipeline.datasets.train import stream_cpus
+from jobs.supervision.hosts import free_by_host, free_resources, offered_by_host, offered_resources
+from jobs.supervision.placement import Demand, most_that_fit, place
 
 SECONDS_TO_SETTLE = 10.0
 POLL_SECONDS = 1.0
@@ -21,13 +21,18 @@ SECONDS_AFTER_FAILURE = 600.0
 
 
 class WorkerCapacity:
-    """The permitted numbers of workers, rising, against what the cluster has free beside the stream's CPUs."""
+    """The permitted numbers of workers, rising, against what the cluster has free beside their streams' CPUs.
 
-    def __init__(self, permitted: Sequence[int], cpus_beside: float) -> None:
-        self._permitted, self._cpus_beside = permitted, cpus_beside
+    Args:
+        decoders: decoding actors for the most workers together.
+    """
+
+    def __init__(self, permitted: Sequence[int], decoders: int) -> None:
+        self._permitted = permitted
         self._most = permitted[-1]
         self.gpus = has_gpus()
         """Whether workers take GPUs; decided once, because the last host with GPUs may be the one that is lost."""
+        self._demand = Demand(permitted[-1], decoders, self.gpus)
         self._failed_at, self._failed_on = -math.inf, frozenset[str]()
         self._cpus_of_others = 0.0
 
@@ -38,7 +43,9 @@ class WorkerCapacity:
         Otherwise it would see no demand after a host was lost, and bring no other. One such request counts per cluster.
         """
         workers = [{"GPU" if self.gpus else "CPU": 1.0}] * self._permitted[-1]
-        request_resources(bundles=[*workers, *[{"CPU": 1.0}] * math.ceil(self._cpus_beside)])
+        request_resources(
+            bundles=[*workers, *[{"CPU": 1.0}] * math.ceil(self._demand.stream_cpus(self._permitted[-1]))]
+        )
         try:
             yield
         finally:
@@ -60,7 +67,7 @@ class WorkerCapacity:
         """
         begun, logged = time.monotonic(), False
         while not given_up():
-            fitting = most_that_fit(self._permitted, free_resources(), self._cpus_beside, gpus=self.gpus)
+            fitting = most_that_fit(self._permitted, free_resources(), self._demand)
             waited = time.monotonic() - begun
             if fitting >= self._most or (fitting and waited > SECONDS_TO_SETTLE):
                 self._cpus_of_others = _cpus(offered_resources()) - _cpus(free_resources())
@@ -76,6 +83,19 @@ class WorkerCapacity:
             time.sleep(POLL_SECONDS)
         return 0
 
+    def hosts_for(self, workers: int) -> list[str] | None:
+        """The host of each of the workers, when each can have a stream of its own; None: one stream for all.
+
+        What the last group held on a host may not be free yet.
+        """
+        begun = time.monotonic()
+        while (hosts := place(workers, free_by_host(), self._demand)) is None:
+            in_vain = place(workers, offered_by_host(), self._demand) is None
+            if in_vain or time.monotonic() - begun > SECONDS_TO_SETTLE:
+                return None
+            time.sleep(POLL_SECONDS)
+        return hosts
+
     def could_not_start(self, workers: int) -> bool:
         """A group was not started: resources lie scattered, or a lost host is still counted. True: fewer come next."""
         self._failed_at, self._failed_on = time.monotonic(), _hosts()
@@ -84,7 +104,7 @@ class WorkerCapacity:
 
     def has(self, workers: int) -> bool:
         """Whether the hosts that are left, also those that are drained, could hold so many workers and their stream."""
-        return most_that_fit([workers], ray.cluster_resources(), self._cpus_beside, gpus=self.gpus) > 0
+        return self._demand.fits(workers, ray.cluster_resources())
 
     def may_grow(self, workers: int) -> bool:
         """Whether more workers than now have capacity beside those that run and their stream.
@@ -101,13 +121,14 @@ class WorkerCapacity:
             return False
         self._most = self._permitted[-1]
         free = free_resources()
-        if not most_that_fit(more, free, 0.0, gpus=self.gpus):
+        if _workers_in(free, gpus=self.gpus) < more[0]:
             return False
-        if self.gpus:
-            return True  # the stream takes none of them
+        cpus_of_workers = 0 if self.gpus else workers
         offered = _cpus(offered_resources())
-        others = min(self._cpus_of_others, offered - _cpus(free) - workers)  # some of them may have ended since
-        return offered - others >= workers + more[0] + self._cpus_beside
+        # Some of the others may have ended since.
+        others = min(self._cpus_of_others, offered - _cpus(free) - cpus_of_workers)
+        after_this_group = {"CPU": offered - others, "GPU": workers + free.get("GPU", 0.0)}
+        return self._demand.fits(workers + more[0], after_this_group)
 
 
 def _cpus(resources: Mapping[str, float]) -> float:
@@ -118,13 +139,9 @@ def _hosts() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
-def most_that_fit(permitted: Sequence[int], free: Mapping[str, float], cpus_beside: float, *, gpus: bool) -> int:
-    """The largest permitted number of workers, one GPU or one CPU each, that fits into the resources; 0 for none."""
-    cpus = _cpus(free) - cpus_beside
-    if cpus < 0:
-        return 0
-    workers = int(free.get("GPU", 0.0) if gpus else cpus)
-    return max((number for number in permitted if number <= workers), default=0)
+def _workers_in(resources: Mapping[str, float], *, gpus: bool) -> int:
+    """How many workers there are GPUs or CPUs for, without a stream."""
+    return int(resources.get("GPU", 0.0) if gpus else _cpus(resources))
 
 
 def check_capacity(permitted: Sequence[int], decode_actors: int) -> None:
@@ -133,11 +150,12 @@ def check_capacity(permitted: Sequence[int], decode_actors: int) -> None:
     Raises:
         UserError: the whole cluster has no capacity for the fewest workers.
     """
-    offered, gpus = offered_resources(), has_gpus()
-    needed = {"CPU": stream_cpus(decode_actors) + (0 if gpus else permitted[0]), "GPU": permitted[0] if gpus else 0}
-    if not most_that_fit(permitted, offered, stream_cpus(decode_actors), gpus=gpus):
+    offered, gpus, fewest = offered_resources(), has_gpus(), permitted[0]
+    demand = Demand(permitted[-1], decode_actors, gpus)
+    if not most_that_fit(permitted, offered, demand):
+        needed = {"CPU": demand.stream_cpus(fewest) + (0 if gpus else fewest), "GPU": fewest if gpus else 0}
         both = [" and ".join(f"{of.get(kind, 0):g} {kind}s" for kind in needed) for of in (needed, offered)]
         raise UserError(
-            f"workers={permitted[0]}, decode_actors={decode_actors}: need {both[0]}, the cluster offers {both[1]}; "
+            f"workers={fewest}, decode_actors={decode_actors}: need {both[0]}, the cluster offers {both[1]}; "
             "use fewer, or a larger cluster"
         )

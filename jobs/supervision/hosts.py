@@ -27,18 +27,31 @@ def hosts_of_actors() -> dict[str, str]:
 
 def offered_resources() -> dict[str, float]:
     """What the hosts that stay have, free or not."""
-    return _of_hosts_that_stay(state.total_resources_per_node())
+    return _summed(offered_by_host())
 
 
 def free_resources() -> dict[str, float]:
     """What is free on the hosts that stay."""
-    return _of_hosts_that_stay(state.available_resources_per_node())
+    return _summed(free_by_host())
 
 
-def _of_hosts_that_stay(by_host: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def offered_by_host() -> dict[str, Mapping[str, float]]:
+    """What each host that stays has, free or not, by node id."""
+    return _hosts_that_stay(state.total_resources_per_node())
+
+
+def free_by_host() -> dict[str, Mapping[str, float]]:
+    """What is free on each host that stays, by node id."""
+    return _hosts_that_stay(state.available_resources_per_node())
+
+
+def _hosts_that_stay(by_host: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
     draining = draining_hosts()
+    return {host: resources for host, resources in by_host.items() if host not in draining}
+
+
+def _summed(by_host: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     total: Counter[str] = Counter()
-    for host, resources in by_host.items():
-        if host not in draining:
-            total.update(resources)
+    for resources in by_host.values():
+        total.update(resources)
     return dict(total)

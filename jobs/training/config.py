@@ -126,8 +126,8 @@ class TrainConfig(Checked, ABC):
     """Views per forward pass on one worker."""
     view: DrawConfig = field(default_factory=DrawConfig)
     decode_actors: Any = AUTO
-    """Decoding processes of Ray Data for all workers together; `auto`: what the GPUs want (see `--dry-run`), as far as
-    there are CPUs for them; two for training on CPUs."""
+    """Decoding processes of Ray Data for the most workers together, on the workers' own hosts where these have CPUs for
+    them; `auto`: what the GPUs want (see `--dry-run`), as far as there are CPUs; two for training on CPUs."""
     decode: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

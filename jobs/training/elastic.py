@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
-from ray.train import ControllerError, DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from jobs.checkpoints.store import Cursor, complete_steps, discard_after, newest_cursor
@@ -20,12 +20,13 @@ from jobs.core.errors import StopRequestedError, TrainingStoppedError, storage_t
 from jobs.runs.fencing import FencingToken
 from jobs.runs.tracking import Run
 from jobs.supervision.capacity import WorkerCapacity
+from jobs.supervision.hosts import offered_by_host
 from jobs.supervision.process_group import HostsByTheirAddress
 from jobs.supervision.watchdog import Watchdog
 from jobs.training.job import TrainingJob, WorkerResult
 from jobs.training.loop import train_worker
-from jobs.training.stream import job_stream, read_ahead_bytes
-from pipeline.datasets.train import stream_cpus, stream_execution_options
+from jobs.training.stream import Streams, read_ahead_bytes
+from pipeline.datasets.train import NODE_ID_LABEL
 from pipeline.series import LAST_CHECKPOINT, record_steps, stamp
 from pipeline.storage.errors import last_line
 from pipeline.storage.files import StorageError
@@ -47,7 +48,7 @@ def train(job: TrainingJob, token: FencingToken, run: Run, cursor: Cursor = STAR
     """
     config, failures = job.config, 0
     stamp(LAST_CHECKPOINT)
-    capacity = WorkerCapacity(config.worker_numbers, stream_cpus(config.decoders))
+    capacity = WorkerCapacity(config.worker_numbers, config.decoders)
     watchdog = Watchdog(
         job.command,
         job.total_steps,
@@ -152,12 +153,15 @@ def _run_group(
     job: TrainingJob, token: FencingToken, watchdog: Watchdog, cursor: Cursor, workers: int, run_id: str | None
 ) -> None:
     """One group of workers from the cursor to its end."""
+    hosts = watchdog.capacity.hosts_for(workers)
+    _log_streams(job, watchdog, hosts, workers)
     settings = {
         "job": job,
         "token": token,
         "coordinator": watchdog.coordinator,
         "start_step": cursor.step,
         "run_id": run_id,
+        "streams": Streams(on_every_host=hosts is not None),
     }
     with tempfile.TemporaryDirectory(prefix="ray-train-") as folder, _own_interrupt():
         TorchTrainer(
@@ -166,13 +170,15 @@ def _run_group(
             torch_config=HostsByTheirAddress(
                 coordinator=watchdog.coordinator, generation=token.generation, timeout_s=job.config.collective_seconds
             ),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=watchdog.capacity.gpus),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=watchdog.capacity.gpus,
+                label_selector=[{NODE_ID_LABEL: host} for host in hosts] if hosts else None,
+            ),
             run_config=RunConfig(
                 storage_path=folder,  # Ray's own bookkeeping; checkpoints are ours, so a new folder for every group
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             ),
-            datasets={"train": lambda: job_stream(job, cursor)},
-            dataset_config=DataConfig(execution_options=stream_execution_options(_read_ahead(job, watchdog, workers))),
         ).fit()
     result = watchdog.result()
     if watchdog.lost or result is None:
@@ -186,17 +192,35 @@ def _run_group(
         raise _saved_and_stopped(job, ended.step)
 
 
-def _read_ahead(job: TrainingJob, watchdog: Watchdog, workers: int) -> int:
-    """`read_ahead_bytes`, with a warning where the cluster has no capacity for them."""
-    wanted = read_ahead_bytes(job.config, workers)
-    capacity = ray.cluster_resources().get("object_store_memory", 0) / 2  # the share that Ray Data takes at most
+def _log_streams(job: TrainingJob, watchdog: Watchdog, hosts: Sequence[str] | None, workers: int) -> None:
+    """Log what is not normal: streams on several hosts, one for all of them, object stores too small to read ahead."""
+    offered = offered_by_host()
+    if hosts is None and len(offered) > 1:
+        watchdog.log(
+            f"warning: workers={workers}, decode_actors={job.config.decoders}: the hosts of the workers lack CPUs for "
+            "decoding, so one data stream serves all of them, and decoded frames cross the network; use fewer "
+            "workers or decoders on each host, or hosts with more CPUs"
+        )
+    streams = Counter(hosts) if hosts else {}
+    if len(streams) > 1:
+        watchdog.log(f"a data stream on each of {len(streams)} hosts")
+    stores = {host: resources.get("object_store_memory", 0.0) for host, resources in offered.items()}
+    for host, ranks in streams.items() or [(None, workers)]:
+        store = stores.get(host, 0.0) if host else sum(stores.values())
+        if _object_store_too_small(job, watchdog, store, ranks):
+            return  # a warning for one host says enough
+
+
+def _object_store_too_small(job: TrainingJob, watchdog: Watchdog, store: float, workers: int) -> bool:
+    """Whether an object store lacks capacity for what a stream decodes ahead; warns of it."""
+    wanted, capacity = read_ahead_bytes(job.config, workers), store / 2  # the share that Ray Data takes at most
     if wanted > capacity:
         watchdog.log(
             f"warning: micro_batch={job.config.micro_batch}, decode_actors={job.config.decoders}: decoding ahead "
             f"would take {wanted / 2**30:.1f} GiB, half of the object store is {capacity / 2**30:.1f}: decoders "
             "may wait; use less of either, or start Ray with a larger --object-store-memory"
         )
-    return wanted
+    return wanted > capacity
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,7 +26,7 @@ from jobs.checkpoints.optimizer_state import (
     gather_weights,
     step_was_sound,
 )
-from jobs.checkpoints.store import Checkpoint, read_checkpoint
+from jobs.checkpoints.store import Checkpoint, Cursor, read_checkpoint
 from jobs.runs.fencing import FencingToken
 from jobs.supervision.coordinator import Activity, CoordinatorClient, StopReason
 from jobs.training.agreement import Agreed, Agreement
@@ -37,9 +36,8 @@ from jobs.training.journal import Journal, gather_in_stream_order
 from jobs.training.mfu import peak_tflops
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns, one_ahead
 from jobs.training.sharding.engine import build_engine
-from jobs.training.stream import known_failures
+from jobs.training.stream import OpenStream, RankStream, Streams, job_stream, known_failures
 from jobs.training.validation import Validator
-from pipeline.datasets.train import iter_micro_batches
 
 NO_FRAMES = torch.empty(0, dtype=torch.uint8)
 
@@ -75,10 +73,18 @@ class Worker:
         coordinator: handle of the `jobs.supervision.coordinator.Coordinator`.
         start_step: the step whose checkpoint the driver found; the stream begins there.
         run_id: of the MLflow run, to be kept in checkpoints.
+        streams: which ranks share a stream.
     """
 
     def __init__(
-        self, job: TrainingJob, token: FencingToken, coordinator: Any, start_step: int, run_id: str | None
+        self,
+        job: TrainingJob,
+        token: FencingToken,
+        coordinator: Any,
+        start_step: int,
+        run_id: str | None,
+        streams: Streams,
+        open_stream: OpenStream = job_stream,
     ) -> None:
         torch.set_num_threads(job.config.threads_per_worker)
         self._job, self._run_id, self._saves = job, run_id, dist.get_rank() == 0
@@ -86,13 +92,16 @@ class Worker:
         checkpoint = _checkpoint(job.config.output, start_step)
         self._engine = build_engine(job, checkpoint)
         self._journal = _journal(job, checkpoint, self._coordinator, self._engine)
+        cursor = Cursor(start_step, checkpoint.position, checkpoint.extra) if checkpoint else Cursor()
+        self._stream = RankStream(job, streams, cursor, open_stream)
         self._writer = CheckpointWriter(job.config.checkpoint, token)
         if self._saves:
             self._writer.expect(checkpoint_bytes(self._engine))
         del checkpoint  # on every rank as large as weights and optimizer state together
         self._agreement = Agreement(self._coordinator, self._writer, job.config.global_batch)
         self._validator = Validator(job, self._engine.device, lambda clip: self._mark(Activity.MEASURING, clip))
-        self._batches = one_ahead(_batches(job, self._journal.step, self._engine.device), self._engine.device)
+        batches = _batches(job, self._stream, start_step, self._engine.device)
+        self._batches = one_ahead(batches, self._engine.device)
         self._stop_reason, self._failure = StopReason.NONE, ""
 
     @property
@@ -201,11 +210,10 @@ def _checkpoint(output: str, step: int) -> Checkpoint | None:
     return checkpoint
 
 
-def _batches(job: TrainingJob, start_step: int, device: torch.device) -> Iterator[MicroBatch]:
-    """This rank's micro-batches in order: of every global batch numbers rank, rank + workers, ..."""
+def _batches(job: TrainingJob, stream: RankStream, start_step: int, device: torch.device) -> Iterator[MicroBatch]:
+    """This rank's micro-batches, each compared with the position where it is due."""
     config, workers = job.config, dist.get_world_size()
-    shard = ray.train.get_dataset_shard("train")
-    for turn, columns in enumerate(iter_micro_batches(shard)):
+    for turn, columns in enumerate(stream):
         number = turn * workers + dist.get_rank()
         step, index = start_step + number // job.micro_batches, number % job.micro_batches
         position = step * config.global_batch + index * config.micro_batch

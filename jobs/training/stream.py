@@ -1,36 +1,72 @@
-"""The stream of micro-batches of a training run, and how many decoders it takes."""
+"""The streams of micro-batches of a training run: one on each host that has workers, and how many decoders they take.
+
+Every stream delivers its own ranks' micro-batches alone, and its reader and decoders are pinned to its host, so decoded
+frames stay in that host's shared memory, and neither the driver nor another host does anything for a micro-batch.
+Where hosts lack the CPUs for it, one stream serves all ranks: the same micro-batches, from decoders on any host.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import ray
 import ray.data
 import torch
+import torch.distributed as dist
 
 from jobs.checkpoints.store import Cursor
+from jobs.supervision.hosts import offered_by_host
+from jobs.supervision.placement import Demand, place
 from jobs.training.config import AUTO, DECODERS_FOR_CPUS, TrainConfig
 from jobs.training.job import TrainingJob
 from jobs.training.mfu import FLOPS_PER_MULTIPLY_ADD, peak_of
-from pipeline.datasets.train import DECODER_CPUS, stream_cpus, training_stream
+from pipeline.datasets.order import StreamPart
+from pipeline.datasets.train import (
+    DECODER_CPUS,
+    Columns,
+    iter_micro_batches,
+    stream_cpus,
+    stream_execution_options,
+    training_stream,
+)
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DECODE_SECONDS_PER_VIEW = 0.015  # 16 frames of 224 pixels from prepared clips, one core (measured, PyAV)
 # What `decode_actors=auto` expects of a GPU that the driver cannot see: an A100 in bfloat16, and the utilisation that
 # the estimates in docs/reproduction.md assume.
 ASSUMED_TFLOPS, ASSUMED_UTILISATION = 312.0, 0.35
 
+# What one stream delivers whatever its decoders, measured on two cores (`make bench NAMES=pipeline`).
+MICRO_BATCHES_A_SECOND_OF_ONE_STREAM = 39
+
 LEAST_READ_AHEAD_BYTES = 2 * 2**30
 MICRO_BATCHES_AHEAD = 4  # one is decoded, one waits for its turn in the order, two are fetched ahead by a worker
 
 
-def job_stream(job: TrainingJob, cursor: Cursor) -> ray.data.Dataset:
-    """The micro-batches from the cursor to the end of the run."""
+@dataclass(frozen=True)
+class Streams:
+    """Which ranks of a group of workers read a stream together, as the driver has placed them."""
+
+    on_every_host: bool
+    """Whether the ranks of each host have one of their own; else one serves all."""
+
+    def ranks(self, rank: int, hosts: Sequence[str]) -> tuple[int, ...]:
+        """The ranks that read the stream of ``rank``, itself among them.
+
+        Args:
+            hosts: node id of each rank.
+        """
+        return tuple(other for other, host in enumerate(hosts) if host == hosts[rank] or not self.on_every_host)
+
+
+def job_stream(job: TrainingJob, cursor: Cursor, part: StreamPart, host: str | None) -> ray.data.Dataset:
+    """The micro-batches of some ranks from the cursor to the end of the run, read and decoded on one host or any."""
     config = job.config
     return training_stream(
         job.prepared,
@@ -42,9 +78,50 @@ def job_stream(job: TrainingJob, cursor: Cursor) -> ray.data.Dataset:
         split="train",
         labelled_only=job.phase.labelled_only,
         decode=config.decode.limits,
-        concurrency=config.decoders,
+        concurrency=demand_of(config).decoders_of(len(part.ranks)),
         known_failures=known_failures(cursor.extra),
+        part=part,
+        options=stream_execution_options(read_ahead_bytes(config, len(part.ranks)), host),
     )
+
+
+OpenStream = Callable[[TrainingJob, Cursor, StreamPart, str | None], ray.data.Dataset]
+
+
+class RankStream:
+    """The micro-batches of this rank, from the stream that it shares with others.
+
+    The lowest of their ranks opens it, and must keep this object as long as they read. All ranks must make one alike.
+    """
+
+    def __init__(
+        self, job: TrainingJob, streams: Streams, cursor: Cursor, open_stream: OpenStream = job_stream
+    ) -> None:
+        rank, host = dist.get_rank(), ray.get_runtime_context().get_node_id()
+        ranks = streams.ranks(rank, _gathered(host))
+        self._splits: list[ray.data.DataIterator] = []
+        if rank == ranks[0]:
+            part = StreamPart(ranks, dist.get_world_size())
+            stream = open_stream(job, cursor, part, host if streams.on_every_host else None)
+            self._splits = stream.streaming_split(len(ranks), equal=True)
+        opened = _gathered(self._splits)
+        self._mine = opened[ranks[0]][ranks.index(rank)]
+
+    def __iter__(self) -> Iterator[Columns]:
+        """In order: of every global batch numbers rank, rank + workers, ..."""
+        return iter_micro_batches(self._mine)
+
+
+def _gathered(mine: T) -> list[T]:
+    """What every rank gives, by rank."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def demand_of(config: TrainConfig, *, gpus: bool = False) -> Demand:
+    """What the workers of a run take."""
+    return Demand(config.worker_numbers[-1], config.decoders, gpus)
 
 
 def with_decoders(job: TrainingJob, *, gpus: bool) -> TrainingJob:
@@ -52,14 +129,39 @@ def with_decoders(job: TrainingJob, *, gpus: bool) -> TrainingJob:
     config = job.config
     if config.decode_actors != AUTO:
         return job
-    workers, wanted = config.worker_numbers[-1], DECODERS_FOR_CPUS
+    wanted = DECODERS_FOR_CPUS
     if gpus:
-        wanted = decoders_wanted(workers, job.phase.build_step(load_init=False).multiply_adds())
-    beside = stream_cpus(0) + (0 if gpus else config.worker_numbers[0])
-    possible = int((ray.cluster_resources().get("CPU", 0.0) - beside) / DECODER_CPUS)
+        multiply_adds = job.phase.build_step(load_init=False).multiply_adds()
+        wanted = decoders_wanted(config.worker_numbers[-1], multiply_adds)
+    possible = decoders_possible(config, wanted, offered_by_host(), gpus=gpus)
     if gpus and possible < wanted:
         logger.warning("decode_actors=auto: %d are wanted, the cluster has CPUs for %d", wanted, possible)
-    return replace(job, config=replace(config, decode_actors=max(1, min(wanted, possible))))
+    return replace(job, config=replace(config, decode_actors=max(1, possible)))
+
+
+def decoders_possible(config: TrainConfig, wanted: int, hosts: Mapping[str, Mapping[str, float]], *, gpus: bool) -> int:
+    """Decoders, at most those wanted, that there are CPUs for: beside the workers of each host where that is enough.
+
+    Else anywhere: few GPUs' hosts may lack CPUs that others have. But more than feed one stream are of no use there.
+    """
+    on_hosts = _decoders_on_hosts(config.worker_numbers, wanted, hosts, gpus=gpus)
+    cpus = sum(resources.get("CPU", 0.0) for resources in hosts.values())
+    beside = stream_cpus(0) + (0 if gpus else config.worker_numbers[0])
+    anywhere = min(wanted, int((cpus - beside) / DECODER_CPUS))
+    useful = MICRO_BATCHES_A_SECOND_OF_ONE_STREAM * config.micro_batch * DECODE_SECONDS_PER_VIEW
+    return on_hosts if on_hosts >= min(anywhere, useful) else anywhere
+
+
+def _decoders_on_hosts(
+    permitted: Sequence[int], wanted: int, hosts: Mapping[str, Mapping[str, float]], *, gpus: bool
+) -> int:
+    """The most decoders with which as many workers as possible have a stream on every host; 0 where none have."""
+
+    def fit(workers: int, decoders: int) -> bool:
+        return place(workers, hosts, Demand(permitted[-1], decoders, gpus)) is not None
+
+    workers = next((number for number in reversed(permitted) if fit(number, 1)), 0)
+    return next((decoders for decoders in range(wanted if workers else 0, 0, -1) if fit(workers, decoders)), 0)
 
 
 def decoders_wanted(workers: int, multiply_adds: int | None) -> int:
@@ -86,6 +188,7 @@ def known_failures(extra: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 
 def read_ahead_bytes(config: TrainConfig, workers: int) -> int:
-    """How much may be decoded ahead: a few micro-batches for every decoder and worker."""
+    """How much a stream for so many workers may decode ahead: a few micro-batches for every decoder and worker."""
     micro_batch = config.micro_batch * math.prod(config.input_size) * 3
-    return max(LEAST_READ_AHEAD_BYTES, MICRO_BATCHES_AHEAD * (config.decoders + workers) * micro_batch)
+    decoders = demand_of(config).decoders_of(workers)
+    return max(LEAST_READ_AHEAD_BYTES, MICRO_BATCHES_AHEAD * (decoders + workers) * micro_batch)

@@ -35,24 +35,22 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class StreamPart:
-    """The share of ``workers`` training workers, from number ``first`` on, among ``of_workers`` in all.
+    """The share of some training workers, by their ranks in rising order, among ``of_workers`` in all.
 
-    One stream per node: the samples are those that one stream per job would deal to the same workers.
+    One stream per host: the samples are those that one stream per job would deal to the same workers.
     """
 
-    first: int
-    workers: int
+    ranks: tuple[int, ...]
     of_workers: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first < self.first + self.workers <= self.of_workers:
-            raise ValueError(
-                f"part={self}: must lie within the workers; give 0 <= first < first + workers <= of_workers"
-            )
+        rising = list(self.ranks) == sorted(set(self.ranks))
+        if not (self.ranks and rising and self.ranks[0] >= 0 and self.ranks[-1] < self.of_workers):
+            raise ValueError(f"part={self}: must name different workers from 0 to before of_workers, in rising order")
 
     def has(self, micro_batch: int) -> bool:
         """Whether a micro-batch, counted from the stream's start, belongs to these workers."""
-        return self.first <= micro_batch % self.of_workers < self.first + self.workers
+        return micro_batch % self.of_workers in self.ranks
 
 
 class StreamOrder:
@@ -107,6 +105,14 @@ class StreamOrder:
             yield Run(position, epoch, self._clip(epoch, ordinal), repeat, views)
             position += views
 
+    def window_end(self, position: int) -> int:
+        """Where the next window's clips begin after a position; those that take turns may do so a little earlier."""
+        epoch, offset = divmod(position, self.views_per_epoch)
+        _, window_starts = self._shuffled_groups(epoch)
+        following = int(np.searchsorted(window_starts, offset // self.repeats, "right"))
+        clips = int(window_starts[following]) if following < len(window_starts) else self.clips
+        return epoch * self.views_per_epoch + clips * self.repeats
+
     def _clip_and_repeat(self, offset: int) -> tuple[int, int]:
         """A view's clip, by its ordinal in the epoch, and its repeat."""
         several = self.clips_side_by_side
@@ -143,13 +149,21 @@ class StreamOrder:
         return self._window[1]
 
 
-def segments(start: int, stop: int, micro_batch: int, most: int = 1000, least_micro_batches: int = 256) -> Ints:
-    """Cut the positions of a stream into pieces for its reader: int64 [pieces, 2], each of whole micro-batches."""
+def segments(
+    start: int, stop: int, micro_batch: int, *, of_workers: int = 1, most: int = 1000, least_rounds: int = 256
+) -> Ints:
+    """Cut the positions of a stream into pieces for its reader: int64 [pieces, 2], each of whole micro-batches.
+
+    Args:
+        of_workers: a piece holds as many micro-batches for each of them, where the stream does.
+        least_rounds: in which every worker gets a micro-batch; a reader starts anew with each piece.
+    """
     micro_batches, rest = divmod(stop - start, micro_batch)
     if stop <= start:
         raise ValueError(f"stop_position={stop}: must lie after start_position={start}; there is nothing left to read")
     if rest:
         raise ValueError(f"stop_position={stop}: must be a multiple of micro_batch={micro_batch} after {start}")
-    step = micro_batch * max(least_micro_batches, -(-micro_batches // most))
+    rounds = -(-micro_batches // of_workers)
+    step = micro_batch * of_workers * max(least_rounds, -(-rounds // most))
     starts = np.arange(start, stop, step)
     return np.stack([starts, np.minimum(starts + step, stop)], axis=1)

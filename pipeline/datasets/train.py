@@ -4,12 +4,14 @@
 
 Every block is one row, and every row is one micro-batch: blocks can then neither be merged nor split in between, and
 ``streaming_split(n, equal=True)`` with ``preserve_order`` deals them in turn: worker r gets r, r + n, r + 2n, ...
+A graph on each host gives its own workers the same ones (`StreamPart`); its actors are then pinned to that host.
 `iter_micro_batches` gives the rows as arrays. Legend: B views of a micro-batch, T frames, H, W pixels.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +34,10 @@ from pipeline.shards.selection import Selection
 
 Columns = dict[str, Any]
 
+NODE_ID_LABEL = "ray.io/node-id"
+"""Ray labels every host with its id under this key."""
 WINDOW_GROUPS = 16
+MICRO_BATCHES_AHEAD = 64  # at most, whose row groups are being read
 READER_CPUS = 0.25
 # A decoding actor sleeps while its child works, and its child while the actor copies: together less than one CPU.
 DECODER_CPUS = 0.75
@@ -62,10 +67,11 @@ def training_stream(
     concurrency: int = 2,
     known_failures: Collection[tuple[int, str]] = (),
     part: StreamPart | None = None,
+    options: ray.data.ExecutionOptions | None = None,
 ) -> ray.data.Dataset:
     """The micro-batches of positions ``start_position`` to before ``stop_position``, in order, decoded.
 
-    Execute it with `stream_execution_options`, and read it with `iter_micro_batches`.
+    Read it with `iter_micro_batches`.
 
     Args:
         micro_batch: views per row (B); fixed for a run, whatever the number of workers.
@@ -73,7 +79,8 @@ def training_stream(
         concurrency: decoding actors.
         known_failures: (epoch, sample id) of views that failed before: not decoded again ("failed_before"), so that a
             resumed run takes the decisions of the first.
-        part: the micro-batches of some workers only, for one stream per node; default: all.
+        part: the micro-batches of some workers only, for one stream per host; default: all.
+        options: from `stream_execution_options`; default: on any host.
 
     Raises:
         ValueError: the split holds no clip to train on, or the positions are none or no whole micro-batches.
@@ -89,10 +96,10 @@ def training_stream(
         window_groups=WINDOW_GROUPS * selection.groups_per_row_group,
         clips_side_by_side=view.clips_side_by_side,
     )
-    pieces = segments(start_position, stop_position, micro_batch)
+    pieces = segments(start_position, stop_position, micro_batch, of_workers=part.of_workers if part else 1)
     plan = ray.data.from_items([{"start": int(a), "stop": int(b)} for a, b in pieces], override_num_blocks=len(pieces))
     # One row a block. A second reader would read the same row groups again: neighbouring micro-batches share them.
-    configure_execution(plan, block_bytes=1, options=stream_execution_options())
+    configure_execution(plan, block_bytes=1, options=options or stream_execution_options())
     read = plan.map_batches(
         ReadMicroBatches,
         fn_constructor_args=(selection, order, micro_batch, prepared.classes, start_position, part),
@@ -121,13 +128,15 @@ def decoder_pool(size: int) -> dict[str, Any]:
     }
 
 
-def stream_execution_options(object_store_bytes: int = 2 * 2**30) -> ray.data.ExecutionOptions:
-    """What `training_stream` must be executed with; for Ray Train, inside ``DataConfig(execution_options=...)``.
+def stream_execution_options(object_store_bytes: int = 2 * 2**30, host: str | None = None) -> ray.data.ExecutionOptions:
+    """What `training_stream` is executed with.
 
     Args:
         object_store_bytes: how much may be read and decoded ahead; at least a few micro-batches for every decoder.
+        host: node id of the only host that may read and decode; default: any.
     """
-    options = ray.data.ExecutionOptions(preserve_order=True, verbose_progress=False)
+    label_selector = {NODE_ID_LABEL: host} if host else None
+    options = ray.data.ExecutionOptions(preserve_order=True, verbose_progress=False, label_selector=label_selector)
     options.resource_limits = options.resource_limits.copy(object_store_memory=object_store_bytes)
     return options
 
@@ -170,12 +179,40 @@ class ReadMicroBatches:
 
     def __call__(self, batch: Columns) -> Iterator[pa.Table]:
         for start, stop in zip(batch["start"], batch["stop"], strict=True):
-            for position in range(int(start), int(stop), self.micro_batch):
-                if not self.part or self.part.has((position - self.start_position) // self.micro_batch):
-                    yield self._row(list(self.order.runs(position, position + self.micro_batch)))
+            ahead: deque[list[Run]] = deque()
+            for runs in self._requested(int(start), int(stop)):
+                ahead.append(runs)
+                if len(ahead) == MICRO_BATCHES_AHEAD or not self.reader.may_read_ahead:
+                    yield self._row(ahead.popleft())
+            yield from map(self._row, ahead)
+
+    def _requested(self, start: int, stop: int) -> Iterator[list[Run]]:
+        """The runs of each micro-batch of the part, whose row groups are being read."""
+        expected_until = start
+        for position in self._positions(start, stop):
+            if position >= expected_until:
+                expected_until = self._expect(position, stop)
+            runs = self._runs(position)
+            self.reader.prefetch(run.clip for run in runs)
+            yield runs
+
+    def _positions(self, start: int, stop: int) -> Iterator[int]:
+        """Where the micro-batches of the part begin."""
+        for position in range(start, stop, self.micro_batch):
+            if not self.part or self.part.has((position - self.start_position) // self.micro_batch):
+                yield position
+
+    def _runs(self, position: int) -> list[Run]:
+        return list(self.order.runs(position, position + self.micro_batch))
+
+    def _expect(self, position: int, stop: int) -> int:
+        """Let the reader know which clips of a window the part needs, where others read the rest; where they end."""
+        end = min(stop, self.order.window_end(position))
+        if self.part and len(self.part.ranks) < self.part.of_workers:
+            self.reader.expect(run.clip for start in self._positions(position, end) for run in self._runs(start))
+        return end
 
     def _row(self, runs: list[Run]) -> pa.Table:
-        self.reader.prefetch(run.clip for run in runs)
         clips = pa.concat_tables([self.reader.clip(run.clip) for run in runs]).combine_chunks()
         # Each copy of a clip (balanced classes) counts its repeats after the others', so that its draws differ.
         copies = [self.selection.copy(self.selection.group(run.clip)) for run in runs]

@@ -7,7 +7,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ Split = Literal["train", "val", "test", "all"] | str
 Ints = npt.NDArray[np.int64]
 
 CACHE_BYTES = 512 * 2**20
+# Of a cache with room for a window of row groups, so that nothing that is still needed has to leave it.
+AHEAD_BYTES = CACHE_BYTES // 8
+READINGS_AT_ONCE = 16
 SET_RECORD: Mapping[str, Types] = {"version": int, "digest": str, "classes": list, "counts": dict}
 
 
@@ -172,6 +175,15 @@ def read_whole_shard(uri: str, shard: Mapping[str, Any]) -> pa.Table:
     return clips
 
 
+class Reading(NamedTuple):
+    """What is read, or being read, of one group."""
+
+    clips: Sequence[int]
+    """Numbers of the clips."""
+    table: Future[pa.Table]
+    """A row for each."""
+
+
 class RowGroupReader:
     """The wanted clips of groups by number, read side by side, the most recent ones kept up to ``cache_bytes``.
 
@@ -182,41 +194,76 @@ class RowGroupReader:
         self.selection = selection
         self.cache_bytes = cache_bytes
         self.bytes_read = 0
-        self._pool = ThreadPoolExecutor(READERS)
-        self._groups: OrderedDict[int, Future[pa.Table]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(READINGS_AT_ONCE)
+        self._groups: OrderedDict[int, Reading] = OrderedDict()
         self._arriving: set[int] = set()
         """Groups that are being read, or were since the cache was looked at."""
         self._bytes: dict[int, int] = {}
         """Of every group that is held. Arrow adds them up anew whenever it is asked, which takes longer than a clip."""
+        self._readings = 0
+        self._unused: set[int] = set()
+        self._expected: dict[int, set[int]] = {}
         self._files = functools.lru_cache(maxsize=64)(OpenShard)
+
+    def expect(self, clips: Iterable[int]) -> None:
+        """Until the next call, read of each group only what is among these clips, or asked for without.
+
+        For a reader that serves some of many workers: whole row groups would be read by each such reader.
+        """
+        self._expected = {}
+        for clip in clips:
+            self._expected.setdefault(self.selection.group(clip), set()).add(clip)
 
     def prefetch(self, clips: Iterable[int]) -> None:
         """Begin to read the groups of these clips."""
-        for group in dict.fromkeys(map(self.selection.group, clips)):
-            self._request(group)
+        for clip in clips:
+            group = self.selection.group(clip)
+            known = self._groups.get(group)
+            if self._request(clip) is not known:
+                self._unused.add(group)
+
+    @property
+    def may_read_ahead(self) -> bool:
+        """Whether more should be requested: enough to keep all threads busy, as far as the bytes of it are few.
+
+        Of storage that answers late, many small readings must be under way at once; of large ones, few may be.
+        """
+        size = self.bytes_read / self._readings if self._readings else AHEAD_BYTES / READERS
+        return len(self._unused) < 2 * READINGS_AT_ONCE and len(self._unused) * size < AHEAD_BYTES
 
     def clip(self, clip: int) -> pa.Table:
         """The one row of a clip, by its number in the selection."""
-        group = self.selection.group(clip)
+        group, reading = self.selection.group(clip), self._request(clip)
+        self._unused.discard(group)
         try:
-            table = self._request(group).result()
+            table = reading.table.result()
         except StorageError:
             del self._groups[group]
             self._arriving.discard(group)
             raise
         self._shrink()
-        return table.slice(clip - int(self.selection.first_clip[group]), 1)
+        return table.slice(reading.clips.index(clip), 1)
 
-    def _request(self, group: int) -> Future[pa.Table]:
-        if group not in self._groups:
-            self._groups[group] = self._pool.submit(self._read, group)
+    def _request(self, clip: int) -> Reading:
+        group = self.selection.group(clip)
+        reading = self._groups.get(group)
+        if reading is None or clip not in reading.clips:
+            clips = self._clips_to_read(group, clip)
+            reading = Reading(clips, self._pool.submit(self._read, group, clips))
+            self._groups[group] = reading
+            self._bytes.pop(group, None)
             self._arriving.add(group)
         self._groups.move_to_end(group)
-        return self._groups[group]
+        return reading
 
-    def _read(self, group: int) -> pa.Table:
+    def _clips_to_read(self, group: int, clip: int) -> Sequence[int]:
+        if not self._expected:
+            return range(*self.selection.first_clip[group : group + 2].tolist())
+        return sorted(self._expected.get(group, set()) | {clip})
+
+    def _read(self, group: int, clips: Sequence[int]) -> pa.Table:
         uri, number = self.selection.location(group)
-        rows = self.selection.rows(group)
+        rows = self.selection.rows(group)[np.asarray(clips) - self.selection.first_clip[group]]
 
         def read(_files: pyarrow.fs.FileSystem, _path: str) -> tuple[pa.Table, int]:
             try:
@@ -227,17 +274,17 @@ class RowGroupReader:
 
         table, size = read_by_arrow(uri, read, REMEDY)
         self.bytes_read += size
+        self._readings += 1
         return table
 
     def _shrink(self) -> None:
         """Forget the groups that were used longest ago; the newest two stay whatever they weigh."""
-        arrived = [group for group in self._arriving if self._groups[group].done()]
+        arrived = [group for group in self._arriving if self._groups[group].table.done()]
         if not arrived:
             return
         self._arriving.difference_update(arrived)
-        self._bytes |= {
-            group: self._groups[group].result().nbytes for group in arrived if not self._groups[group].exception()
-        }
+        tables = {group: self._groups[group].table for group in arrived}
+        self._bytes |= {group: table.result().nbytes for group, table in tables.items() if not table.exception()}
         held = sum(self._bytes.values())
         for group in [group for group in self._groups if group in self._bytes][:-2]:
             if held <= self.cache_bytes:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ import ray
 import ray.data
 import torch
 from ray.data.extensions import ArrowTensorArray
-from ray.train import DataConfig, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 from torch import Tensor, nn
 
 from hiera_video.optimization import build_optimizer
-from jobs.checkpoints.store import read_journal
+from jobs.checkpoints.store import Cursor, read_journal
 from jobs.core.config import load_config
 from jobs.core.ray_cluster import connect
 from jobs.prepare import command as prepare
@@ -43,6 +44,8 @@ from jobs.training.loop import train_worker
 from jobs.training.micro_batch import MicroBatch, micro_batch_from_columns
 from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
 from jobs.training.steps.step import TrainStep
+from jobs.training.stream import Streams
+from pipeline.datasets.order import StreamPart
 from pipeline.datasets.train import stream_execution_options
 from pipeline.shards.reader import open_prepared
 
@@ -143,11 +146,17 @@ def _overhead(data: str, output: Path, steps: int, keys: tuple[str, ...]) -> dic
     rates = [ray.get(bare.step_seconds.remote(job, columns, steps))]
     TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "coordinator": coordinator, "token": token, "start_step": 0},
+        train_loop_config={
+            "job": job,
+            "coordinator": coordinator,
+            "token": token,
+            "start_step": 0,
+            "run_id": None,
+            "streams": Streams(on_every_host=True),
+            "open_stream": partial(_repeated, columns),
+        },
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(storage_path=str(output / "ray")),
-        datasets={"train": lambda: _repeated(columns, job)},
-        dataset_config=DataConfig(execution_options=stream_execution_options()),
     ).fit()
     rates.append(ray.get(bare.step_seconds.remote(job, columns, steps)))
     lines = _settled(str(output), steps)
@@ -202,7 +211,9 @@ def _noise(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def _repeated(columns: Mapping[str, Any], job: TrainingJob) -> ray.data.Dataset:
+def _repeated(
+    columns: Mapping[str, Any], job: TrainingJob, _cursor: Cursor, _part: StreamPart, host: str | None
+) -> ray.data.Dataset:
     """The same micro-batch again and again, as the stream would deliver it, one a block."""
     count = job.total_steps * job.micro_batches
     size = job.config.micro_batch
@@ -219,7 +230,7 @@ def _repeated(columns: Mapping[str, Any], job: TrainingJob) -> ray.data.Dataset:
         )
 
     numbers = ray.data.from_items(list(range(count)), override_num_blocks=count)
-    numbers.context.execution_options = stream_execution_options()
+    numbers.context.execution_options = stream_execution_options(host=host)
     numbers.context.target_max_block_size = 1
     return numbers.map_batches(deliver, batch_size=1, num_cpus=0.25)
 

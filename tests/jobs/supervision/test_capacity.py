@@ -9,24 +9,7 @@ import pytest
 
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.supervision import capacity as module
-from jobs.supervision.capacity import WorkerCapacity, check_capacity, most_that_fit
-
-
-@pytest.mark.parametrize(
-    ("permitted", "free", "gpus", "fitting"),
-    [
-        (range(1, 3), {"CPU": 4.0}, False, 2),
-        (range(1, 3), {"CPU": 2.0}, False, 1),  # two would leave no CPU for decoding
-        (range(2, 3), {"CPU": 2.0}, False, 0),
-        (range(1, 9), {"CPU": 64.0, "GPU": 4.0}, True, 4),
-        (range(1, 9), {"CPU": 0.5, "GPU": 4.0}, True, 0),  # decoding has no capacity
-        (range(1, 3), {}, False, 0),
-        ((4, 8, 16), {"CPU": 64.0, "GPU": 15.0}, True, 8),
-        ((4, 8, 16), {"CPU": 64.0, "GPU": 3.0}, True, 0),
-    ],
-)
-def test_most_that_fit(permitted: range, free: dict[str, float], gpus: bool, fitting: int) -> None:
-    assert most_that_fit(permitted, free, 1.0, gpus=gpus) == fitting
+from jobs.supervision.capacity import WorkerCapacity, check_capacity
 
 
 @pytest.fixture
@@ -50,7 +33,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_as_many_as_fit_and_one_less_after_a_group_that_did_not_start(cluster: Any) -> None:
-    capacity = WorkerCapacity(range(1, 3), 1.0)
+    capacity = WorkerCapacity(range(1, 3), 1)
     assert capacity.wait(1.0) == 2
     assert capacity.could_not_start(2)
     assert capacity.wait(1.0) == 1
@@ -58,7 +41,7 @@ def test_as_many_as_fit_and_one_less_after_a_group_that_did_not_start(cluster: A
 
 
 def test_numbers_between_the_permitted_ones_are_left_out(cluster: Any) -> None:
-    capacity = WorkerCapacity((2, 4, 8), 1.0)
+    capacity = WorkerCapacity((2, 4, 8), 1)
     cluster.free = {"CPU": 8.0}
     assert capacity.wait(1.0) == 4
     assert capacity.could_not_start(4)
@@ -72,7 +55,7 @@ def test_numbers_between_the_permitted_ones_are_left_out(cluster: Any) -> None:
 
 
 def test_growing_waits_for_other_hosts_after_a_group_that_did_not_start(cluster: Any) -> None:
-    capacity = WorkerCapacity(range(1, 3), 1.0)
+    capacity = WorkerCapacity(range(1, 3), 1)
     assert capacity.may_grow(1)
     assert not capacity.may_grow(2)
     capacity.could_not_start(2)
@@ -82,7 +65,7 @@ def test_growing_waits_for_other_hosts_after_a_group_that_did_not_start(cluster:
 
 
 def test_what_the_stream_lets_go_at_its_end_is_no_room_for_another_worker(cluster: Any) -> None:
-    capacity = WorkerCapacity(range(1, 4), 1.0)
+    capacity = WorkerCapacity(range(1, 4), 1)
     cluster.used = {"CPU": 2.0}  # somebody else's
     assert capacity.wait(1.0) == 2
     cluster.free, cluster.used = {"CPU": 1.0}, {"CPU": 4.0}  # two workers, and the stream has ended
@@ -94,7 +77,7 @@ def test_what_the_stream_lets_go_at_its_end_is_no_room_for_another_worker(cluste
 
 
 def test_room_that_others_leave_is_taken(cluster: Any) -> None:
-    capacity = WorkerCapacity(range(1, 4), 1.0)
+    capacity = WorkerCapacity(range(1, 4), 1)
     cluster.used = {"CPU": 2.0}  # somebody else's
     assert capacity.wait(1.0) == 2
     cluster.free, cluster.used = {"CPU": 2.0}, {"CPU": 3.0}  # who has gone: two workers and their stream are left
@@ -102,7 +85,7 @@ def test_room_that_others_leave_is_taken(cluster: Any) -> None:
 
 
 def test_a_lost_host_leaves_too_little(cluster: Any) -> None:
-    capacity = WorkerCapacity(range(1, 3), 1.0)
+    capacity = WorkerCapacity(range(1, 3), 1)
     assert capacity.has(2)
     cluster.free = {"CPU": 2.0}
     assert not capacity.has(2)
@@ -113,7 +96,7 @@ def test_missing_capacity_is_reported(cluster: Any) -> None:
     cluster.free = {"CPU": 1.0}
     lines: list[str] = []
     with pytest.raises(TrainingStoppedError, match=r"workers=1: the cluster lacked capacity .* \(free: 1 CPUs\)"):
-        WorkerCapacity(range(1, 3), 1.0).wait(0.01, echo=lines.append)
+        WorkerCapacity(range(1, 3), 1).wait(0.01, echo=lines.append)
     assert lines == ["waiting for capacity for 1 workers"]
     with pytest.raises(UserError, match="workers=2, decode_actors=1: need 3 CPUs and 0 GPUs, the cluster offers 1"):
         check_capacity(range(2, 3), 1)
@@ -122,4 +105,4 @@ def test_missing_capacity_is_reported(cluster: Any) -> None:
 def test_who_no_longer_waits_gets_none(cluster: Any) -> None:
     cluster.free = {"CPU": 1.0}
     looks = iter([False, True])
-    assert WorkerCapacity(range(1, 3), 1.0).wait(60.0, given_up=lambda: next(looks)) == 0
+    assert WorkerCapacity(range(1, 3), 1).wait(60.0, given_up=lambda: next(looks)) == 0

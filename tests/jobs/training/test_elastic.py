@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,7 +225,31 @@ def test_reading_ahead_has_room_for_every_decoder_and_worker(keys: list[str], wo
     assert worker_groups.read_ahead_bytes(config, workers) / 2**30 == pytest.approx(gib)
 
 
-def test_an_object_store_too_small_to_read_ahead_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_groups.ray, "cluster_resources", lambda: {"object_store_memory": 3 * 2**30})
-    assert worker_groups._read_ahead(run.job(), run.watchdog, 1) == 2 * 2**30  # type: ignore[arg-type]
-    assert "half of the object store is 1.5" in run.watchdog.lines[0]
+@pytest.mark.parametrize(
+    ("hosts", "micro_batch", "half"), [(None, 3000, "3.0"), (["a"], 1, "0.5"), (["b", "a"], 1, "0.5")]
+)
+def test_an_object_store_too_small_to_read_ahead_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, hosts: list[str] | None, micro_batch: int, half: str
+) -> None:
+    """Two GiB at least: the store of the host that a stream is pinned to counts, of one that is not, those of all."""
+    stores = {"a": 2**30, "b": 5 * 2**30}
+    offered = {host: {"object_store_memory": size} for host, size in stores.items()}
+    monkeypatch.setattr(worker_groups, "offered_by_host", lambda: offered)
+    config = replace(run.job().config, micro_batch=micro_batch, global_batch=micro_batch)
+    worker_groups._log_streams(replace(run.job(), config=config), run.watchdog, hosts, 1)  # type: ignore[arg-type]
+    (told,) = [line for line in run.watchdog.lines if "object store" in line]
+    assert f"half of the object store is {half}" in told
+
+
+def test_what_is_not_normal_about_streams_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = {"object_store_memory": 2**40}
+    offered = {"a": roomy}
+    monkeypatch.setattr(worker_groups, "offered_by_host", lambda: offered)
+    worker_groups._log_streams(run.job(), run.watchdog, ["a", "a"], 2)  # type: ignore[arg-type]
+    assert run.watchdog.lines == []
+    offered["b"] = roomy
+    worker_groups._log_streams(run.job(), run.watchdog, ["a", "b"], 2)  # type: ignore[arg-type]
+    worker_groups._log_streams(run.job(), run.watchdog, None, 2)  # type: ignore[arg-type]
+    streams, one = run.watchdog.lines
+    assert streams == "a data stream on each of 2 hosts"
+    assert "workers=2, decode_actors=2: the hosts of the workers lack CPUs" in one

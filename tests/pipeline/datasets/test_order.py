@@ -97,6 +97,21 @@ def test_a_window_touches_few_row_groups() -> None:
     assert len(set().union(*touched)) == 64
 
 
+@given(groups, st.integers(1, 4), st.integers(1, 9), st.integers(0, 400))
+def test_a_window_ends_where_the_next_ones_row_groups_begin(
+    sizes: list[int], repeats: int, window: int, position: int
+) -> None:
+    order = order_of(sizes, repeats=repeats, window=window)
+    end = order.window_end(position)
+    assert end > position
+    group_of = np.repeat(np.arange(len(sizes)), sizes)
+    until, after = ({int(group_of[run.clip]) for run in order.runs(*span)}
+                    for span in ((position, end), (end, end + 1)))  # fmt: skip
+    assert len(until) <= window
+    same_epoch = position // order.views_per_epoch == end // order.views_per_epoch
+    assert not (same_epoch and after & until)
+
+
 def test_batches_are_as_mixed_as_a_true_shuffle() -> None:
     """Class entropy of batches of 64, from 50 classes in sorted order that prepare shuffled once over row groups."""
     draw = np.random.default_rng(0)
@@ -121,9 +136,11 @@ def test_no_clip_at_all_is_an_error() -> None:
         order_of([0, 0])
 
 
-@given(st.integers(0, 10**9), st.integers(1, 10**7), st.integers(1, 64))
-def test_segments_cover_the_stream_in_whole_micro_batches(start: int, micro_batches: int, micro_batch: int) -> None:
-    pieces = segments(start, start + micro_batches * micro_batch, micro_batch)
+@given(st.integers(0, 10**9), st.integers(1, 10**7), st.integers(1, 64), st.integers(1, 2000))
+def test_segments_cover_the_stream_in_whole_micro_batches(
+    start: int, micro_batches: int, micro_batch: int, workers: int
+) -> None:
+    pieces = segments(start, start + micro_batches * micro_batch, micro_batch, of_workers=workers)
     assert 0 < len(pieces) <= 1001
     assert ((pieces[:, 1] - pieces[:, 0]) % micro_batch == 0).all()
     assert pieces[0, 0] == start

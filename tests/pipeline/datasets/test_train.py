@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.datasets import train as stages
-from pipeline.datasets.order import StreamOrder, StreamPart
+from pipeline.datasets.order import StreamOrder, StreamPart, segments
 from pipeline.datasets.train import (
     DecodeMicroBatches,
     ReadMicroBatches,
@@ -32,9 +33,9 @@ from pipeline.decode.config import DecodeConfig
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.prepare.run import PrepareSettings
 from pipeline.sampling import ViewConfig, generator, random_resized_crop
-from pipeline.schema import UNLABELLED
+from pipeline.schema import CLIP_SCHEMA, UNLABELLED
 from pipeline.shards.reader import PreparedSet, RowGroupReader, open_prepared
-from pipeline.shards.writer import StoreConfig
+from pipeline.shards.writer import StoreConfig, write_shard
 from pipeline.storage.files import StorageError
 from pipeline.transcode.config import TranscodeConfig
 from tests.support.numbered import read_numbers
@@ -63,6 +64,11 @@ def test_a_place_without_a_set(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("no json")
     with pytest.raises(StorageError, match="is damaged: no JSON"):
         open_prepared(str(tmp_path))
+
+
+# Of these, 12 micro-batches are dealt out to 1, 2, 3, 4, 6 or 12 workers.
+MICRO_BATCHES = 12
+GLOBAL_BATCH = MICRO_BATCHES * MICRO_BATCH
 
 
 class Delayed(stages.DecodeMicroBatches):
@@ -126,6 +132,18 @@ class TestStream:
         assert dealt[0] == whole[2::2]
         assert dealt[1] == whole[3::2]
 
+    def test_streams_pinned_to_hosts_deal_what_one_stream_deals(self, prepared: PreparedSet) -> None:
+        """Down to the pixels: three workers, two of which share a host and a stream."""
+        whole = [self._fingerprint(batch) for batch in iter_micro_batches(stream(prepared, 8, 56))]
+        here = ray.get_runtime_context().get_node_id()
+        splits: dict[int, ray.data.DataIterator] = {}
+        for ranks in ((0, 2), (1,)):
+            options = stream_execution_options(2**27, here)
+            part = stream(prepared, 8, 56, concurrency=1, part=StreamPart(ranks, 3), options=options)
+            splits |= zip(ranks, part.streaming_split(len(ranks), equal=True), strict=True)
+        dealt = ray.get([_consume.remote(splits[rank]) for rank in range(3)])
+        assert dealt == [whole[rank::3] for rank in range(3)]
+
     @staticmethod
     def _fingerprint(batch: dict[str, Any]) -> tuple[int, tuple[str, ...], bytes]:
         return int(batch["position"][0]), tuple(batch["sample_id"]), batch["video"].tobytes()
@@ -164,9 +182,12 @@ def new_order(some: PreparedSet, repeats: int = 1, window_groups: int = 4) -> Ca
     return partial(StreamOrder, seed=1, digest=some.digest, repeats=repeats, window_groups=window_groups)
 
 
+def reading_stage(some: PreparedSet, part: StreamPart | None, start: int = 0) -> ReadMicroBatches:
+    return ReadMicroBatches(some.selection("train"), new_order(some), MICRO_BATCH, some.classes, start, part)
+
+
 def read(some: PreparedSet, start: int, stop: int, part: StreamPart | None = None) -> Iterator[pa.Table]:
-    stage = ReadMicroBatches(some.selection("train"), new_order(some), MICRO_BATCH, some.classes, start, part)
-    yield from stage({"start": np.array([start]), "stop": np.array([stop])})
+    yield from reading_stage(some, part, start)({"start": np.array([start]), "stop": np.array([stop])})
 
 
 def positions(row: pa.Table) -> list[int]:
@@ -196,22 +217,95 @@ def test_an_epoch_reads_every_row_group_once(prepared: PreparedSet) -> None:
         assert len(strict._groups) <= 3
 
 
-@given(st.integers(1, 6), st.data())
-def test_parts_of_a_stream_make_up_the_whole(nodes: int, data: st.DataObject) -> None:
-    """Every micro-batch belongs to one part, and within it to the worker that one stream would give it to."""
-    workers = data.draw(st.integers(1, 4))
-    parts = [StreamPart(node * workers, workers, nodes * workers) for node in range(nodes)]
-    for number in range(100):
-        owners = [part for part in parts if part.has(number)]
-        assert [part.first // workers for part in owners] == [number % (nodes * workers) // workers]
+def test_parts_of_a_stream_are_of_different_workers() -> None:
+    for ranks in ((), (1, 1), (1, 0), (-1,), (0, 2)):
+        with pytest.raises(ValueError, match="must name different workers"):
+            StreamPart(ranks, 2)
 
 
-def test_a_part_holds_its_workers_micro_batches(prepared: PreparedSet) -> None:
-    whole = [positions(row) for row in read(prepared, 8, 40)]
-    second = [positions(row) for row in read(prepared, 8, 40, StreamPart(1, 1, 2))]
-    assert second == whole[1::2]
-    with pytest.raises(ValueError, match="must lie within"):
-        StreamPart(1, 2, 2)
+@st.composite
+def groups_of_workers(draw: st.DrawFn) -> list[list[tuple[int, ...]]]:
+    """Groups that follow each other, of different sizes: for each, the ranks on every host, in any order."""
+    groups = []
+    for workers in draw(st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=1, max_size=4)):
+        host = draw(st.lists(st.integers(0, 4), min_size=workers, max_size=workers))
+        groups.append([tuple(rank for rank in range(workers) if host[rank] == of) for of in sorted(set(host))])
+    return groups
+
+
+@settings(max_examples=25)
+@given(groups_of_workers(), st.data())
+def test_a_stream_on_each_host_gives_every_rank_what_one_stream_gives(
+    prepared: PreparedSet, groups: list[list[tuple[int, ...]]], data: st.DataObject
+) -> None:
+    """Over elastic groups that resume within an epoch: the same micro-batches for each rank, in the same order."""
+    steps = data.draw(st.lists(st.integers(1, 2), min_size=len(groups), max_size=len(groups)))
+    begin = data.draw(st.integers(0, 3)) * GLOBAL_BATCH
+    for hosts, taken in zip(groups, steps, strict=True):
+        stop = begin + taken * GLOBAL_BATCH
+        workers = sum(map(len, hosts))
+        one = dealt(read(prepared, begin, stop), tuple(range(workers)))
+        each = [dealt(read(prepared, begin, stop, StreamPart(ranks, workers)), ranks) for ranks in hosts]
+        assert {rank: rows for of_host in each for rank, rows in of_host.items()} == one
+        together = [one[number % workers][number // workers] for number in range(taken * MICRO_BATCHES)]
+        assert together == list(map(content, read(prepared, begin, stop)))
+        begin = stop
+
+
+def dealt(rows: Iterator[pa.Table], ranks: Sequence[int]) -> dict[int, list[Any]]:
+    """What a stream's split gives each of its ranks: the next row to the first that has the fewest."""
+    given: dict[int, list[Any]] = {rank: [] for rank in ranks}
+    for row in rows:
+        min(given.values(), key=len).append(content(row))
+    return given
+
+
+def content(row: pa.Table) -> list[tuple[int, int, int, int, bytes]]:
+    runs = row["runs"].combine_chunks().flatten().to_pylist()
+    return [(run["position"], run["clip_id"], run["first_repeat"], run["views"], run["video"]) for run in runs]
+
+
+def test_a_part_reads_its_own_videos_alone(tmp_path: Path) -> None:
+    """Eight hosts together read an epoch's videos hardly more than once; whole row groups would be read by each."""
+    some = set_of_noise(tmp_path)
+    whole = bytes_read_in_an_epoch(some, None)
+    assert whole > 64 * VIDEO_BYTES
+    parts = [bytes_read_in_an_epoch(some, StreamPart((rank,), 8)) for rank in range(8)]
+    assert sum(parts) < 1.3 * whole
+    assert max(parts) < whole / 4
+
+
+VIDEO_BYTES = 20_000
+
+
+def set_of_noise(folder: Path) -> PreparedSet:
+    """64 clips in four row groups, whose videos nobody decodes."""
+    clips = [
+        {"clip_id": number, "uri": "noise", "start_seconds": 0.0, "end_seconds": 1.0, "label": None, "split": "train",
+         "width": 96, "height": 64, "fps": 25.0, "num_frames": 20, "video": random.randbytes(VIDEO_BYTES)}
+        for number in range(64)
+    ]  # fmt: skip
+    shard = write_shard(str(folder), "0.parquet", pa.Table.from_pylist(clips, schema=CLIP_SCHEMA), 16 * VIDEO_BYTES)
+    record = {"version": 1, "digest": "noise", "classes": CLASSES, "shards": [shard], "counts": {}}
+    (folder / "dataset.json").write_text(json.dumps(record))
+    return open_prepared(str(folder))
+
+
+def bytes_read_in_an_epoch(some: PreparedSet, part: StreamPart | None) -> int:
+    stage = reading_stage(some, part)
+    assert len(stage.selection.clips_per_group) == 4
+    list(stage({"start": [0], "stop": [64]}))
+    return stage.reader.bytes_read
+
+
+def test_pieces_of_a_stream_hold_as_many_micro_batches_for_every_worker(prepared: PreparedSet) -> None:
+    """A piece that holds none of a part's would be a block without a row."""
+    workers, rounds = 12, 2000
+    pieces = segments(0, rounds * workers * MICRO_BATCH, MICRO_BATCH, of_workers=workers)
+    numbers = [range(start // MICRO_BATCH, stop // MICRO_BATCH) for start, stop in pieces.tolist()]
+    part = StreamPart((5,), workers)
+    assert [sum(map(part.has, piece)) for piece in numbers] == [len(piece) // workers for piece in numbers]
+    assert sum(map(len, numbers)) == rounds * workers
 
 
 def test_decoding_a_micro_batch(prepared: PreparedSet) -> None:
