@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from hiera_video.inference import Probabilities
 from hiera_video.models.hiera import Hiera
@@ -44,7 +46,14 @@ FINETUNE = {
     "dropout": ["k400_base", "model=hiera_test_8x64", "model_overrides.head_dropout=0.5"],
     "head alone": ["k400_base", "model=hiera_test_8x64", "learn=head", "new_blocks=0"],
 }  # fmt: skip
+# Half a minute of fake tensors for two of them; the others run with the slow suite.
+EVERY_TIME = ("video", "images", "SGD")
 COMMON = ["data=d", "output=o", f"global_batch={VIEWS}", f"micro_batch={VIEWS}", "workers=1", "view.repeats=1"]
+
+
+def mostly_slow(variants: Iterable[str]) -> list[ParameterSet]:
+    """The variants, those that need not run every time marked as slow."""
+    return [pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.faults) for name in variants]
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -57,12 +66,12 @@ def test_finetuning_never_waits_for_cuda(name: str) -> None:
     forward_on_cuda(classification, finetune_config(name))
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+@pytest.mark.parametrize("name", mostly_slow(PRETRAIN))
 def test_the_backward_pass_of_pretraining_never_waits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forward_and_backward(MaskedAutoencoding, pretrain_config(name), monkeypatch)
 
 
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("name", mostly_slow(FINETUNE))
 def test_the_backward_pass_of_finetuning_never_waits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forward_and_backward(classification, finetune_config(name), monkeypatch)
 
