@@ -57,3 +57,27 @@ def stopping_on_sigterm(what_is_kept: str) -> Iterator[None]:
         raise StopRequestedError(what_is_kept) from error
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def sigterm_delayed() -> Iterator[None]:
+    """Within, SIGTERM waits for the end of the block: for a few calls that only make sense together.
+
+    It is dropped where the block raises, since the command ends then anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = False
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+
+    former = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    if received:
+        signal.raise_signal(signal.SIGTERM)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from jobs.core.ray_cluster import has_gpus
 from jobs.scoring.classifier import ClassifierWeights
@@ -19,12 +21,24 @@ from jobs.scoring.stage import ACTOR_RETRIES, Answers, ScoreViews, plan_actors
 Video = npt.NDArray[np.uint8]  # [B, V * T, H, W, 3]
 
 
-def start_scorers(weights: ClassifierWeights, scoring: ScoringConfig, wanted: Answers) -> list[ActorHandle]:
-    """As many model actors as the plan has; they end with their last handle."""
+@contextmanager
+def running_scorers(
+    weights: ClassifierWeights, scoring: ScoringConfig, wanted: Answers
+) -> Iterator[Sequence[ActorHandle]]:
+    """As many model actors as the plan has, while the context lasts.
+
+    They would end with their last handle as well, but a stream of Ray Data that has ended may keep handles for long.
+    """
     use_gpu = has_gpus()
     actor = ray.remote(ScoreViews).options(num_cpus=0 if use_gpu else 1, num_gpus=1 if use_gpu else 0, **ACTOR_RETRIES)
     arguments = (weights, scoring.precision, use_gpu, (), wanted, scoring.batch_size)
-    return [actor.remote(*arguments) for _ in range(plan_actors(scoring).model)]
+    actors = [actor.remote(*arguments) for _ in range(plan_actors(scoring).model)]
+    try:
+        yield actors
+    finally:
+        for running in actors:
+            with suppress(RayError):  # a cluster that is lost has ended them
+                ray.kill(running)
 
 
 class Scorers:

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
-from jobs.core.cli import Command, echo
+from jobs.core.cli import Command
 from jobs.core.errors import StopRequestedError
 from jobs.core.events import format_words
-from jobs.submit.followed_job import connected, exit_code, followed, submitted
+from jobs.core.signals import sigterm_delayed
+from jobs.submit.followed_job import FollowedJob, connected, exit_code, submitted
 from jobs.submit.job_arguments import JobConfig, read_job
 
 USAGE = "[id=NAME] [gpus=N] [seconds=S] JOB [RECIPE] [key=value ...]"
@@ -65,16 +67,21 @@ def run(config: SubmitConfig) -> dict[str, Any]:
         WorkStoppedError: the cluster was lost.
     """
     client = connected(config.seconds)
-    job_id = submitted(client, config.entrypoint, config.id)
+    name = config.id or f"{config.job[0]}-{uuid4().hex[:12]}"
+    job: FollowedJob | None = None
     stopped = False
     while True:
         try:
-            details = followed(client, job_id, config.seconds)
+            with sigterm_delayed():  # else a job could run whose id is not known here, and that nobody stops
+                if job and stopped:
+                    job.stop()
+                job = job or FollowedJob(client, client.answer(lambda: submitted(client, config.entrypoint, name)))
+            details = job.wait()
             break
         except StopRequestedError:
+            if job is None:
+                raise
             stopped = True
-            echo(f"submit: stopping {job_id}")
-            client.stop_job(job_id)
     sys.exit(exit_code(details, stopped))
 
 

@@ -6,8 +6,12 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import tenacity
 from aiohttp.client_exceptions import ClientError
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.core.cli import echo, write
@@ -19,9 +23,39 @@ from pipeline.storage.errors import first_line
 POLL_SECONDS = 1.0
 LOG_SECONDS = 10.0  # for the rest of the log, once the job has ended
 STOPPED_CODE = 3
+# A lost connection (an OSError of requests), an answer of 500 and more, a wrong token.
+TROUBLE = (OSError, RuntimeError, RayError)
+T = TypeVar("T")
 
 
-def connected(seconds: float) -> JobSubmissionClient:
+class JobClient(JobSubmissionClient):
+    """Ray's client with requests that end: its own wait for ever for a host that has vanished."""
+
+    seconds = 20.0
+    """How long a cluster may be silent."""
+
+    def _do_request(self, *words: Any, **options: Any) -> Any:
+        return super()._do_request(*words, timeout=self.seconds, **options)
+
+    def answer(self, ask: Callable[[], T]) -> T:
+        """What the cluster answers, asked again while it does not.
+
+        Raises:
+            WorkStoppedError: it has been silent for so long.
+        """
+        asking = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TROUBLE),
+            wait=tenacity.wait_fixed(POLL_SECONDS),
+            stop=tenacity.stop_after_delay(self.seconds),
+            reraise=True,
+        )
+        try:
+            return asking(ask)
+        except TROUBLE as error:
+            raise WorkStoppedError(f"the cluster does not answer: {first_line(error)}") from error
+
+
+def connected(seconds: float) -> JobClient:
     """A client of the cluster, once it answers.
 
     Raises:
@@ -33,21 +67,23 @@ def connected(seconds: float) -> JobSubmissionClient:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return JobSubmissionClient(address)
-        except ConnectionError as error:
+            client = JobClient(address)
+            client.seconds = seconds
+            return client
+        except (RuntimeError, RayError) as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}: {first_line(error)}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            ) from error
+        except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"RAY_ADDRESS={address}: must be the address of a running Ray cluster; it does not answer"
                 ) from error
             time.sleep(POLL_SECONDS)
-        except RuntimeError as error:
-            raise UserError(f"RAY_ADDRESS={address}: {error}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from error
 
 
-def submitted(client: JobSubmissionClient, entrypoint: str, name: str | None) -> str:
-    """The id of the job: a new one, or the one of this id that has not failed."""
-    if name is None:
-        return str(client.submit_job(entrypoint=entrypoint))
+def submitted(client: JobSubmissionClient, entrypoint: str, name: str) -> str:
+    """The id of the job: a new one of this name, or the one that has not failed. Asked again, it submits none twice."""
     known = {job.submission_id: job.status for job in client.list_jobs()}
     attempt = 1
     while known.get(job_id := name if attempt == 1 else f"{name}-{attempt}") in (
@@ -61,21 +97,38 @@ def submitted(client: JobSubmissionClient, entrypoint: str, name: str | None) ->
     return str(client.submit_job(entrypoint=entrypoint, submission_id=job_id))
 
 
-def followed(client: JobSubmissionClient, job_id: str, seconds: float) -> JobDetails:
-    """Print a job's log to its end.
+class FollowedJob:
+    """A job whose log is printed as it comes."""
 
-    Raises:
-        WorkStoppedError: the cluster has been silent for so long.
-    """
-    printer = threading.Thread(target=print_log, args=(client, job_id), daemon=True)
-    printer.start()
-    details = ended(client, job_id, seconds)
-    printer.join(LOG_SECONDS)
-    return details
+    def __init__(self, client: JobClient, job_id: str) -> None:
+        self.job_id = job_id
+        self._client = client
+        self._printer = threading.Thread(target=print_log, args=(client, job_id), daemon=True)
+        self._printer.start()
+
+    def wait(self) -> JobDetails:
+        """Wait for its end, and of its log.
+
+        Raises:
+            WorkStoppedError: the cluster was silent for too long.
+        """
+        while not (details := self._client.answer(lambda: self._client.get_job_info(self.job_id))).status.is_terminal():
+            time.sleep(POLL_SECONDS)
+        self._printer.join(LOG_SECONDS)
+        return details
+
+    def stop(self) -> None:
+        """Ask it to stop.
+
+        Raises:
+            WorkStoppedError: the cluster was silent for too long.
+        """
+        echo(f"submit: stopping {self.job_id}")
+        self._client.answer(lambda: self._client.stop_job(self.job_id))
 
 
 def print_log(client: JobSubmissionClient, job_id: str) -> None:
-    """Print what a job prints, until it ends or the connection does; `ended` reports the second."""
+    """Print what a job prints, until it ends or the connection does; `FollowedJob.wait` reports the second."""
 
     async def tail() -> None:
         rest = ""
@@ -85,7 +138,7 @@ def print_log(client: JobSubmissionClient, job_id: str) -> None:
 
     try:
         asyncio.run(tail())
-    except (RuntimeError, ClientError) as error:
+    except (*TROUBLE, ClientError) as error:
         echo(f"submit: the log of {job_id} is printed no further: {first_line(error)}", warning=True)
 
 
@@ -98,25 +151,6 @@ def passed_on(lines: str) -> str:
     for line in filter(None, whole):
         relay(line)
     return rest
-
-
-def ended(client: JobSubmissionClient, job_id: str, seconds: float) -> JobDetails:
-    """Wait for a job's end.
-
-    Raises:
-        WorkStoppedError: the cluster has been silent for so long.
-    """
-    heard = time.monotonic()
-    while True:
-        try:
-            details = client.get_job_info(job_id)
-            heard = time.monotonic()
-            if details.status.is_terminal():
-                return details
-        except (ConnectionError, RuntimeError) as error:
-            if time.monotonic() - heard > seconds:
-                raise WorkStoppedError(f"{job_id}: the cluster does not answer: {first_line(error)}") from error
-        time.sleep(POLL_SECONDS)
 
 
 def exit_code(details: JobDetails, stopped: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ class WorkerCapacity:
             TrainingStoppedError: there was no capacity for the fewest in all that time.
         """
         begun, logged = time.monotonic(), False
+        gc.collect()  # this process may hold a stream or a controller in a circle, as an error does: they keep CPUs
         while not given_up():
             fitting = most_that_fit(self._permitted, free_resources(), self._demand)
             waited = time.monotonic() - begun

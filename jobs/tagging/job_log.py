@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pyarrow as pa
+from ray.exceptions import RayError
 
 from jobs.core.errors import UserError, WorkStoppedError
 from pipeline.decode.crash_budget import MOST
@@ -130,6 +131,11 @@ class State:
         self.attempts[video] = self.attempts.get(video, 0) + 1
         self.lost += 1
 
+    def interrupt(self) -> None:
+        """Forget what is at work: the job has ended it, and no video."""
+        self.at_work.clear()
+        self.uris = {video: uri for video, uri in self.uris.items() if video in self.attempts}
+
     def followed_by(self, job: dict[str, Any]) -> State:
         """What the next job begins with."""
         after = State(job, attempts=dict(self.attempts), uris=dict(self.uris), lost=self.lost)
@@ -169,13 +175,19 @@ class JobLog:
         if self._lost:
             raise WorkStoppedError(self._lost)
 
-    def end(self) -> None:
-        """Leave the output to the next job."""
+    def end(self, *, interrupted: bool) -> None:
+        """Leave the output to the next job.
+
+        Args:
+            interrupted: videos at work were cut off by this end, and had nothing to do with it.
+        """
         self._ended.set()
         self._thread.join()
-        self.state.ended = True
         try:
             with self._lock:
+                self.state.ended = True
+                if interrupted:
+                    self.state.interrupt()
                 self._commit()
         except (StorageError, WorkStoppedError) as error:  # the next job waits for some seconds of silence
             logger.warning("the end of the job is not noted: %s", error)
@@ -223,10 +235,14 @@ def working_on(output: str) -> Iterator[JobLog]:
         newest = open_table(uri)
         raise UserError(_held(output, read_state(newest) if newest else None)) from error
     log = JobLog(table, state, before is not None and not before.ended)
+    cluster_failed = False
     try:
         yield log
+    except RayError:
+        cluster_failed = True  # perhaps of a video: those at work have lost an attempt
+        raise
     finally:
-        log.end()
+        log.end(interrupted=not cluster_failed)
 
 
 def read_state(table: Table) -> State | None:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.core.errors import WorkStoppedError
 from jobs.core.ray_cluster import connect
-from jobs.scoring.scorers import Scorers, start_scorers
+from jobs.scoring.scorers import Scorers, running_scorers
 from jobs.scoring.stage import ACTOR_RETRIES, plan_actors
 from jobs.tagging.config import ScoringPlan
 from jobs.tagging.job_log import Begin, JobLog
@@ -64,7 +64,7 @@ class TagOnRay(TagVideos):
     """`TagVideos` in a Ray actor."""
 
     def __init__(
-        self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], scorers: list[ActorHandle], board: ActorHandle
+        self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], scorers: Sequence[ActorHandle], board: ActorHandle
     ) -> None:
         super().__init__(plan, output, columns, Scorers(scorers), RemoteAttempts(board))
 
@@ -155,9 +155,17 @@ def answering_board(log: JobLog) -> Iterator[ActorHandle]:
 class TaskRunner:
     """Runs tasks on the cluster, with model actors that stay from part to part."""
 
-    def __init__(self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], board: ActorHandle) -> None:
-        self._plan, self._output, self._columns, self._board = plan, output, columns, board
-        self._scorers = start_scorers(plan.weights, plan.config, plan.wanted)
+    def __init__(
+        self,
+        plan: ScoringPlan,
+        output: str,
+        columns: Mapping[str, Any],
+        *,
+        scorers: Sequence[ActorHandle],
+        board: ActorHandle,
+    ) -> None:
+        self._plan, self._output, self._columns = plan, output, columns
+        self._scorers, self._board = scorers, board
 
     def tag(self, tasks: Sequence[pa.Table]) -> Iterator[FinishedTask]:
         """Each task as soon as its files are written."""
@@ -183,5 +191,5 @@ def rewrite_file(output: str, file: Rewrite, video_ids: Ids, embeddings: bool) -
 def task_runner(plan: ScoringPlan, output: str, columns: Mapping[str, Any], log: JobLog) -> Iterator[TaskRunner]:
     """The cluster, ready to tag."""
     connect()
-    with answering_board(log) as board:
-        yield TaskRunner(plan, output, columns, board)
+    with running_scorers(plan.weights, plan.config, plan.wanted) as scorers, answering_board(log) as board:
+        yield TaskRunner(plan, output, columns, scorers=scorers, board=board)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import tempfile
 from collections import Counter
@@ -83,7 +82,6 @@ def train(job: TrainingJob, token: FencingToken, run: Run, cursor: Cursor = STAR
                     raise watchdog.lost or TrainingStoppedError(_what_happened(error, failures)) from error
                 watchdog.log(f"warning: {_what_happened(error, failures)}; resuming from the last checkpoint")
             watchdog.pause()
-            gc.collect()  # the error holds the dead group's controller, too, in a circle
             token, cursor = _between_groups(token)
     return token
 

@@ -172,4 +172,5 @@ def _first_views(config: TrainConfig, prepared: PreparedSet, count: int) -> Tens
         decode=config.decode.limits,
         concurrency=1,
     )
-    return torch.from_numpy(next(iter_micro_batches(stream))["video"].copy())
+    (batch,) = iter_micro_batches(stream)  # read to its end, which frees its CPUs at once
+    return torch.from_numpy(batch["video"].copy())

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from jobs.core import ray_cluster as cluster
 from jobs.core.errors import StopRequestedError, WorkStoppedError
-from jobs.core.signals import keeping_finished_work, stopping_on_sigterm
+from jobs.core.signals import keeping_finished_work, sigterm_delayed, stopping_on_sigterm
 from pipeline.storage.files import StorageError
 
 
@@ -76,3 +76,20 @@ def test_a_thread_cannot_handle_signals_and_works_all_the_same() -> None:
     thread.start()
     thread.join()
     assert done == [True]
+
+
+def test_a_delayed_sigterm_comes_when_the_block_has_ended() -> None:
+    done = []
+    with pytest.raises(StopRequestedError), stopping_on_sigterm("chunks are kept"):
+        with sigterm_delayed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("first")
+        done.append("second")
+    assert done == ["first"]
+
+
+def test_without_a_sigterm_delaying_changes_nothing() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with sigterm_delayed():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is handler

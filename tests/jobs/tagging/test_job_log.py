@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from ray.exceptions import RayError
 
-from jobs.core.errors import UserError, WorkStoppedError
+from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.tagging import job_log as module
 from jobs.tagging.job_log import NONE, Begin, JobLog, State, read_state, working_on
 from pipeline.storage.delta import Change, Table, create_table, open_table
@@ -120,15 +122,31 @@ def test_attempts_that_killed_the_job_count_in_the_next_ones(tmp_path: Path) -> 
         assert log.begin([Begin("0", "b", 7), Begin("1", "b", 8), Begin("1", "b", 9)]) == [1, 1, 0]
         assert log.state.attempts == {7: 1}  # 8 has ended
         log.state.job = dead.job
-    table = _table(tmp_path)
-    state = read_state(table)
-    assert state is not None
-    state.ended = False
-    table.commit(Change(), {"state": state.to_json()})
+        killed = State.from_json(log.state.to_json(), "log")
+    _dead(tmp_path, killed)
     with working_on(str(tmp_path)) as log:
         assert log.begin([Begin("0", "c", 7)]) == [2]
         assert log.state.at_work == {}  # nobody tries it again
         assert log.state.lost == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(None, 0), (StopRequestedError("stopped"), 0), (WorkStoppedError("too many failures"), 0), (RayError("died"), 1)],
+)
+def test_a_job_that_ends_itself_costs_no_video_an_attempt(
+    error: Exception | None, attempts: int, tmp_path: Path
+) -> None:
+    """Two jobs that are stopped while they read the same video would otherwise mark it as crashed for good."""
+    for before in (0, attempts):
+        with suppress(StopRequestedError, WorkStoppedError, RayError), working_on(str(tmp_path)) as log:
+            assert log.begin([Begin("0", "run", 7, "seven.mp4"), Begin("1", "run", 8, "eight.mp4")]) == [before, 0]
+            log.begin([Begin("1", "run", NONE)])
+            if error:
+                raise error
+    with working_on(str(tmp_path)) as log:
+        assert log.state.attempts == ({7: 2 * attempts} if attempts else {})
+        assert log.state.uris == ({7: "seven.mp4"} if attempts else {})
 
 
 def test_a_task_that_is_run_again_counts_the_video_that_killed_its_worker() -> None:

@@ -149,7 +149,7 @@ class TestStream:
         return int(batch["position"][0]), tuple(batch["sample_id"]), batch["video"].tobytes()
 
     def test_known_failures_are_not_tried_again(self, prepared: PreparedSet) -> None:
-        first = next(iter_micro_batches(stream(prepared, 0, 4, concurrency=1)))
+        (first,) = iter_micro_batches(stream(prepared, 0, 4, concurrency=1))
         slow = [(0, first["sample_id"][row]) for row in range(MICRO_BATCH)]
         (again,) = iter_micro_batches(stream(prepared, 0, 4, concurrency=1, known_failures=slow))
         assert again["failure"] == ["failed_before"] * MICRO_BATCH
