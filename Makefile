@@ -15,7 +15,7 @@ export CLIPS KUBERAY_CRDS
 KUSTOMIZE := $(shell kubectl version --client 2>/dev/null | grep 'Kustomize Version: v[5-9]')
 NOT_HERE := $(if $(wildcard $(CLIPS)/manifest.csv),,clips) $(if $(wildcard $(KUBERAY_CRDS)/*.yaml),,kuberay) \
 	$(if $(KUSTOMIZE),,kustomize)
-FAST := not faults and not s3 and not cluster and not deploy $(foreach mark,$(NOT_HERE),and not $(mark))
+FAST := not faults and not slow and not s3 and not cluster and not deploy $(foreach mark,$(NOT_HERE),and not $(mark))
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -28,7 +28,7 @@ DOCS_READY := $(VENV)/.ready-to-document
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images setup check test test-ray test-faults test-s3 test-cluster test-deploy bench audit docs constraints clean
+.PHONY: help demo demo-images setup check test test-ray test-slow test-faults test-s3 test-cluster test-deploy bench audit docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,15 +53,19 @@ test: check test-ray ## check, then everything that needs Ray, DeepSpeed, MLflow
 test-ray: $(DEV_READY)
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "ray and $(FAST)"
 
+test-slow: MARK = slow
 test-faults: MARK = faults
 test-s3: MARK = s3
 test-cluster: MARK = cluster
 test-deploy: MARK = deploy
+test-slow: ## whole runs of minutes: the README's commands, every ZeRO stage, two hosts, images, all real clips
 test-faults: ## kills, fuzzing, dead servers
 test-s3: ## a real S3 server
 test-cluster: ## two hosts in network namespaces
 test-deploy: ## image build, Slurm, Prometheus
-test-faults test-s3 test-cluster test-deploy: $(DEV_READY)
+test-slow test-faults: $(DEV_READY)
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m $(MARK)
+test-s3 test-cluster test-deploy: $(DEV_READY)
 	$(PYTEST) -m $(MARK)
 
 bench: $(DEV_READY) ## ratios side by side into build/bench.json; NAMES="a b" picks some, QUICK=1 shortens

@@ -75,8 +75,7 @@ class Children:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():
-                last_line = line.rstrip()
-                last_line = passed_on(child.name, last_line)
+                last_line = passed_on(child.name, line.rstrip()) or last_line  # an event may have no message
         code = process.wait()
         if code < 0:  # killed, so its last line is not the reason
             last_line = f"by {signal.Signals(-code).name}"

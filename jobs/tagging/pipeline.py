@@ -64,7 +64,12 @@ class TagOnRay(TagVideos):
     """`TagVideos` in a Ray actor."""
 
     def __init__(
-        self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], scorers: Sequence[ActorHandle], board: ActorHandle
+        self,
+        plan: ScoringPlan,
+        output: str,
+        columns: Mapping[str, Any],
+        scorers: Sequence[ActorHandle],
+        board: ActorHandle,
     ) -> None:
         super().__init__(plan, output, columns, Scorers(scorers), RemoteAttempts(board))
 

@@ -102,6 +102,7 @@ class _Cut:
         return self.clips[index]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_is_children_of_one_run(tmp_path: Path) -> None:
     variants = (Variant(USUAL), Variant("no fusion", ("model_overrides.multi_scale_fusion=false",)),
@@ -128,7 +129,7 @@ def test_every_variant_is_a_configuration() -> None:
         pretrain_config(pays.FULL, 0, *variant.keys)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_benchmark_runs_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pays, "FOLDER", tmp_path)

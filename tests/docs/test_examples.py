@@ -227,6 +227,7 @@ def test_a_wrong_key_a_wrong_path_and_a_wrong_command_are_seen() -> None:
         _accept("pretrain", ["demo", "data=d", "output=o", "held_out.clips=3"])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)  # seven commands, each in a fresh interpreter: two minutes on an idle machine
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_the_page_is_what_its_script_makes(monkeypatch: pytest.MonkeyPatch) -> N
     assert HOURS.sub("", PAGE.read_text()) == HOURS.sub("", text()), "run `python -m tests.support.reproduction`"
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_the_hours_are_those_of_the_recipes() -> None:
     assert PAGE.read_text() == text(), "the recipes changed: run `python -m tests.support.reproduction`"
 

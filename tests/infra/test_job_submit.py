@@ -176,6 +176,7 @@ def test_a_relative_output_is_refused_inside_a_submitted_job(refused: subprocess
     assert refused.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # two programs, each in a fresh interpreter: about a minute on an idle machine
 def test_the_documented_job_pretrains_on_a_prepared_set(head: Head, tmp_path: Path) -> None:
     videos, prepared, output = tmp_path / "videos", tmp_path / "set", tmp_path / "pretrain"
@@ -231,6 +232,7 @@ def test_a_mistake_ends_a_launched_job_as_stopped_before_it_asks_for_gpus(head: 
     assert submitted.returncode == 0
 
 
+@pytest.mark.slow
 def test_gpus_that_do_not_join_end_the_job_with_the_remedy(head: Head, tmp_path: Path) -> None:
     render_motion_videos(tmp_path / "videos", 4, seed=0, size=64, num_frames=8, workers=1)
     words = f"python -m jobs.launch gpus=1 gpu_minutes=0.05 prepare source={tmp_path}/videos output={tmp_path}/set"

@@ -271,7 +271,7 @@ def three_views(frames: list[np.ndarray], fps: float, number: int) -> list[torch
 
 
 @pytest.mark.clips
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_official_weights_score_as_in_the_official_package(
     prepared: Path, official: tuple[torch.nn.Module, Path], tmp_path: Path

@@ -115,7 +115,7 @@ def test_it_serves_as_init(registered: tuple[Path, dict[str, Any]]) -> None:
         RegisterConfig(init=report["uri"], name="again")
 
 
-@pytest.mark.faults  # slow: a server of its own
+@pytest.mark.slow  # a server of its own
 def test_it_serves_as_init_from_a_server_that_hands_artifacts_on(
     registered: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -162,7 +162,7 @@ def test_it_loads_elsewhere_and_answers_as_the_programs_do(
     assert answer["refused"] == [True] * 5  # what a served model gets, too: it takes frames alone
 
 
-@pytest.mark.faults  # slow: a server of its own
+@pytest.mark.slow  # a server of its own
 def test_it_is_served(registered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, report = registered
     (video,) = render_motion_videos(tmp_path, 1, seed=2, size=64, num_frames=50)

@@ -159,6 +159,7 @@ def test_another_setting_or_other_weights_need_another_output(
         run(replace(config, workers=98, output=str(tmp_path / "out")))
 
 
+@pytest.mark.slow
 def test_a_whole_video_is_one_row_with_its_own_labels(weights: Path, source: Path, tmp_path: Path) -> None:
     """Two clips, three crops: the mean of the six; several labels with thresholds, and features of a fixed size."""
     names = MOTION_CLASSES[:3]
@@ -199,6 +200,7 @@ def test_a_whole_video_is_one_row_with_its_own_labels(weights: Path, source: Pat
     assert rows[0]["embedding"] == pytest.approx(features.mean(0).tolist(), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_source_that_lost_its_mount_deletes_nothing(weights: Path, source: Path, tmp_path: Path) -> None:
     """An unmounted volume is an empty folder; the tags stay until the deletion is confirmed."""
     folder = tmp_path / "source"
@@ -222,6 +224,7 @@ def test_a_source_that_lost_its_mount_deletes_nothing(weights: Path, source: Pat
     assert run(config)["nothing_new"]  # nothing is left to lose
 
 
+@pytest.mark.slow
 @pytest.mark.clips
 def test_every_real_trouble_maker_is_accounted_for(real_clips: Path, weights: Path, tmp_path: Path) -> None:
     source = real_clips / "trouble"

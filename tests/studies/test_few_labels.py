@@ -75,7 +75,7 @@ def test_as_many_candidates_are_tried_for_each_side() -> None:
         assert len(study.scratch) == len(study.pretrained)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_runs_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _lay_out(tmp_path / "data")

@@ -102,7 +102,7 @@ def _train(case: tuple[int, str], world: int, first: int, last: int, start: Path
     return state
 
 
-CASES = [(2, "sgd"), *(pytest.param((stage, "adamw"), marks=pytest.mark.faults) for stage in (0, 1, 3))]
+CASES = [(2, "sgd"), *(pytest.param((stage, "adamw"), marks=pytest.mark.slow) for stage in (0, 1, 3))]
 OTHERS = [(0, "sgd"), (1, "sgd"), (2, "adamw"), (3, "sgd")]
 
 
@@ -122,7 +122,7 @@ def test_resume_is_exact_and_free_of_world_size(case: tuple[int, str], tmp_path:
             torch.testing.assert_close(other[kind][name], expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", [(0, "adamw"), (1, "adamw"), (3, "adamw"), *OTHERS, (2, "sgd")], ids=str)
 def test_two_workers_then_one_then_two_over_fifty_steps(
@@ -188,6 +188,7 @@ def test_padding_of_a_share_is_no_weight() -> None:
     assert len(own_share(last, rank=2)) == 0
 
 
+@pytest.mark.slow
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "state"
     _train((1, "adamw"), 1, 0, 1, None, state)

@@ -65,6 +65,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
         session_folder("TMPDIR", LONG, short=str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_starts_under_a_long_tmpdir(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 90)

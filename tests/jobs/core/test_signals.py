@@ -80,11 +80,15 @@ def test_a_thread_cannot_handle_signals_and_works_all_the_same() -> None:
 
 def test_a_delayed_sigterm_comes_when_the_block_has_ended() -> None:
     done = []
-    with pytest.raises(StopRequestedError), stopping_on_sigterm("chunks are kept"):
+
+    def work() -> None:
         with sigterm_delayed():
             os.kill(os.getpid(), signal.SIGTERM)
             done.append("first")
         done.append("second")
+
+    with pytest.raises(StopRequestedError), stopping_on_sigterm("chunks are kept"):
+        work()
     assert done == ["first"]
 
 

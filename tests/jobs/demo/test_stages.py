@@ -97,6 +97,7 @@ def image_demo(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> t
     return output, reports
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_images_are_pretrained_and_fine_tuned(image_demo: tuple[Path, dict[str, dict[str, Any]]]) -> None:
@@ -112,6 +113,7 @@ def test_images_are_pretrained_and_fine_tuned(image_demo: tuple[Path, dict[str, 
         assert min(picture.size) > 96
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_images_are_evaluated_by_one_view(image_demo: tuple[Path, dict[str, dict[str, Any]]]) -> None:
@@ -123,6 +125,7 @@ def test_images_are_evaluated_by_one_view(image_demo: tuple[Path, dict[str, dict
     assert (output / "evaluate" / "confusion.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_images_are_tagged_one_row_each_with_a_gallery(

@@ -441,6 +441,7 @@ def test_a_worker_tells_of_failing_storage_in_its_row(
         run(source, tmp_path / "set")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.clips
 def test_all_real_clips_are_accounted_for(real_clips: Path, tmp_path: Path, ray_cluster: None) -> None:

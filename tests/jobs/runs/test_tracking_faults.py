@@ -37,7 +37,7 @@ def history(server: MlflowServer, run_id: str) -> list[tuple[int, float]]:
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param("comes later", marks=pytest.mark.ray),
+        pytest.param("comes later", marks=[pytest.mark.ray, pytest.mark.slow]),
         *(pytest.param(moment, marks=pytest.mark.faults) for moment in ("start", "middle", "end", "hangs")),
     ],
 )

@@ -23,6 +23,16 @@ def test_a_killed_child_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.
     assert Children("prepare", {}).run(child) == Outcome("failed", "by SIGKILL")
 
 
+def test_the_reason_of_a_failed_child_is_its_last_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event of its end has none."""
+    fails = "from jobs.core.events import emit; emit('refused', 'data=/nowhere'); emit('ended', ''); exit(2)"
+    monkeypatch.setenv("HIERA_LOG", "json")
+    monkeypatch.setattr(Children, "_start", lambda *_: subprocess.Popen([sys.executable, "-c", fails], text=True,
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT))  # fmt: skip
+    child = plan_children(read_arguments(["prepare", "source=videos", "val_share=[0]", f"output={tmp_path}"]))[0]
+    assert Children("prepare", {}).run(child).last_line == "data=/nowhere"
+
+
 def test_events_of_a_child_name_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     emit("step", "step 3", {"loss": 0.5}, step=3)
     line = capsys.readouterr().err.rstrip()

@@ -60,6 +60,7 @@ def _check_mlflow(folder: Path) -> None:
     assert (report["children"], report["mlflow_run_id"]) == (2, parent.info.run_id)
 
 
+@pytest.mark.slow
 def test_one_childs_mistake_does_not_stop_the_others(tmp_path: Path) -> None:
     render_motion_videos(tmp_path / "videos", 8, seed=1, size=64, num_frames=8)
     places = f"source=[{tmp_path / 'none'},{tmp_path / 'videos'}]"

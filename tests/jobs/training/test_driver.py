@@ -95,6 +95,7 @@ def test_a_resumed_run_is_bit_equal(pretrained: Path, prepared: str, tmp_path: P
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_one_worker_draws_what_two_draw(pretrained: Path, prepared: str, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     pretrain.run(pretrain_config(prepared, alone, "workers=1", "zero_stage=0"))
@@ -102,7 +103,7 @@ def test_one_worker_draws_what_two_draw(pretrained: Path, prepared: str, tmp_pat
     assert losses(alone) == pytest.approx(losses(pretrained), rel=1e-5)
 
 
-@pytest.mark.faults  # not a fault, but three more runs than fit into `make test`
+@pytest.mark.slow  # three more runs than fit into `make test`
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_every_zero_stage_takes_the_same_steps(stage: int, pretrained: Path, prepared: str, tmp_path: Path) -> None:
     """On two workers, as `pretrained` with stage 1."""
@@ -176,6 +177,7 @@ def test_a_pickle_planted_as_weights_is_refused_and_runs_nothing(
     assert mark.exists()
 
 
+@pytest.mark.slow
 def test_every_line_of_a_run_is_an_event(prepared: str, tmp_path: Path) -> None:
     """Of the whole command, with Ray, DeepSpeed and MLflow in it."""
     keys = pretrain_keys(Path(prepared), tmp_path / "run", "steps=4", "workers=1", "log=json")

@@ -103,6 +103,7 @@ def actors() -> Counter[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
 def test_a_stream_on_each_host_trains_as_one_stream(

@@ -53,7 +53,7 @@ def figures(output: Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: line["validation"] for line in journal(output) if "validation" in line}
 
 
-@pytest.mark.faults  # not a fault, but two more runs than fit into `make test`
+@pytest.mark.slow  # two more runs than fit into `make test`
 @pytest.mark.timeout(600)
 def test_training_is_untouched_and_the_number_of_workers_too(measured: Path, data: str) -> None:
     unmeasured, alone = measured.parent / "unmeasured", measured.parent / "alone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -38,9 +39,15 @@ SHARES = {"allreduce_": 2, "_allgather_base_": 1, "allgather_into_tensor_coalesc
           "_reduce_scatter_base_": 1, "reduce_scatter_tensor_coalesced_": 1, "broadcast_": 1, "barrier": 0}  # fmt: skip
 
 
+CASES = list(itertools.product(STAGES, ["fp32", "bf16"]))
+EVERY_TIME = [(1, "bf16"), (3, "bf16")]
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [pytest.param(*case, marks=[] if case in EVERY_TIME else pytest.mark.slow) for case in CASES],
+)
 def test_formulas_are_what_deepspeed_does(stage: int, precision: str) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         sharding, kept, sent = process.submit(measured, stage, precision).result()

@@ -97,6 +97,7 @@ def test_gradients_are_clipped_once(stage: int) -> None:
     assert deepspeed["zero_optimization"].get("compute_grad_norm", True) is (stage in (0, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_huge_trains_with_zero_3_and_recomputed_activations_as_with_zero_1(tmp_path: Path) -> None:

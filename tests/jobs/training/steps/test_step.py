@@ -53,7 +53,7 @@ COMMON = ["data=d", "output=o", f"global_batch={VIEWS}", f"micro_batch={VIEWS}",
 
 def mostly_slow(variants: Iterable[str]) -> list[ParameterSet]:
     """The variants, those that need not run every time marked as slow."""
-    return [pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.faults) for name in variants]
+    return [pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.slow) for name in variants]
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
