@@ -33,7 +33,7 @@ from jobs.core.init_source import (
     links_of,
     local_weights,
 )
-from jobs.weights.model_config import typed_override
+from jobs.weights.model_config import typed_overrides
 from jobs.weights.registry import keep_under
 from pipeline.manifest.formats import read_class_list
 from pipeline.media import Media
@@ -155,7 +155,7 @@ def shared(weights: ClassifierWeights, output: str) -> ClassifierWeights:
 def _public_classifier(init: str, file: str, path: str, digest: str, public: PublicWeightsConfig) -> ClassifierWeights:
     """Official or Hugging Face weights; a pickle is read as tensors only."""
     try:
-        overrides = {key: typed_override(HieraConfig, key, value) for key, value in public.model_overrides.items()}
+        overrides = typed_overrides(HieraConfig, public.model_overrides)
         model_config = recognize_classifier(path, public.model, **overrides)
     except ValueError as error:
         raise UserError(f"init={init}: {str(error).replace(path, 'the file')}") from error

@@ -30,7 +30,7 @@ def overridden_config(model: str, overrides: Mapping[str, Any], **fixed: Any) ->
     preset = model_config(model)
     for key in overrides.keys() & fixed.keys():
         raise ValueError(f"{OVERRIDES}.{key}={overrides[key]}: has its own key; write {key}={overrides[key]}")
-    values = {key: typed_override(type(preset), key, value) for key, value in overrides.items()}
+    values = typed_overrides(type(preset), overrides)
     try:
         return model_config(model, **values, **fixed)
     except ValueError as error:
@@ -66,18 +66,19 @@ def refuse_other_media(model: EncoderConfig, prepared: PreparedSet) -> None:
         )
 
 
-def typed_override(config_class: type, key: str, value: Any) -> Any:
-    """The value as the architecture's field has it: OmegaConf converts and refuses as for every other key.
+def typed_overrides(config_class: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as the architecture's fields have them: OmegaConf converts and refuses as for every other key.
 
     Raises:
         ValueError: no such field, or a value of another type.
     """
     tree = OmegaConf.structured(config_class)
     OmegaConf.set_readonly(tree, False)
-    try:
-        OmegaConf.update(tree, key, value, merge=False)
-        converted = cast(dict[str, Any], OmegaConf.to_container(tree))[key]
-    except OmegaConfBaseException as error:
-        known = ", ".join(field.name for field in dataclasses.fields(config_class))
-        raise ValueError(f"{OVERRIDES}.{key}={value}: {first_line(error)}; known: {known}") from error
-    return tuple(converted) if isinstance(converted, list) else converted
+    for key, value in overrides.items():
+        try:
+            OmegaConf.update(tree, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            known = ", ".join(field.name for field in dataclasses.fields(config_class))
+            raise ValueError(f"{OVERRIDES}.{key}={value}: {first_line(error)}; known: {known}") from error
+    converted = cast(dict[str, Any], OmegaConf.to_container(tree))
+    return {key: tuple(value) if isinstance(value := converted[key], list) else value for key in overrides}
