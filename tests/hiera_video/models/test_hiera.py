@@ -186,7 +186,11 @@ def test_inference_in_training_mode_still_drops_paths() -> None:
 # The same weights give the public classifier's numbers: every preset, shrunk in depth and size, not in structure.
 
 
-CLASSIFIERS = [name for name in PUBLIC_PRESETS if not name.startswith("mae_")]
+CLASSIFIERS = [
+    pytest.param(name, marks=pytest.mark.slow if "huge" in name else [])
+    for name in PUBLIC_PRESETS
+    if not name.startswith("mae_")
+]
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

@@ -163,7 +163,11 @@ def test_a_mask_on_another_device_is_refused_by_its_ratio_unread() -> None:
 # The same weights give the public masked autoencoder's numbers: every preset, shrunk, not in structure.
 
 
-AUTOENCODERS = [name for name in PUBLIC_PRESETS if name.startswith("mae_")]
+AUTOENCODERS = [
+    pytest.param(name, marks=pytest.mark.slow if "huge" in name else [])
+    for name in PUBLIC_PRESETS
+    if name.startswith("mae_")
+]
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
