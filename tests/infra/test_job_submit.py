@@ -221,6 +221,7 @@ def test_no_token_is_refused(head: Head, tmp_path: Path) -> None:
     assert "submitted successfully" not in submitted.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_a_launched_job_as_stopped_before_it_asks_for_gpus(head: Head) -> None:
     """STOPPED is what KubeRay does not retry; `gpus=1` would wait an hour here."""
     words = "python -m jobs.launch stop_on_mistake=true gpus=1 pretrain demo data=/nowhere output=/tmp/never"

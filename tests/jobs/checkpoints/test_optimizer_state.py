@@ -102,10 +102,11 @@ def _train(case: tuple[int, str], world: int, first: int, last: int, start: Path
     return state
 
 
-CASES = [(2, "sgd"), *(pytest.param((stage, "adamw"), marks=pytest.mark.slow) for stage in (0, 1, 3))]
+CASES = [(2, "sgd"), *((stage, "adamw") for stage in (0, 1, 3))]
 OTHERS = [(0, "sgd"), (1, "sgd"), (2, "adamw"), (3, "sgd")]
 
 
+@pytest.mark.slow  # test_driver.py has one case of this, whole
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_resume_is_exact_and_free_of_world_size(case: tuple[int, str], tmp_path: Path) -> None:

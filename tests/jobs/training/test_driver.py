@@ -118,20 +118,23 @@ def test_the_same_output_with_another_rate_is_refused(pretrained: Path, prepared
         pretrain.run(pretrain_config(prepared, pretrained, "optimizer.learning_rate=0.5"))
 
 
-def test_finetuning_starts_from_the_encoder_and_a_wild_loss_stops(
+def test_finetuning_starts_from_the_encoder(
     pretrained: Path, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # places may be relative to a folder that the workers do not share
     places = [f"data={os.path.relpath(prepared)}", f"init={os.path.relpath(pretrained)}"]
-    common = ["demo", *places, "model=hiera_test_8x64", *TINY]
-    good = load_config(FinetuneConfig, "finetune", [*common, "output=good"])
-    report = finetune.run(good)
+    keys = ["demo", *places, "model=hiera_test_8x64", *TINY, "output=good"]
+    report = finetune.run(load_config(FinetuneConfig, "finetune", keys))
     metadata = read_metadata(tmp_path / "good" / "model.safetensors")
     assert metadata["pretrain_run_id"] == read_metadata(pretrained / "model.safetensors")["run_id"]
     assert len(json.loads(metadata["classes"])) == report["classes"] == 8
 
+
+@pytest.mark.slow
+def test_a_wild_loss_stops(pretrained: Path, prepared: str, tmp_path: Path) -> None:
     wild = ["optimizer.learning_rate=1e30", "optimizer.clip_gradient_norm=0", "schedule.warmup_epochs=0"]
-    bad = load_config(FinetuneConfig, "finetune", [*common, f"output={tmp_path / 'bad'}", *wild])
+    places = [f"data={prepared}", f"init={pretrained}", f"output={tmp_path / 'bad'}"]
+    bad = load_config(FinetuneConfig, "finetune", ["demo", *places, "model=hiera_test_8x64", *TINY, *wild])
     with pytest.raises(TrainingStoppedError, match=r"not finite; samples of this batch: -?\d+#0, "):
         finetune.run(bad)
 
