@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import tenacity
 from aiohttp.client_exceptions import ClientError
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -43,16 +42,14 @@ class JobClient(JobSubmissionClient):
         Raises:
             WorkStoppedError: it has been silent for so long.
         """
-        asking = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(TROUBLE),
-            wait=tenacity.wait_fixed(POLL_SECONDS),
-            stop=tenacity.stop_after_delay(self.seconds),
-            reraise=True,
-        )
-        try:
-            return asking(ask)
-        except TROUBLE as error:
-            raise WorkStoppedError(f"the cluster does not answer: {first_line(error)}") from error
+        deadline = time.monotonic() + self.seconds
+        while True:
+            try:
+                return ask()
+            except TROUBLE as error:
+                if time.monotonic() > deadline:
+                    raise WorkStoppedError(f"the cluster does not answer: {first_line(error)}") from error
+            time.sleep(POLL_SECONDS)
 
 
 def connected(seconds: float) -> JobClient:

@@ -66,8 +66,8 @@ class WorkerCapacity:
         Raises:
             TrainingStoppedError: there was no capacity for the fewest in all that time.
         """
-        begun, logged = time.monotonic(), False
         gc.collect()  # this process may hold a stream or a controller in a circle, as an error does: they keep CPUs
+        begun, logged = time.monotonic(), False
         while not given_up():
             fitting = most_that_fit(self._permitted, free_resources(), self._demand)
             waited = time.monotonic() - begun
