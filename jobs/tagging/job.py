@@ -71,8 +71,10 @@ class Figures:
 def settled_tables(job_log: JobLog, output: str) -> TagTables | None:
     """The tables of an output, with everything that was decided; a job that was cut off can commit no more."""
     tables = open_tables(output)
-    if tables is not None and job_log.follows_a_dead_one:
-        tables.fence()
+    if tables is not None:
+        tables.finish()
+        if job_log.follows_a_dead_one:
+            tables.fence()
     return tables
 
 
