@@ -187,8 +187,7 @@ def tag_part(job: TagJob, part: pa.Table, runner: TaskRunner, committer: Committ
         for finished in runner.tag(order_of_reading(tasks, suspects)):
             job.log.check()
             missing.remove(finished.number)
-            committer.remove(replaced(tasks[finished.number]))
-            committer.add(finished)
+            committer.add(finished, replaced(tasks[finished.number]))
             budget.count(finished)
             figures.videos += finished.num_videos
             figures.windows += finished.windows
