@@ -65,8 +65,7 @@ class Committer:
         Args:
             replaced: ``uri`` and ``video_id`` of rows that leave with the commit that brings the task's own.
         """
-        self._waiting.append(Waiting(None, OLD_SCHEMA.empty_table() if replaced is None else _of_schema(replaced)))
-        self._waiting.append(Waiting(finished, OLD_SCHEMA.empty_table()))
+        self._waiting.append(Waiting(finished, OLD_SCHEMA.empty_table() if replaced is None else _of_schema(replaced)))
         if time.monotonic() >= self._due and (self._running is None or self._running.done()):
             self._wait()
             self._start()
