@@ -92,6 +92,8 @@ def test_frozen_parameters_have_no_gradients_and_no_optimizer_state() -> None:
     assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (4 * everything, 4 * head, 8 * head)
     assert kept_bytes(3, sharding)["weights"] == 2 * everything
     assert sent_bytes(0, sharding) == 4 * head  # an all-reduce sends 2 (N - 1) / N of the gradients
+    # Two micro-batches, half of what is gathered and scattered: all weights once, and the gradients.
+    assert sent_bytes(3, sharding) == 4 * (everything + head)
     assert checkpoint_bytes(sharding) == 4 * everything + 8 * head
 
 
