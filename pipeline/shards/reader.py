@@ -30,7 +30,7 @@ Split = Literal["train", "val", "test", "all"] | str
 Ints = npt.NDArray[np.int64]
 
 CACHE_BYTES = 512 * 2**20
-# Of a cache with room for a window of row groups, so that nothing that is still needed has to leave it.
+# Of a cache with the capacity for a window of row groups, so that nothing that is still needed has to leave it.
 AHEAD_BYTES = CACHE_BYTES // 8
 READINGS_AT_ONCE = 16
 SET_RECORD: Mapping[str, Types] = {"version": int, "digest": str, "classes": list, "counts": dict}
