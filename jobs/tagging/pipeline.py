@@ -64,23 +64,28 @@ class TagOnRay(TagVideos):
     """`TagVideos` in a Ray actor."""
 
     def __init__(
-        self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], scorers: list[ActorHandle], board: ActorHandle
+        self,
+        plan: ScoringPlan,
+        output: str,
+        columns: Mapping[str, Any],
+        scorers: list[ActorHandle],
+        attempts: ActorHandle,
     ) -> None:
-        super().__init__(plan, output, columns, Scorers(scorers), RemoteAttempts(board))
+        super().__init__(plan, output, columns, Scorers(scorers), RemoteAttempts(attempts))
 
 
 class RemoteAttempts:
-    """Asks the driver by its `Board`."""
+    """Asks the driver by its `AttemptsActor`."""
 
-    def __init__(self, board: ActorHandle) -> None:
-        self._board = board
+    def __init__(self, attempts: ActorHandle) -> None:
+        self._attempts = attempts
 
     def begin(self, asked: Begin) -> int:
         """See `jobs.tagging.stage.AttemptCount`."""
-        return int(ray.get(self._board.begin.remote(asked)))
+        return int(ray.get(self._attempts.begin.remote(asked)))
 
 
-class Board:
+class AttemptsActor:
     """Where tasks ask, and the driver answers, many at a time: an actor, because nobody can call the driver."""
 
     def __init__(self) -> None:
@@ -128,25 +133,25 @@ class Board:
 
 
 @contextmanager
-def answering_board(log: JobLog) -> Iterator[ActorHandle]:
-    """A board whose questions the job log answers, in a thread, while the context lasts."""
+def answered_attempts(log: JobLog) -> Iterator[ActorHandle]:
+    """An `AttemptsActor` whose questions the job log answers, in a thread, while the context lasts."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # dies with the driver
-    board = ray.remote(Board).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    attempts = ray.remote(AttemptsActor).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
     ended = threading.Event()
 
     def serve() -> None:
         while not ended.wait(PAUSE_SECONDS):
-            if asked := ray.get(board.asked.remote(ASK_SECONDS)):
+            if asked := ray.get(attempts.asked.remote(ASK_SECONDS)):
                 try:
-                    board.answer.remote(log.begin(asked))
+                    attempts.answer.remote(log.begin(asked))
                 except Exception as error:  # noqa: BLE001 - the tasks get it, and the driver theirs
-                    board.refuse.remote(str(error))
+                    attempts.refuse.remote(str(error))
                     return
 
     thread = threading.Thread(target=serve, daemon=True, name="attempts")
     thread.start()
     try:
-        yield board
+        yield attempts
     finally:
         ended.set()
         thread.join()
@@ -155,13 +160,13 @@ def answering_board(log: JobLog) -> Iterator[ActorHandle]:
 class TaskRunner:
     """Runs tasks on the cluster, with model actors that stay from part to part."""
 
-    def __init__(self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], board: ActorHandle) -> None:
-        self._plan, self._output, self._columns, self._board = plan, output, columns, board
+    def __init__(self, plan: ScoringPlan, output: str, columns: Mapping[str, Any], attempts: ActorHandle) -> None:
+        self._plan, self._output, self._columns, self._attempts = plan, output, columns, attempts
         self._scorers = start_scorers(plan.weights, plan.config, plan.wanted)
 
     def tag(self, tasks: Sequence[pa.Table]) -> Iterator[FinishedTask]:
         """Each task as soon as its files are written."""
-        graph = tagging_graph(tasks, self._plan, self._output, self._columns, self._scorers, self._board)
+        graph = tagging_graph(tasks, self._plan, self._output, self._columns, self._scorers, self._attempts)
         for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from map(FinishedTask.from_json, batch["finished"].to_pylist())
 
@@ -183,5 +188,5 @@ def rewrite_file(output: str, file: Rewrite, video_ids: Ids, embeddings: bool) -
 def task_runner(plan: ScoringPlan, output: str, columns: Mapping[str, Any], log: JobLog) -> Iterator[TaskRunner]:
     """The cluster, ready to tag."""
     connect()
-    with answering_board(log) as board:
-        yield TaskRunner(plan, output, columns, board)
+    with answered_attempts(log) as attempts:
+        yield TaskRunner(plan, output, columns, attempts)
