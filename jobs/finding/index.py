@@ -72,7 +72,7 @@ def _digest(names: Sequence[str]) -> str:
 
 
 def _stored(path: Path) -> Any | None:
-    """An index, mapped into memory; None where there is no such file. A search of another snapshot may just delete it."""
+    """An index, mapped into memory; None where there is no file: a search of another snapshot may delete it."""
     try:
         return Index.restore(str(path), view=True)
     except (OSError, RuntimeError):

@@ -30,7 +30,7 @@ class Rewriting(Protocol):
 
 
 class Waiting(NamedTuple):
-    """What enters the tables in one commit or not at all: a signal may come between any two lines of the main thread."""
+    """What enters the tables in one commit or not at all: a signal may come between any two lines."""
 
     finished: FinishedTask | None
     """Whose rows are added."""
