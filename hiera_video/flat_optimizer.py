@@ -88,13 +88,19 @@ class FlatOptimizer(torch.optim.Optimizer):
         for buffer in buffers:
             if not self.state[buffer]:
                 self.state[buffer] = self._new_state(buffer)
-            for span in self._spans.get(buffer) or [Span(0, buffer.numel(), self.rates[buffer])]:
+            for span in self._spans_of(buffer):
                 pieces[span.rates].append(_piece(buffer, self.state[buffer], span))
         for rates, alike in pieces.items():
             self._update(alike, group["lr"] * rates.scale, rates.weight_decay)
         for buffer in buffers:
             if (steps := self.state[buffer].get(STEP)) is not None:
                 steps += 1
+
+    def _spans_of(self, buffer: Tensor) -> Sequence[Span]:
+        """None where a rank's share is nothing but padding; all of it where it is a parameter."""
+        if buffer in self._spans:
+            return self._spans[buffer]
+        return [Span(0, buffer.numel(), self.rates[buffer])]
 
     @abstractmethod
     def _new_state(self, buffer: Tensor) -> dict[str, Tensor]:

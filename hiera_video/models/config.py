@@ -100,7 +100,8 @@ class EncoderConfig(Checked):
             rule = f"must give every stage channels divisible by its heads, here {width} by {heads}; change num_heads"
             yield "embed_dim", width % heads == 0, rule
         for key in ("pixel_mean", "pixel_std"):
-            yield key, len(getattr(self, key)) == COLOURS, "must have a number each for red, green and blue"
+            rule = "must have a number each for red, green and blue; use 0.45,0.45,0.45"
+            yield key, len(getattr(self, key)) == COLOURS, rule
         yield "pixel_std", min(self.pixel_std) > 0, "must be positive; use 0.225,0.225,0.225"
         yield "interpolation", self.interpolation in INTERPOLATIONS, f"must be one of {INTERPOLATIONS}; use bicubic"
         yield "crop_share", 0 < self.test_crop_share <= 1, "must lie in (0, 1]; leave it out for the default"

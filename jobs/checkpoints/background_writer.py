@@ -143,7 +143,7 @@ class CheckpointWriter:
 
     def _try_out(self, size: int) -> None:
         try:
-            self._grace_time.expect(self._token.output, self._token.generation, size)
+            self._grace_time.expect(self._token.output, size)
         except StorageError as error:
             logger.warning("whether a checkpoint fits into the grace time is not known yet: %s", error)
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 GRACE_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 DEFAULT_SECONDS = 30.0  # what Ray leaves a host at SIGTERM, and some clouds their spot instances
+TRIAL = "trial"  # one name for all generations: what a worker that died has left is deleted by the next
 TRIAL_BYTES = 2**26  # enough for the speed of a connection, and written within seconds
 SMALL_BYTES = 2**24  # fits everywhere
 
@@ -27,12 +28,12 @@ class GraceTime:
         self.seconds = float(os.environ.get(GRACE_VARIABLE, DEFAULT_SECONDS))
         self._warned = False
 
-    def expect(self, output: str, generation: int, size: int) -> None:
+    def expect(self, output: str, size: int) -> None:
         """Estimate how long a checkpoint of ``size`` bytes will take, by a file that is written and deleted again."""
         if size < SMALL_BYTES:
             return
         trial = min(size, TRIAL_BYTES)
-        seconds = _seconds_of_trial(join(output, "checkpoints", f"trial-{generation:04d}"), trial) * size / trial
+        seconds = _seconds_of_trial(join(output, "checkpoints", TRIAL), trial) * size / trial
         gib, rate = size / 2**30, size / seconds / 1e6
         self.report(seconds, f"will take about {seconds:.0f} s to write ({gib:.2f} GiB at {rate:.0f} MB/s)")
 

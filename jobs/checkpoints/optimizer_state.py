@@ -197,7 +197,7 @@ def _gather(buffer: FlatBuffer, value: Tensor, keep: bool) -> Iterator[tuple[Mem
 def _all_slices(value: Tensor, keep: bool) -> Tensor:
     """All ranks' slices on the CPU, ``[ranks, elements of one slice]``; empty where they are not kept.
 
-    Piece by piece: a slice is a rank's share of the whole model's state, and devices have no room for all of it.
+    Piece by piece: a slice is a rank's share of the whole model's state, and devices have no capacity for all of it.
     """
     ranks = dist.get_world_size()
     pieces = torch.split(value.detach(), max(1, GATHERED_ELEMENTS // ranks))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from http.client import HTTPException
 
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
 
@@ -36,6 +37,6 @@ def leave_facts(program: str, code: int) -> str:
         Gauge(name, PUSHED[name], registry=registry).set(value)
     try:
         pushadd_to_gateway(gateway, JOB, registry, grouping_key={"program": program}, timeout=SECONDS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         return f"{VARIABLE}={gateway}: did not take the last facts of {program}: {error}"
     return ""

@@ -40,7 +40,7 @@ def host_findings(storage: str | None, session: str, object_store_bytes: float) 
     host = socket.gethostname()
     checks: list[Callable[[], Finding | Iterator[Finding]]] = [
         lambda: decoder_works(host),
-        lambda: disk_has_room(host, session),
+        lambda: disk_has_capacity(host, session),
         lambda: shared_memory_fits(host, object_store_bytes),
         lambda: files_may_be_opened(host),
         lambda: gpus_answer(host),
@@ -70,7 +70,7 @@ def decoder_works(host: str, config: DecodeConfig | None = None) -> Finding:
     return found(host, "decoder", bool(problem), detail, remedy)
 
 
-def disk_has_room(host: str, session: str, fullest: float = FULLEST_DISK) -> Finding:
+def disk_has_capacity(host: str, session: str, fullest: float = FULLEST_DISK) -> Finding:
     """The disk of Ray's session takes spilled objects and logs."""
     disk = shutil.disk_usage(session)
     used = 1 - disk.free / disk.total

@@ -58,7 +58,7 @@ def run(config: DuplicatesConfig) -> dict[str, Any]:
         echo(f"only {len(videos.uris)} videos: likeness is relative to a collection, so expect mistakes", warning=True)
     groups = grouped(videos, similar_pairs(videos, config.min_similarity))
     listed = to_exclude(groups)
-    refuse_unlistable(listed)
+    refuse_unlistable(snapshot.output, listed)
     folder = config.save or join(snapshot.output, "duplicates")
     files = {name: join(folder, name) for name in ("duplicates.txt", "groups.parquet", "duplicates.html")}
     write_bytes(files["duplicates.txt"], "".join(f"{uri}\n" for uri in listed).encode())
@@ -70,10 +70,12 @@ def run(config: DuplicatesConfig) -> dict[str, Any]:
     return {"videos": len(videos.uris), "groups": len(groups) - len(listed), "duplicates": len(listed), **files}
 
 
-def refuse_unlistable(uris: list[str]) -> None:
+def refuse_unlistable(output: str, uris: list[str]) -> None:
     """`UserError` for a name that no list with a name a line can hold."""
     if odd := [uri for uri in uris if uri != uri.strip() or "\n" in uri]:
-        raise UserError(f"output: the name {odd[0]!r} cannot stand in a list of a name a line; rename the file")
+        raise UserError(
+            f"output={output}: holds the name {odd[0]!r}, which no list with a name a line can hold; rename the file"
+        )
 
 
 def group_strips(groups: pa.Table, config: DuplicatesConfig, media: Media) -> Iterator[list[Shown]]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,14 +36,16 @@ CONSIDERED = 2048
 def nearest_by_index(snapshot: TagSnapshot, query: Floats, count: int, folder: Path) -> pa.Table:
     """As `jobs.finding.nearest.nearest`, approximately; the index is made where the folder has none of this snapshot.
 
+    Several outputs may have the folder in common.
+
     Raises:
         UserError: usearch is not installed.
     """
     refuse_without_library(snapshot)
-    path = folder / f"windows-{_digest(snapshot)}.usearch"
-    if not path.exists():
-        _build(snapshot, path)
-    index = Index.restore(str(path), view=True)
+    path = folder / f"{_prefix(snapshot)}{_digest(snapshot.files())}.usearch"
+    index = _stored(path)
+    if index is None:
+        index = _built(snapshot, path)
     index.expansion_search = CONSIDERED
     matches = index.search(query, count)
     similarity = 1 - np.asarray(matches.distances, np.float32)
@@ -57,13 +61,28 @@ def refuse_without_library(snapshot: TagSnapshot) -> None:
         )
 
 
-def _digest(snapshot: TagSnapshot) -> str:
-    """Names the snapshot's files, whose names are unique."""
-    return hashlib.sha256("\n".join(snapshot.files()).encode()).hexdigest()[:16]
+def _prefix(snapshot: TagSnapshot) -> str:
+    """What the names of an output's indexes begin with."""
+    return f"windows-{_digest([snapshot.output])}-"
 
 
-def _build(snapshot: TagSnapshot, path: Path) -> None:
-    """Write the index in place of those of older snapshots."""
+def _digest(names: Sequence[str]) -> str:
+    """Of an output, or of a snapshot's files, whose names are unique."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def _stored(path: Path) -> Any | None:
+    """An index, mapped into memory; None where there is no file: a search of another snapshot may delete it."""
+    try:
+        return Index.restore(str(path), view=True)
+    except (OSError, RuntimeError):
+        if path.exists():
+            raise
+        return None
+
+
+def _built(snapshot: TagSnapshot, path: Path) -> Any:
+    """A new index, also written in place of those of the output's other snapshots."""
     echo(f"indexing {len(snapshot):,} windows in {path}")
     index = None
     for number, part in enumerate(scored_parts(snapshot, ["embedding"])):
@@ -75,9 +94,11 @@ def _build(snapshot: TagSnapshot, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     index.save(str(unfinished))
-    for old in path.parent.glob("windows-*.usearch"):
-        old.unlink()
     unfinished.replace(path)
+    for other in path.parent.glob(f"{_prefix(snapshot)}*.usearch"):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return index
 
 
 def _rows(snapshot: TagSnapshot, keys: np.ndarray) -> pa.Table:

@@ -43,7 +43,8 @@ class PrepareConfig(ManifestConfig):
         changed = [field.name for field in dataclasses.fields(TranscodeConfig) if field.name != "mode"
                    and getattr(self.transcode, field.name) != field.default]  # fmt: skip
         if self.media == "image" and changed:
-            raise ValueError(f"transcode.{changed[0]}: is for videos, images are stored as they are; leave it out")
+            key, value = changed[0], getattr(self.transcode, changed[0])
+            raise ValueError(f"transcode.{key}={value}: is for videos, images are stored as they are; leave it out")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: must not be negative; leave it out for the default")
 

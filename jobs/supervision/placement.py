@@ -52,14 +52,14 @@ def place(workers: int, hosts: Mapping[str, Mapping[str, float]], demand: Demand
     Returns:
         Node ids, those of one host side by side; None where the hosts have no such capacity.
     """
-    room = {host: _room(workers, resources, demand) for host, resources in hosts.items()}
+    capacity = {host: _capacity(workers, resources, demand) for host, resources in hosts.items()}
     placed: list[str] = []
-    for host in sorted(room, key=lambda host: (-room[host], host)):
-        placed += [host] * min(room[host], workers - len(placed))
+    for host in sorted(capacity, key=lambda host: (-capacity[host], host)):
+        placed += [host] * min(capacity[host], workers - len(placed))
     return placed if len(placed) == workers else None
 
 
-def _room(most: int, resources: Mapping[str, float], demand: Demand) -> int:
+def _capacity(most: int, resources: Mapping[str, float], demand: Demand) -> int:
     """The largest number of workers up to ``most`` for which a host has capacity, with their stream."""
     units = int(resources.get("GPU" if demand.gpus else "CPU", 0.0))
     fitting = (workers for workers in range(min(most, units), 0, -1) if demand.fits_on_host(workers, resources))

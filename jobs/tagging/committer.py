@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,6 @@ from pipeline.tagging.tables import Changes, Ids, Rewrite, TagTables, total
 
 # Removing rows of changed videos rewrites files: the more that takes, the less often it is done.
 MOST_SHARE_OF_TIME = 0.1
-
-
 OLD_SCHEMA = pa.schema([("uri", pa.string()), ("video_id", pa.int64())])
 
 
@@ -30,6 +29,15 @@ class Rewriting(Protocol):
         """The files that hold rows of these videos, rewritten without them."""
 
 
+class Waiting(NamedTuple):
+    """What enters the tables in one commit or not at all: a signal may come between any two lines."""
+
+    finished: FinishedTask | None
+    """Whose rows are added."""
+    old: pa.Table
+    """Videos whose rows are removed."""
+
+
 class Committer:
     """Holds the files of finished tasks until they are committed."""
 
@@ -37,8 +45,7 @@ class Committer:
         self, tables: TagTables, rewriting: Rewriting, facts: Mapping[str, str], commit_seconds: float
     ) -> None:
         self._tables, self._rewriting, self._facts = tables, rewriting, facts
-        self._finished: list[FinishedTask] = []
-        self._old: list[pa.Table] = []
+        self._waiting: deque[Waiting] = deque()  # the main thread appends, the other one takes: each in one step
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._running: Future[float] | None = None
         self._commit_seconds = commit_seconds
@@ -50,12 +57,15 @@ class Committer:
         Args:
             videos: ``uri`` and ``video_id``.
         """
-        if len(videos):
-            self._old.append(videos.select(OLD_SCHEMA.names).cast(OLD_SCHEMA))
+        self._waiting.append(Waiting(None, _of_schema(videos)))
 
-    def add(self, finished: FinishedTask) -> None:
-        """Commit a task with one of the next commits: now in a thread, where one is due and none is running."""
-        self._finished.append(finished)
+    def add(self, finished: FinishedTask, replaced: pa.Table | None = None) -> None:
+        """Commit a task with one of the next commits: now in a thread, where one is due and none is running.
+
+        Args:
+            replaced: ``uri`` and ``video_id`` of rows that leave with the commit that brings the task's own.
+        """
+        self._waiting.append(Waiting(finished, OLD_SCHEMA.empty_table() if replaced is None else _of_schema(replaced)))
         if time.monotonic() >= self._due and (self._running is None or self._running.done()):
             self._wait()
             self._start()
@@ -63,9 +73,8 @@ class Committer:
     def close(self) -> None:
         """Commit what is left, and wait for it."""
         self._wait()
-        if self._finished or self._old:
-            self._start()
-            self._wait()
+        self._start()
+        self._wait()
         self._thread.shutdown()
 
     def abandon(self) -> None:
@@ -73,9 +82,7 @@ class Committer:
         self._thread.shutdown()
 
     def _start(self) -> None:
-        finished, old = self._finished, self._old
-        self._finished, self._old = [], []
-        self._running = self._thread.submit(self._commit, finished, old)
+        self._running = self._thread.submit(self._commit)
 
     def _wait(self) -> None:
         if self._running is not None:
@@ -83,12 +90,16 @@ class Committer:
             self._running = None
             self._due = time.monotonic() + max(self._commit_seconds, seconds / MOST_SHARE_OF_TIME)
 
-    def _commit(self, finished: Sequence[FinishedTask], old: Sequence[pa.Table]) -> float:
-        """Returns how long it took, in seconds."""
+    def _commit(self) -> float:
+        """Commit what is waiting, if anything is; returns how long it took, in seconds."""
         started = time.monotonic()
-        changes = [task.changes for task in finished]
-        if old:
-            changes.append(self._without(pa.concat_tables(old)))
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        changes = [one.finished.changes for one in waiting if one.finished is not None]
+        old = pa.concat_tables([OLD_SCHEMA.empty_table(), *(one.old for one in waiting)])
+        if len(old):
+            changes.append(self._without(old))
+        if not changes:
+            return 0.0
         self._tables.commit(total(changes), self._facts)
         stamp(LAST_COMMIT, program="tag")
         return time.monotonic() - started
@@ -99,3 +110,7 @@ class Committer:
         rewritten = self._rewriting.rewrite(files, np.sort(old["video_id"].to_numpy()))
         tags, videos = (joined(change for file, change in rewritten if file.table == name) for name in (TAGS, VIDEOS))
         return Changes(tags, videos)
+
+
+def _of_schema(videos: pa.Table) -> pa.Table:
+    return videos.select(OLD_SCHEMA.names).cast(OLD_SCHEMA)

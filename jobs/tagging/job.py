@@ -71,8 +71,10 @@ class Figures:
 def settled_tables(job_log: JobLog, output: str) -> TagTables | None:
     """The tables of an output, with everything that was decided; a job that was cut off can commit no more."""
     tables = open_tables(output)
-    if tables is not None and job_log.follows_a_dead_one:
-        tables.fence()
+    if tables is not None:
+        tables.finish()
+        if job_log.follows_a_dead_one:
+            tables.fence()
     return tables
 
 
@@ -185,8 +187,7 @@ def tag_part(job: TagJob, part: pa.Table, runner: TaskRunner, committer: Committ
         for finished in runner.tag(order_of_reading(tasks, suspects)):
             job.log.check()
             missing.remove(finished.number)
-            committer.remove(replaced(tasks[finished.number]))
-            committer.add(finished)
+            committer.add(finished, replaced(tasks[finished.number]))
             budget.count(finished)
             figures.videos += finished.num_videos
             figures.windows += finished.windows

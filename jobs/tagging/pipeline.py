@@ -69,23 +69,23 @@ class TagOnRay(TagVideos):
         output: str,
         columns: Mapping[str, Any],
         scorers: Sequence[ActorHandle],
-        board: ActorHandle,
+        attempts: ActorHandle,
     ) -> None:
-        super().__init__(plan, output, columns, Scorers(scorers), RemoteAttempts(board))
+        super().__init__(plan, output, columns, Scorers(scorers), RemoteAttempts(attempts))
 
 
 class RemoteAttempts:
-    """Asks the driver by its `Board`."""
+    """Asks the driver by its `AttemptsActor`."""
 
-    def __init__(self, board: ActorHandle) -> None:
-        self._board = board
+    def __init__(self, attempts: ActorHandle) -> None:
+        self._attempts = attempts
 
     def begin(self, asked: Begin) -> int:
         """See `jobs.tagging.stage.AttemptCount`."""
-        return int(ray.get(self._board.begin.remote(asked)))
+        return int(ray.get(self._attempts.begin.remote(asked)))
 
 
-class Board:
+class AttemptsActor:
     """Where tasks ask, and the driver answers, many at a time: an actor, because nobody can call the driver."""
 
     def __init__(self) -> None:
@@ -133,25 +133,25 @@ class Board:
 
 
 @contextmanager
-def answering_board(log: JobLog) -> Iterator[ActorHandle]:
-    """A board whose questions the job log answers, in a thread, while the context lasts."""
+def answered_attempts(log: JobLog) -> Iterator[ActorHandle]:
+    """An `AttemptsActor` whose questions the job log answers, in a thread, while the context lasts."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # dies with the driver
-    board = ray.remote(Board).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    attempts = ray.remote(AttemptsActor).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
     ended = threading.Event()
 
     def serve() -> None:
         while not ended.wait(PAUSE_SECONDS):
-            if asked := ray.get(board.asked.remote(ASK_SECONDS)):
+            if asked := ray.get(attempts.asked.remote(ASK_SECONDS)):
                 try:
-                    board.answer.remote(log.begin(asked))
+                    attempts.answer.remote(log.begin(asked))
                 except Exception as error:  # noqa: BLE001 - the tasks get it, and the driver theirs
-                    board.refuse.remote(str(error))
+                    attempts.refuse.remote(str(error))
                     return
 
     thread = threading.Thread(target=serve, daemon=True, name="attempts")
     thread.start()
     try:
-        yield board
+        yield attempts
     finally:
         ended.set()
         thread.join()
@@ -167,14 +167,14 @@ class TaskRunner:
         columns: Mapping[str, Any],
         *,
         scorers: Sequence[ActorHandle],
-        board: ActorHandle,
+        attempts: ActorHandle,
     ) -> None:
         self._plan, self._output, self._columns = plan, output, columns
-        self._scorers, self._board = scorers, board
+        self._scorers, self._attempts = scorers, attempts
 
     def tag(self, tasks: Sequence[pa.Table]) -> Iterator[FinishedTask]:
         """Each task as soon as its files are written."""
-        graph = tagging_graph(tasks, self._plan, self._output, self._columns, self._scorers, self._board)
+        graph = tagging_graph(tasks, self._plan, self._output, self._columns, self._scorers, self._attempts)
         for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from map(FinishedTask.from_json, batch["finished"].to_pylist())
 
@@ -196,5 +196,5 @@ def rewrite_file(output: str, file: Rewrite, video_ids: Ids, embeddings: bool) -
 def task_runner(plan: ScoringPlan, output: str, columns: Mapping[str, Any], log: JobLog) -> Iterator[TaskRunner]:
     """The cluster, ready to tag."""
     connect()
-    with running_scorers(plan.weights, plan.config, plan.wanted) as scorers, answering_board(log) as board:
-        yield TaskRunner(plan, output, columns, scorers=scorers, board=board)
+    with running_scorers(plan.weights, plan.config, plan.wanted) as scorers, answered_attempts(log) as attempts:
+        yield TaskRunner(plan, output, columns, scorers=scorers, attempts=attempts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch import Tensor
 from jobs.checkpoints.background_writer import CheckpointWriter
 from jobs.supervision.coordinator import CoordinatorClient, StopReason
 from jobs.training.micro_batch import MicroBatch
+
+T = TypeVar("T")
 
 
 class Agreed(NamedTuple):
@@ -62,3 +64,10 @@ class Agreement:
         if not math.isfinite(mean_loss):
             stop_reason = StopReason.NOT_FINITE
         return Agreed(mean_loss, int(failed), bool(checkpoint_due), stop_reason)
+
+
+def gathered(mine: T) -> list[T]:
+    """What every rank gives, by rank; all ranks must call it. Pickled and sent by the host, so not for every step."""
+    everyone: list[T] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone

@@ -154,7 +154,7 @@ class TrainConfig(Checked, ABC):
         rule = f"with steps={self.steps}, exactly one must be given; set the other to null"
         yield "epochs", (self.epochs is None) != (self.steps is None), rule
         actors = self.decode_actors
-        yield "decode_actors", actors == AUTO or (type(actors) is int and actors >= 1), "must be 1 or more, or auto"
+        yield "decode_actors", actors == AUTO or (type(actors) is int and actors >= 1), "must be 1 or more; use auto"
         for key in ("global_batch", "micro_batch"):
             yield key, getattr(self, key) >= 1, "must be at least 1; use 1 or more"
         yield "max_failures", self.max_failures >= 0, "must not be negative; use 0 for none"

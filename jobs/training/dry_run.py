@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
 from hiera_video.analysis.flops import complexity_of
 from hiera_video.rules import Checked, Rules
@@ -63,10 +65,9 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
     model_config: Any = step.model.config
     size = complexity_of(model_config)
     activations = activation_bytes(model_config, recompute=config.activation_checkpointing)
-    in_products = sum(parameter.numel() for parameter in weights_of_products(step.model))
-    sharding = planned_sharding(config, size.parameters, in_products)
+    sharding = planned_sharding(config, step.model)
     memory = worker_memory(config, sharding, activations)
-    checkpoint = checkpoint_bytes(config, size.parameters) / GIB
+    checkpoint = checkpoint_bytes(sharding) / GIB
     return {
         "clips": clips,
         "classes": len(prepared.classes),
@@ -100,7 +101,7 @@ def worker_memory(config: TrainConfig, sharding: Sharding, bytes_per_view: int) 
         bytes_per_view: what float32 training keeps for the backward pass of one view.
     """
     activations = float(config.micro_batch * bytes_per_view)
-    if config.precision == "bf16":  # and autocast keeps a copy of the weights in bfloat16
+    if config.precision == "bf16":  # and autocast keeps a copy of the weights that learn in bfloat16
         activations = activations * BF16_SHARE + BF16_BYTES * sharding.parameters
     memory = {}
     for stage in STAGES:
@@ -110,21 +111,25 @@ def worker_memory(config: TrainConfig, sharding: Sharding, bytes_per_view: int) 
     return memory
 
 
-def planned_sharding(config: TrainConfig, parameters: int, in_products: int) -> Sharding:
+def planned_sharding(config: TrainConfig, model: nn.Module) -> Sharding:
     """What decides the costs of sharding: of the fewest workers, which have the largest shares."""
     workers = config.worker_numbers[0]
     micro_batches = config.global_batch // config.micro_batch // workers
-    wire_bytes = WIRE_BYTES[wire_type(config, workers)]
-    return Sharding(parameters, workers, micro_batches, _moments(config), wire_bytes, in_products)
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Sharding(
+        learning,
+        workers,
+        micro_batches,
+        moments=2 if config.optimizer.name == "adamw" else 1,
+        wire_bytes=WIRE_BYTES[wire_type(config, workers)],
+        in_products=sum(parameter.numel() for parameter in weights_of_products(model)),
+        frozen=sum(parameter.numel() for parameter in model.parameters()) - learning,
+    )
 
 
-def checkpoint_bytes(config: TrainConfig, parameters: int) -> int:
-    """Weights and optimizer state in float32."""
-    return FLOAT32_BYTES * parameters * (1 + _moments(config))
-
-
-def _moments(config: TrainConfig) -> int:
-    return 2 if config.optimizer.name == "adamw" else 1
+def checkpoint_bytes(sharding: Sharding) -> int:
+    """Weights in float32, and the optimizer state of those that learn."""
+    return FLOAT32_BYTES * (sharding.elements + sharding.moments * sharding.parameters)
 
 
 def _speed(config: TrainConfig, plan: PlanConfig, job: TrainingJob, done: int, multiply_adds: int) -> dict[str, Any]:

@@ -193,7 +193,8 @@ def _run_group(
 def _log_streams(job: TrainingJob, watchdog: Watchdog, hosts: Sequence[str] | None, workers: int) -> None:
     """Log what is not normal: streams on several hosts, one for all of them, object stores too small to read ahead."""
     offered = offered_by_host()
-    if hosts is None and len(offered) > 1:
+    # A head with num_cpus=0 runs neither workers nor decoders.
+    if hosts is None and sum(bool(one.get("CPU") or one.get("GPU")) for one in offered.values()) > 1:
         watchdog.log(
             f"warning: workers={workers}, decode_actors={job.config.decoders}: the hosts of the workers lack CPUs for "
             "decoding, so one data stream serves all of them, and decoded frames cross the network; use fewer "

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.supervision.coordinator import CoordinatorClient
+from jobs.training.agreement import gathered
 from jobs.training.mfu import utilisation
 from jobs.training.micro_batch import MicroBatch
 
@@ -139,9 +140,7 @@ class Journal:
 
 def gather_in_stream_order(mine: Sequence[Sequence[T]]) -> list[T]:
     """All ranks' items of one global batch: micro-batch 0 of rank 0, of rank 1, ..., then micro-batch 1 of rank 0."""
-    everyone: list[Sequence[Sequence[T]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, mine)
-    dealt = zip(*everyone, strict=True)
+    dealt = zip(*gathered(mine), strict=True)
     return list(chain.from_iterable(chain.from_iterable(dealt)))
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.data
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from jobs.checkpoints.store import Cursor
 from jobs.supervision.hosts import offered_by_host
 from jobs.supervision.placement import Demand, place
+from jobs.training.agreement import gathered
 from jobs.training.config import AUTO, DECODERS_FOR_CPUS, TrainConfig
 from jobs.training.job import TrainingJob
 from jobs.training.mfu import FLOPS_PER_MULTIPLY_ADD, peak_of
@@ -35,7 +36,6 @@ from pipeline.datasets.train import (
 )
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 DECODE_SECONDS_PER_VIEW = 0.015  # 16 frames of 224 pixels from prepared clips, one core (measured, PyAV)
 # What `decode_actors=auto` expects of a GPU that the driver cannot see: an A100 in bfloat16, and the utilisation that
@@ -98,25 +98,18 @@ class RankStream:
         self, job: TrainingJob, streams: Streams, cursor: Cursor, open_stream: OpenStream = job_stream
     ) -> None:
         rank, host = dist.get_rank(), ray.get_runtime_context().get_node_id()
-        ranks = streams.ranks(rank, _gathered(host))
+        ranks = streams.ranks(rank, gathered(host))
         self._splits: list[ray.data.DataIterator] = []
         if rank == ranks[0]:
             part = StreamPart(ranks, dist.get_world_size())
             stream = open_stream(job, cursor, part, host if streams.on_every_host else None)
             self._splits = stream.streaming_split(len(ranks), equal=True)
-        opened = _gathered(self._splits)
+        opened = gathered(self._splits)
         self._mine = opened[ranks[0]][ranks.index(rank)]
 
     def __iter__(self) -> Iterator[Columns]:
         """In order: of every global batch numbers rank, rank + workers, ..."""
         return iter_micro_batches(self._mine)
-
-
-def _gathered(mine: T) -> list[T]:
-    """What every rank gives, by rank."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
 
 
 def demand_of(config: TrainConfig, *, gpus: bool = False) -> Demand:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hiera_video.metrics.knn_probe import nearest_neighbour_top1
+from jobs.training.agreement import gathered
 from jobs.training.config import KNN_TOP1, LOSS
 from jobs.training.job import TrainingJob
 from jobs.training.micro_batch import MicroBatch
@@ -67,10 +68,10 @@ class Validator:
         started, self._cut_short = time.monotonic(), False
         copy = self._loaded_copy(weights)
         shown: list[Tensor] = []
-        figures: dict[str, Any] = dict(_mean(_gathered([*self._measured(copy, shown)])))
+        figures: dict[str, Any] = dict(_mean(_by_number([*self._measured(copy, shown)])))
         if self._config.knn_clips and figures:
             figures |= self._probed(copy)
-        cut_short = any(early for _, early in _gathered([(dist.get_rank(), self._cut_short)]))
+        cut_short = any(gathered(self._cut_short))
         if cut_short and figures:
             figures |= {CUT_SHORT: True}
         if shown and dist.get_rank() == 0:
@@ -101,7 +102,7 @@ class Validator:
             yield clip.number, copy.measure(batch)
 
     def _probed(self, copy: TrainStep[Any]) -> dict[str, float]:
-        bank, queries = (_gathered([*self._probes(copy, split)]) for split in ("train", self._config.split))
+        bank, queries = (_by_number([*self._probes(copy, split)]) for split in ("train", self._config.split))
         if not bank or not queries:
             return {}
         features = [torch.from_numpy(np.stack([probe.features for probe in probes])) for probes in (bank, queries)]
@@ -153,11 +154,9 @@ class Validator:
         return {"picture": uri}
 
 
-def _gathered(mine: list[Any]) -> list[Any]:
+def _by_number(mine: list[Any]) -> list[Any]:
     """All ranks' items in the order of their numbers, which come first; all ranks must call it."""
-    everyone: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, mine)
-    return sorted((item for items in everyone for item in items), key=lambda item: int(item[0]))
+    return sorted((item for items in gathered(mine) for item in items), key=lambda item: int(item[0]))
 
 
 def _mean(measured: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:

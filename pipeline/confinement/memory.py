@@ -14,7 +14,10 @@ Bytes = bytes | bytearray | memoryview
 
 
 class MemoryFile:
-    """Bytes as a file, so that a library that wants a path can read them."""
+    """Bytes as a file, so that a library that wants a path can read them. Closed by ``close`` or with the object."""
+
+    file = -1
+    """Descriptor; -1 where it is closed, or could not be made."""
 
     def __init__(self, name: str) -> None:
         self.file = os.memfd_create(name)
@@ -41,11 +44,15 @@ class MemoryFile:
             os.close(self.file)
             self.file = -1
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class SharedPixels:
     """Memory that another process fills: mapped here as ``pixels`` and, under ``file``, there.
 
-    Its size is sealed. Who cuts a file that others have mapped kills them (SIGBUS) when they look at it next.
+    Its size is sealed. Who cuts a file that others have mapped kills them (SIGBUS) when they look at it next. Closed by
+    ``close`` or with the object.
     """
 
     def __init__(self) -> None:
@@ -58,11 +65,12 @@ class SharedPixels:
         if size <= self.size:
             return
         self.close()
-        self.size = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
+        whole_pages = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
         self.file = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.file, self.size)
+        os.ftruncate(self.file, whole_pages)
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self.pixels = np.frombuffer(mmap.mmap(self.file, self.size), np.uint8)
+        self.pixels = np.frombuffer(mmap.mmap(self.file, whole_pages), np.uint8)
+        self.size = whole_pages  # last: whatever fails above, the next call reserves anew
 
     def close(self) -> None:
         """Give the memory back, once nothing refers to ``pixels``."""
@@ -70,6 +78,9 @@ class SharedPixels:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class SharedView:

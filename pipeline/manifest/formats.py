@@ -77,7 +77,7 @@ class ManifestConfig:
         if not 0 <= self.val_share < 1:
             raise ValueError(f"val_share={self.val_share}: must be in [0, 1); 0 makes no `val` split")
         if self.split_number not in (1, 2, 3):
-            raise ValueError(f"split_number={self.split_number}: must be an official split: 1, 2 or 3")
+            raise ValueError(f"split_number={self.split_number}: must be an official split: 1, 2 or 3; use 1")
 
 
 def is_list(source: str) -> bool:

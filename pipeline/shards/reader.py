@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ Split = Literal["train", "val", "test", "all"] | str
 Ints = npt.NDArray[np.int64]
 
 CACHE_BYTES = 512 * 2**20
-# Of a cache with room for a window of row groups, so that nothing that is still needed has to leave it.
+# Of a cache with the capacity for a window of row groups, so that nothing that is still needed has to leave it.
 AHEAD_BYTES = CACHE_BYTES // 8
 READINGS_AT_ONCE = 16
 SET_RECORD: Mapping[str, Types] = {"version": int, "digest": str, "classes": list, "counts": dict}
@@ -201,6 +202,8 @@ class RowGroupReader:
         self._bytes: dict[int, int] = {}
         """Of every group that is held. Arrow adds them up anew whenever it is asked, which takes longer than a clip."""
         self._readings = 0
+        self._counting = threading.Lock()
+        """Of ``bytes_read`` and the readings, which all threads count."""
         self._unused: set[int] = set()
         self._expected: dict[int, set[int]] = {}
         self._files = functools.lru_cache(maxsize=64)(OpenShard)
@@ -273,8 +276,9 @@ class RowGroupReader:
                 raise
 
         table, size = read_by_arrow(uri, read, REMEDY)
-        self.bytes_read += size
-        self._readings += 1
+        with self._counting:
+            self.bytes_read += size
+            self._readings += 1
         return table
 
     def _shrink(self) -> None:

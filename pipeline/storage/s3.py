@@ -134,7 +134,7 @@ def download(uri: str, file: BinaryIO, max_bytes: int | None = None) -> None:
 
     Raises:
         StorageError: "max_bytes", by the size that the server states before the first byte, or by the bytes that came;
-            "disk_full", this machine has no room for it.
+            "disk_full", this machine has no capacity for it.
     """
     bucket, key = bucket_and_key(uri)
 

@@ -53,17 +53,36 @@ class Rewrite:
 
 
 class TagTables:
-    """Both tables of an output, as this writer has read or committed them last."""
+    """Both tables of an output, as this process has read or committed them last.
+
+    Only the job that holds the output's job log may write: call `finish` first, then the others.
+    """
 
     def __init__(self, tags: Table, videos: Table) -> None:
         self.tags, self.videos = tags, videos
-        if tags.transaction == videos.transaction + 1:
-            self._finish()
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all rows have in common."""
         return as_record(self.tags.uri, self.tags.description)
+
+    def finish(self) -> None:
+        """Make the commit to `videos` that a job did not live to make, if there is one.
+
+        Raises:
+            ConflictError: another writer is at work.
+            DamagedError: the log of `tags` does not say what that commit would be.
+        """
+        number = self.tags.transaction
+        if number != self.videos.transaction + 1:
+            return
+        # As a rule it is the newest; others may have compacted the table since.
+        entries = (entry for most in (1, 100, None) for entry in self.tags.commits(most))
+        decided = next((entry for entry in entries if entry.get(NUMBER) == str(number)), None)
+        if decided is None:
+            happened = f"is damaged: its log does not hold transaction {number}, which `videos` lacks"
+            raise DamagedError(self.tags.uri, happened, DAMAGED_REMEDY)
+        self.videos.commit(Change.from_json(str(decided.get(OF_VIDEOS, "")), self.tags.uri), {}, number)
 
     def commit(self, changes: Changes, facts: Mapping[str, str]) -> None:
         """Make the next transaction, on top of what this writer has read.
@@ -100,41 +119,32 @@ class TagTables:
         tables = {TAGS: self.tags, VIDEOS: self.videos}
         return [Rewrite(name, path) for name, table in tables.items() for path in table.paths_between(uris)]
 
-    def _finish(self) -> None:
-        """Make the commit to `videos` that a job did not live to make."""
-        number = self.tags.transaction
-        # As a rule it is the newest; others may have compacted the table since.
-        entries = (entry for most in (1, 100, None) for entry in self.tags.commits(most))
-        decided = next((entry for entry in entries if entry.get(NUMBER) == str(number)), None)
-        if decided is None:
-            happened = f"is damaged: its log does not hold transaction {number}, which `videos` lacks"
-            raise DamagedError(self.tags.uri, happened, DAMAGED_REMEDY)
-        self.videos.commit(Change.from_json(str(decided.get(OF_VIDEOS, "")), self.tags.uri), {}, number)
-
 
 def open_tables(output: str) -> TagTables | None:
-    """The tables of an output; None where there are none yet.
-
-    Raises:
-        ConflictError: another writer is at work.
-    """
+    """The tables of an output, only read; None where there are none yet."""
     tags, videos = (open_table(join(output, name)) for name in (TAGS, VIDEOS))
     return None if tags is None or videos is None else TagTables(tags, videos)
 
 
 def create_tables(output: str, settings: Mapping[str, Any]) -> TagTables:
-    """The tables of an output, new and empty where there are none.
+    """The tables of an output, new and empty where there are none, with everything that was decided.
 
     Args:
         settings: what all rows have in common; with an ``embedding_size`` rows have embeddings.
+
+    Raises:
+        ConflictError: another writer is at work.
     """
     schemas = {TAGS: tag_schema(bool(settings.get("embedding_size"))), VIDEOS: VIDEO_SCHEMA}
     text = json.dumps(dict(settings), sort_keys=True)
-    tables = [
-        open_table(join(output, name)) or create_table(join(output, name), schema, text)
-        for name, schema in schemas.items()
-    ]
-    return TagTables(*tables)
+    tables = TagTables(
+        *(
+            open_table(join(output, name)) or create_table(join(output, name), schema, text)
+            for name, schema in schemas.items()
+        )
+    )
+    tables.finish()
+    return tables
 
 
 def rewritten(output: str, file: Rewrite, video_ids: Ids, schema: pa.Schema) -> Change | None:

@@ -211,10 +211,13 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_every_folder_is_in_the_architecture() -> None:
+    """And every file beside folders, except for commands."""
     page = read(Path("docs/architecture.md"))
-    folders = {path.parent.relative_to(REPOSITORY) for package in ("hiera_video", "pipeline", "jobs")
+    folders = {path.parent for package in ("hiera_video", "pipeline", "jobs")
                for path in (REPOSITORY / package).glob("*/__init__.py")}  # fmt: skip
-    assert not {str(folder) for folder in folders if f"`{folder}`" not in page}
+    files = {path for package in ("hiera_video", "pipeline") for path in (REPOSITORY / package).glob("[!_]*.py")}
+    named = {str(path.relative_to(REPOSITORY)) for path in folders | files}
+    assert not {name for name in named if f"`{name}`" not in page}
 
 
 def test_a_wrong_key_a_wrong_path_and_a_wrong_command_are_seen() -> None:

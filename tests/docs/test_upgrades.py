@@ -30,6 +30,8 @@ def private_api(source: str) -> Iterator[str]:
                     yield f"{node.module}.{alias.name}"
         elif isinstance(node, ast.Attribute) and _is_private(node.attr) and not _is_own(node.value):
             yield from {node.attr} - own - PUBLIC
+        elif isinstance(node, ast.keyword) and node.arg is not None and _is_private(node.arg):
+            yield node.arg
 
 
 def _is_private(name: str) -> bool:
@@ -90,6 +92,7 @@ def test_the_tests_exist() -> None:
         ("import deepspeed\ndeepspeed.ops.__compatible_ops__ = {}", ["__compatible_ops__"]),
         ("class A:\n    def f(self, other):\n        self._x = other._x.__class__", []),
         ("row._asdict()", []),
+        ('ray.init("local", _temp_dir=folder)', ["_temp_dir"]),
         ("from jobs.core.cli import _private", []),
     ],
 )

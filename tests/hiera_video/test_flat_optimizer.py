@@ -102,6 +102,16 @@ def test_each_span_of_a_buffer_has_its_rates(name: str) -> None:
     assert all(state.numel() in (1, 6) for state in optimizer.state[buffer].values())
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_share_that_is_nothing_but_padding_stays_as_it_is(name: str) -> None:
+    """The last rank's, where the others' shares hold all parameters already."""
+    optimizer, buffer = flat(name, {}, padding=2)
+    optimizer.lay_out({buffer: [Span(0, 0, Rates(1.0, 0.1))]})
+    buffer.grad = torch.ones(2)
+    optimizer.step()
+    assert buffer.tolist() == [1.0, 1.0]
+
+
 def test_neighbours_with_the_same_rates_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer's parameters take one call of the kernel, not one each."""
     rates = Rates(1.0, 0.0)

@@ -215,7 +215,7 @@ def _decided(folder: Path) -> None:
     tables.tags.commit(Change(), {NUMBER: "1", OF_VIDEOS: text}, 1)
     with contextlib.suppress(StorageError):
         Change.from_json(text, "tags")
-    open_tables(str(folder))
+    create_tables(str(folder), {"weights_digest": "a"})
 
 
 def _log(folder: Path) -> None:

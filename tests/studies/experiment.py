@@ -49,7 +49,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Place:
+class StudyPaths:
     """Where the data are and where the runs are kept."""
 
     study: Study
@@ -79,15 +79,15 @@ class Place:
         return weights_at(self.pretraining(self.study.pretraining), self.study.pretraining.steps)
 
 
-def pretrained(place: Place, setting: PretrainSetting) -> dict[str, Any]:
+def pretrained(paths: StudyPaths, setting: PretrainSetting) -> dict[str, Any]:
     """Pretrain and probe the kept steps; all figures of the run."""
-    folder = place.pretraining(setting)
+    folder = paths.pretraining(setting)
     kept = folder / "probes.json"
     if not kept.exists():
-        clips = place.unlabelled_clips()
+        clips = paths.unlabelled_clips()
         figures = pretrain(setting, clips, clips.of_split("train"), 0, folder)
         steps = sorted({*setting.kept_at, setting.steps})
-        held_out, labelled_clips = clips.of_split("val"), place.labelled_clips()
+        held_out, labelled_clips = clips.of_split("val"), paths.labelled_clips()
         probes = [
             {"step": step, **reconstruction_losses(weights_at(folder, step), clips, held_out, 0),
              **probe(weights_at(folder, step), labelled_clips)}
@@ -120,16 +120,16 @@ def ridges(features: npt.NDArray[np.float32], clips: Clips) -> dict[str, float]:
     }
 
 
-def floors(place: Place) -> dict[str, dict[str, float]]:
+def floors(paths: StudyPaths) -> dict[str, dict[str, float]]:
     """What ridge regression on grey pixels of half the size gets, of the frames that the model's middle view has."""
-    path = place.work / "floors.json"
+    path = paths.work / "floors.json"
     if not path.exists():
-        write_json(path, _floors(place))
+        write_json(path, _floors(paths))
     return dict(json.loads(path.read_text()))
 
 
-def _floors(place: Place) -> dict[str, dict[str, float]]:
-    clips, (frames, side, _) = place.labelled_clips(), place.study.classifier.input_size
+def _floors(paths: StudyPaths) -> dict[str, dict[str, float]]:
+    clips, (frames, side, _) = paths.labelled_clips(), paths.study.classifier.input_size
     first, corner = (clips.frames.shape[1] - frames) // 2, (clips.frames.shape[2] - side) // 2
     inside = clips.frames[:, first : first + frames, corner : corner + side, corner : corner + side]
     grey = inside.reshape(len(inside), frames, side // 2, 2, side // 2, 2, 3).mean((3, 5, 6), dtype=np.float32)
@@ -137,14 +137,14 @@ def _floors(place: Place) -> dict[str, dict[str, float]]:
     return {name: ridges(pixels.reshape(len(grey), -1), clips) for name, pixels in kinds.items()}
 
 
-def finetuned(place: Place, run: Run) -> dict[str, Any]:
+def finetuned(paths: StudyPaths, run: Run) -> dict[str, Any]:
     """One run's scores, of the training and validation clips that it has not learned from, and of the test clips."""
-    path = place.kept_run(run)
+    path = paths.kept_run(run)
     if not path.exists():
-        clips = place.labelled_clips()
+        clips = paths.labelled_clips()
         train = labelled(clips, run.per_class, run.seed)
-        weights = place.weights if run.arm == "pretrained" else None
-        model, figures = finetune(run.setting, place.study.classifier, clips, train, run.seed, weights)
+        weights = paths.weights if run.arm == "pretrained" else None
+        model, figures = finetune(run.setting, paths.study.classifier, clips, train, run.seed, weights)
         scores = {
             "tuning": top1(model, clips, not_learned(clips, train)),
             "test": top1(model, clips, clips.of_split("test")),
@@ -171,18 +171,18 @@ def tuning_runs(study: Study) -> list[Run]:
     ]
 
 
-def tuned(place: Place, arm: Arm) -> tuple[FinetuneSetting, list[float]]:
+def tuned(paths: StudyPaths, arm: Arm) -> tuple[FinetuneSetting, list[float]]:
     """The best candidate by the clips to tune by, and every candidate's score."""
-    settings = candidates(place.study, arm)
+    settings = candidates(paths.study, arm)
     scores = [
-        float(np.mean([finetuned(place, Run(arm, setting, TUNED_LABELS, seed))["tuning"] for seed in TUNING_SEEDS]))
+        float(np.mean([finetuned(paths, Run(arm, setting, TUNED_LABELS, seed))["tuning"] for seed in TUNING_SEEDS]))
         for setting in settings
     ]
     return settings[int(np.argmax(scores))], scores
 
 
-def compared_runs(place: Place) -> list[Run]:
-    best = {arm: tuned(place, arm)[0] for arm in ARMS}
+def compared_runs(paths: StudyPaths) -> list[Run]:
+    best = {arm: tuned(paths, arm)[0] for arm in ARMS}
     return [Run(arm, best[arm], count, seed) for count in LABELS_PER_CLASS for seed in SEEDS for arm in ARMS]
 
 

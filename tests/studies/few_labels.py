@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tests.studies.experiment import Place, Run, compared_runs, finetuned, pretrained, tuning_runs
+from tests.studies.experiment import Run, StudyPaths, compared_runs, finetuned, pretrained, tuning_runs
 from tests.studies.report import write_report
 from tests.studies.settings import STUDIES
 
@@ -38,37 +38,37 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     study = STUDIES[arguments.study]
-    place = Place(study, arguments.data, arguments.work / study.name)
+    paths = StudyPaths(study, arguments.data, arguments.work / study.name)
     for part in arguments.parts:
-        do(part, place, arguments.processes, arguments.into)
+        do(part, paths, arguments.processes, arguments.into)
 
 
-def do(part: str, place: Place, processes: int, into: Path) -> None:
+def do(part: str, paths: StudyPaths, processes: int, into: Path) -> None:
     """One part of the study."""
     if part == "pretrain":
-        pretrained(place, place.study.pretraining)
+        pretrained(paths, paths.study.pretraining)
     elif part == "variants":
-        for setting in place.study.variants.values():
-            pretrained(place, setting)
+        for setting in paths.study.variants.values():
+            pretrained(paths, setting)
     elif part == "tune":
-        run_all(place, tuning_runs(place.study), processes)
+        run_all(paths, tuning_runs(paths.study), processes)
     elif part == "compare":
-        run_all(place, compared_runs(place), processes)
+        run_all(paths, compared_runs(paths), processes)
     else:
-        write_report(place, into)
+        write_report(paths, into)
 
 
-def run_all(place: Place, runs: Iterable[Run], processes: int) -> None:
+def run_all(paths: StudyPaths, runs: Iterable[Run], processes: int) -> None:
     """Do the runs that are not kept yet."""
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(_alone, place, run) for run in runs]:
+        for future in [pool.submit(_alone, paths, run) for run in runs]:
             figures = future.result()
             print(json.dumps({key: figures[key] for key in ("arm", "per_class", "seed", "tuning", "test")}), flush=True)
 
 
-def _alone(place: Place, run: Run) -> dict[str, Any]:
+def _alone(paths: StudyPaths, run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return finetuned(place, run)
+    return finetuned(paths, run)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tests.studies.experiment import (
     ARMS,
     TUNED_LABELS,
     Arm,
-    Place,
+    StudyPaths,
     candidates,
     compared_runs,
     floors,
@@ -35,19 +35,19 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 COLOURS = {"pretrained": "tab:blue", "scratch": "tab:orange"}
 
 
-def write_report(place: Place, into: Path) -> None:
+def write_report(paths: StudyPaths, into: Path) -> None:
     """JSON, page and picture of what is done, named after the study."""
-    results = gathered(place)
-    write_json(into / f"{place.study.name}.json", results)
-    (into / f"{place.study.name}.md").write_text(page(results))
+    results = gathered(paths)
+    write_json(into / f"{paths.study.name}.json", results)
+    (into / f"{paths.study.name}.md").write_text(page(results))
     figures = (results["comparison"], results["floors"], TUNED_LABELS, results["pretraining"])
-    (into / f"{place.study.name}.png").write_bytes(picture(*figures))
+    (into / f"{paths.study.name}.png").write_bytes(picture(*figures))
 
 
-def gathered(place: Place) -> dict[str, Any]:
+def gathered(paths: StudyPaths) -> dict[str, Any]:
     """Everything that the page shows, and the circumstances it was measured in."""
-    study = place.study
-    kept = [place.kept_run(run) for run in compared_runs(place)]
+    study = paths.study
+    kept = [paths.kept_run(run) for run in compared_runs(paths)]
     return {
         "study": study.name,
         "about": study.about,
@@ -57,19 +57,19 @@ def gathered(place: Place) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
         "settings": dataclasses.asdict(study),
-        "floors": floors(place),
-        "pretraining": pretrained(place, study.pretraining),
-        "variants": {name: pretrained(place, setting) for name, setting in study.variants.items()},
-        "tuning": {arm: _tried(place, arm) for arm in ARMS},
+        "floors": floors(paths),
+        "pretraining": pretrained(paths, study.pretraining),
+        "variants": {name: pretrained(paths, setting) for name, setting in study.variants.items()},
+        "tuning": {arm: _tried(paths, arm) for arm in ARMS},
         "comparison": compared([json.loads(path.read_text()) for path in kept if path.exists()]),
     }
 
 
-def _tried(place: Place, arm: Arm) -> list[dict[str, Any]]:
-    best, scores = tuned(place, arm)
+def _tried(paths: StudyPaths, arm: Arm) -> list[dict[str, Any]]:
+    best, scores = tuned(paths, arm)
     return [
         {"setting": dataclasses.asdict(setting), "tuning": score, "taken": setting == best}
-        for setting, score in zip(candidates(place.study, arm), scores, strict=True)
+        for setting, score in zip(candidates(paths.study, arm), scores, strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from tests.studies import experiment, few_labels, learning
 from tests.studies.clips import Cut
-from tests.studies.experiment import Place, Run, compared_runs, tuned
+from tests.studies.experiment import Run, StudyPaths, compared_runs, tuned
 from tests.studies.learning import FinetuneSetting, PretrainSetting
 from tests.studies.report import compared, comparison_table, mean_and_interval
 from tests.studies.settings import STUDIES, Study
@@ -59,14 +59,14 @@ def test_the_gain_is_of_seeds_that_both_sides_have() -> None:
 
 
 def test_each_side_takes_its_best_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(TINY, tmp_path, tmp_path)
+    paths = StudyPaths(TINY, tmp_path, tmp_path)
     monkeypatch.setattr(experiment, "finetuned", _scored)
     for arm in experiment.ARMS:
-        assert tuned(place, arm)[0] == experiment.candidates(TINY, arm)[1]
-    assert {run.setting for run in compared_runs(place)} == {TINY.scratch[1], TINY.pretrained[1]}
+        assert tuned(paths, arm)[0] == experiment.candidates(TINY, arm)[1]
+    assert {run.setting for run in compared_runs(paths)} == {TINY.scratch[1], TINY.pretrained[1]}
 
 
-def _scored(place: Place, run: Run) -> dict[str, Any]:
+def _scored(paths: StudyPaths, run: Run) -> dict[str, Any]:
     return {"tuning": 0.5 + 0.1 * (run.setting != _FEW), "test": 1.0 - 0.1 * (run.setting != _FEW)}
 
 
@@ -83,9 +83,9 @@ def test_a_study_runs_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(experiment, "SEEDS", (0, 1))
     monkeypatch.setattr(experiment, "LABELS_PER_CLASS", (1, 0))
     monkeypatch.setattr(experiment, "TUNED_LABELS", 1)
-    place = Place(TINY, tmp_path / "data", tmp_path / "work")
+    paths = StudyPaths(TINY, tmp_path / "data", tmp_path / "work")
     for part in few_labels.PARTS:
-        few_labels.do(part, place, 1, tmp_path / "docs")
+        few_labels.do(part, paths, 1, tmp_path / "docs")
     report = json.loads((tmp_path / "docs" / "tiny.json").read_text())
     assert [row["per_class"] for row in report["comparison"]] == [1, 0]
     assert [row["step"] for row in report["pretraining"]["probes"]] == [0, 3]
@@ -94,7 +94,7 @@ def test_a_study_runs_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     kept = {path: path.read_bytes() for path in (tmp_path / "work").rglob("*.json")}
     monkeypatch.setattr(learning, "model_input", None)  # nothing is learned or scored again
     for part in few_labels.PARTS:
-        few_labels.do(part, place, 1, tmp_path / "docs")
+        few_labels.do(part, paths, 1, tmp_path / "docs")
     assert {path: path.read_bytes() for path in (tmp_path / "work").rglob("*.json")} == kept
     assert json.loads((tmp_path / "docs" / "tiny.json").read_text())["comparison"] == report["comparison"]
 

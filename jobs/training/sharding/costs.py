@@ -14,6 +14,9 @@ all-gather half of that. DeepSpeed's stages 1 and 2 reduce by an all-reduce of w
 paper's (arXiv 1910.02054) would send half. Stage 2 does so for every micro-batch. The 1 and 3 beside M are DeepSpeed's
 own flat copies of a worker's share of the weights. Buckets (`BUCKET_ELEMENTS`) and what autocast and the backward pass
 keep come on top. W are the bytes of the weights: w for elements that are used in matrix products alone, 4 for others.
+
+F frozen parameters add their weights alone: 4 F, or 4 F / N with stage 3, where W holds them, too. Stage 3 does not
+gather them again for the backward pass, which ends before them.
 """
 
 from __future__ import annotations
@@ -53,18 +56,25 @@ class Sharding:
     wire_bytes: int
     """Of a gradient's element between workers."""
     in_products: int = 0
-    """Elements that are used in matrix products alone, see `weights_of_products`."""
+    """Elements that are used in matrix products alone, see `weights_of_products`; frozen ones, too."""
+    frozen: int = 0
+    """Elements that do not learn."""
     bucket_elements: int = BUCKET_ELEMENTS
     live_elements: int = LIVE_ELEMENTS
+
+    @property
+    def elements(self) -> int:
+        """Of all weights."""
+        return self.parameters + self.frozen
 
 
 def kept_bytes(stage: int, sharding: Sharding) -> dict[str, float]:
     """What a worker keeps from step to step, by purpose."""
-    whole = float(FLOAT32_BYTES * sharding.parameters)
+    weights, whole = (float(FLOAT32_BYTES * elements) for elements in (sharding.elements, sharding.parameters))
     share = whole / sharding.workers
     buckets = FLOAT32_BYTES * sharding.bucket_elements * (2 if sharding.workers > 1 else 1)
     return {
-        "weights": whole if stage < 3 else share,
+        "weights": weights if stage < 3 else weights / sharding.workers,
         "gradients": whole if stage < 2 else share,
         # DeepSpeed updates a flat copy of this worker's share of the weights
         "optimizer": (sharding.moments * (share if stage else whole)) + (share if stage else 0.0),
@@ -83,9 +93,10 @@ def sent_bytes(stage: int, sharding: Sharding) -> float:
         return others * (2 * gradients + weights)
     if stage == 2:
         return others * (2 * sharding.micro_batches * gradients + weights)
-    weights -= (FLOAT32_BYTES - sharding.wire_bytes) * sharding.in_products
+    weights = FLOAT32_BYTES * sharding.elements - (FLOAT32_BYTES - sharding.wire_bytes) * sharding.in_products
     # What is used again soon enough, around the end of the forward pass, is not freed and gathered a second time.
-    freed = max(0.0, 1 - sharding.live_elements / sharding.parameters)
+    # Nor is what comes before all that learns, since the backward pass ends there.
+    freed = max(0, sharding.parameters - sharding.live_elements) / sharding.elements
     return others * sharding.micro_batches * (gradients + weights * (1 + freed))
 
 

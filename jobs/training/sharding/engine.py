@@ -1,4 +1,4 @@
-"""DeepSpeed's engine around a training step: what it is told, and why."""
+"""DeepSpeed's engine around a training step: its settings, and why."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build_engine(job: TrainingJob, checkpoint: Checkpoint | None) -> Any:
 
 
 def deepspeed_settings(config: TrainConfig, workers: int, micro_batches: int) -> dict[str, Any]:
-    """What DeepSpeed is told.
+    """DeepSpeed's settings.
 
     Args:
         micro_batches: of an optimizer step on one worker.

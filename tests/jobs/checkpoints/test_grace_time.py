@@ -72,6 +72,17 @@ def test_the_trial_is_written_as_checkpoints_are_and_deleted(tmp_path: Path, cap
     assert not caplog.text
 
 
+def test_the_next_generation_deletes_the_file_of_a_worker_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(grace_time, "delete", lambda _: None)
+        trial(writer_for(tmp_path), 20 * MIB)
+    assert [path for path in tmp_path.rglob("*") if "trial" in path.name]
+    trial(writer_for(tmp_path), 20 * MIB)
+    assert not [path for path in tmp_path.rglob("*") if "trial" in path.name]
+
+
 def test_small_checkpoints_need_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grace_time, "write_bytes", lambda *_: pytest.fail("written"))
     trial(writer_for(tmp_path), 15 * MIB)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,26 @@ class ReadingConfig:
     data: str | None = None
 
 
+class Shell:
+    """Runs a function as a command in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, run: Callable[[ReadingConfig], dict[str, Any]], *arguments: str) -> tuple[Any, str]:
+        """Exit code, and what is printed as an error."""
+        self._monkeypatch.setattr(sys, "argv", ["reading", *arguments])
+        self._monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        with pytest.raises(SystemExit) as ended:
+            Command("reading", ReadingConfig, run, description="Reads.")()
+        return ended.value.code, self._capsys.readouterr().err
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
 @pytest.mark.parametrize(
     ("read", "message"),
     [
@@ -47,18 +68,13 @@ class ReadingConfig:
     ],
 )
 def test_a_path_that_storage_cannot_read_is_named_by_its_key(
-    read: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    read: str, message: str, tmp_path: Path, shell: Shell
 ) -> None:
     def run(config: ReadingConfig) -> dict[str, Any]:
         return {"bytes": len(read_bytes(read.format(folder=tmp_path)))}
 
-    command = Command("reading", ReadingConfig, run, description="Reads.")
-    monkeypatch.setattr(sys, "argv", ["reading", f"source={tmp_path}/missing", f"data={tmp_path}/set"])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    with pytest.raises(SystemExit) as ended:
-        command()
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == f"reading: {message.format(folder=tmp_path)}\n"
+    printed = f"reading: {message.format(folder=tmp_path)}\n"
+    assert shell(run, f"source={tmp_path}/missing", f"data={tmp_path}/set") == (2, printed)
 
 
 @pytest.mark.parametrize(
@@ -73,35 +89,24 @@ def test_a_path_that_storage_cannot_read_is_named_by_its_key(
     ],
 )
 def test_what_is_wrong_in_a_given_file_is_named_by_its_key(
-    broken: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    broken: str, message: str, tmp_path: Path, shell: Shell
 ) -> None:
     def run(config: ReadingConfig) -> dict[str, Any]:
         raise ManifestError(broken.format(folder=tmp_path))
 
-    command = Command("reading", ReadingConfig, run, description="Reads.")
-    monkeypatch.setattr(sys, "argv", ["reading", f"source={tmp_path}/list.csv", f"data={tmp_path}/set"])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    with pytest.raises(SystemExit) as ended:
-        command()
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == f"reading: {message.format(folder=tmp_path)}\n"
+    printed = f"reading: {message.format(folder=tmp_path)}\n"
+    assert shell(run, f"source={tmp_path}/list.csv", f"data={tmp_path}/set") == (2, printed)
 
 
 @pytest.mark.parametrize(
     ("ended", "code", "printed"),
     [(None, 0, ""), (0, 0, ""), (4, 4, ""), (True, 1, ""), ("no mode", 1, "no mode\n"), (("a", 1), 1, "('a', 1)\n")],
 )
-def test_a_command_that_exits_itself_ends_as_python_would(
-    ended: Any, code: int, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_that_exits_itself_ends_as_python_would(ended: Any, code: int, printed: str, shell: Shell) -> None:
     def run(config: ReadingConfig) -> dict[str, Any]:
         raise SystemExit(ended)
 
-    monkeypatch.setattr(sys, "argv", ["reading"])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    with pytest.raises(SystemExit) as exited:
-        Command("reading", ReadingConfig, run, description="Reads.")()
-    assert (exited.value.code, capsys.readouterr().err) == (code, printed)
+    assert shell(run) == (code, printed)
 
 
 @pytest.mark.parametrize(("name", "usage"), [("export", "[key=value ...]"), ("finetune", "[RECIPE] [key=value ...]")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -57,6 +58,21 @@ def test_a_command_leaves_its_facts_and_a_look_leaves_none(gateway: Requests) ->
     ((_, path, body),) = gateway
     assert path.endswith("/program/inspect")
     assert "hiera_last_exit_code 2.0" in body
+
+
+def test_what_is_no_gateway_changes_nothing_but_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server of another protocol under a mistaken port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(b"220 mail.example.org ESMTP\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("HIERA_PUSHGATEWAY", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert "did not take the last facts of tag: 220 mail" in leave_facts("tag", 0)
 
 
 def test_a_dead_gateway_changes_nothing_but_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

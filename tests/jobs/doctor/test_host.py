@@ -15,7 +15,7 @@ from jobs.doctor.findings import Finding
 from jobs.doctor.host import (
     conditional_writes_hold,
     decoder_works,
-    disk_has_room,
+    disk_has_capacity,
     files_may_be_opened,
     gpus_answer,
     shared_memory_fits,
@@ -40,8 +40,8 @@ def test_a_decoder_that_gives_up_is_named() -> None:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    assert disk_has_room("a", str(tmp_path), fullest=1.0).ok
-    full = disk_has_room("a", str(tmp_path), fullest=0.0)
+    assert disk_has_capacity("a", str(tmp_path), fullest=1.0).ok
+    full = disk_has_capacity("a", str(tmp_path), fullest=0.0)
     assert not full.ok
     assert str(tmp_path) in full.detail
     assert "--temp-dir" in full.remedy

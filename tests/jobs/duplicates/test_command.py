@@ -68,6 +68,6 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         run(DuplicatesConfig(output=str(tmp_path / "plain")))
     few = {"/a\nb.mp4": np.ones((2, 4)), "/a.mp4": np.ones((3, 4)), "/c.mp4": np.eye(4)[:2]}
     commit_embedded(str(tmp_path / "few"), few)
-    with pytest.raises(UserError, match="cannot stand in a list of a name a line; rename the file"):
+    with pytest.raises(UserError, match=r"output=.*few: holds the name '/a\\nb.mp4'.*; rename the file"):
         run(DuplicatesConfig(output=str(tmp_path / "few"), min_similarity=0.5))
     assert "only 3 videos" in capsys.readouterr().err

@@ -51,6 +51,33 @@ def test_it_is_made_once_for_a_snapshot(output: str, tmp_path: Path, capsys: pyt
     assert second != first
 
 
+def test_outputs_may_share_a_folder(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = np.ones(16, np.float32)
+    commit_embedded(str(tmp_path / "other"), {"/other.mp4": [query.tolist()]})
+    for _ in range(2):
+        for each in (output, str(tmp_path / "other")):
+            nearest_by_index(open_snapshot(each, None), query, 3, tmp_path / "index")
+    assert capsys.readouterr().err.count("indexing") == 2
+    assert len(list((tmp_path / "index").iterdir())) == 2
+
+
+def test_an_index_that_another_search_deletes_meanwhile_is_made_anew(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, query, folder = open_snapshot(output, None), np.ones(16, np.float32), tmp_path / "index"
+    before = nearest_by_index(snapshot, query, 3, folder)
+    look_at = module.Index.metadata
+
+    def look_and_lose(path: str) -> object:
+        found = look_at(path)
+        Path(path).unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(module.Index, "metadata", staticmethod(look_and_lose))
+    assert nearest_by_index(snapshot, query, 3, folder).equals(before)
+    assert len(list(folder.iterdir())) == 1
+
+
 def test_without_the_library(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "Index", None)
     with pytest.raises(UserError, match=r"holds 200 windows, which need an index; `pip install"):

@@ -306,6 +306,8 @@ def rejected_reasons(output: Path) -> list[str]:
 
 
 def test_mistakes_are_one_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^transcode\.crf=9: is for videos, .*; leave it out$"):
+        PrepareConfig(source="s", output="o", media="image", transcode=TranscodeConfig(crf=9))
     with pytest.raises(StorageError, match="nowhere"):
         run(tmp_path / "nowhere", tmp_path / "a")
     with pytest.raises((UserError, StorageError), match="/dev/null"):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.core.errors import StopRequestedError
+from jobs.tagging import committer as committer_module
 from jobs.tagging.committer import Committer
 from jobs.tagging.stage import FinishedTask
-from pipeline.storage.delta import Change, ConflictError
+from pipeline.storage.delta import Change, ConflictError, DataFile
 from pipeline.tagging.reader import read_tags, read_videos
 from pipeline.tagging.schema import TAGS, VIDEO_SCHEMA, tag_schema
-from pipeline.tagging.tables import Ids, Rewrite, TagTables, create_tables, open_tables, rewritten
+from pipeline.tagging.tables import Changes, Ids, Rewrite, TagTables, create_tables, open_tables, rewritten
 from pipeline.tagging.windows import video_id
 from tests.support.tag_output import SETTINGS, commit, written
 
@@ -71,8 +77,8 @@ def test_what_is_replaced_and_deleted_is_removed_in_the_same_commit(tmp_path: Pa
     commit(str(tmp_path), *((f"{number:02d}", "1", "ok") for number in range(4, 8)))
     tables, committer = _committer(tmp_path, 1e6)
     old = [("01", "1"), ("03", "1")]
-    committer.remove(pa.table({"uri": [uri for uri, _ in old], "video_id": [video_id(*video) for video in old]}))
-    committer.add(_finished(tmp_path, 1, "2"))
+    replaced = pa.table({"uri": [uri for uri, _ in old], "video_id": [video_id(*video) for video in old]})
+    committer.add(_finished(tmp_path, 1, "2"), replaced)
     committer.close()
     assert tables.tags.version == 3
     for rows in (read_tags(str(tmp_path)), read_videos(str(tmp_path))):
@@ -87,6 +93,78 @@ def test_only_deletions_are_a_commit_too(tmp_path: Path) -> None:
     committer.remove(pa.table({"uri": ["a"], "video_id": np.array([video_id("a", "1")])}))
     committer.close()
     assert set(read_tags(str(tmp_path))["uri"].to_pylist()) == {"b"}
+
+
+def test_nothing_to_commit_is_no_commit(tmp_path: Path) -> None:
+    tables, committer = _committer(tmp_path, 0.0)
+    committer.remove(pa.table({"uri": pa.array([], pa.string()), "video_id": pa.array([], pa.int64())}))
+    committer.close()
+    assert tables.tags.version == 0
+
+
+class Recorded:
+    """In the place of `TagTables`: what is committed, and the removals that were asked for."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.removed: list[str] = []
+
+    def to_rewrite(self, uris: pa.ChunkedArray) -> list[Rewrite]:
+        self.removed += uris.to_pylist()
+        return []
+
+    def commit(self, changes: Changes, _facts: Mapping[str, str]) -> None:
+        self.paths += [file.path for file in changes.tags.adds]
+
+
+@contextmanager
+def _signal_after(instructions: int) -> Iterator[None]:
+    """Raise, as a handler of SIGTERM does, after so many instructions of the committer's code on this thread."""
+    left = instructions
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        nonlocal left
+        if frame.f_code.co_filename != committer_module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        left -= event == "opcode"
+        if left < 0:
+            raise StopRequestedError("stop")
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(former)
+
+
+@pytest.mark.parametrize("commit_seconds", [0.0, 1e6])
+def test_a_signal_at_any_moment_parts_no_new_rows_from_the_removal_of_the_old_ones(commit_seconds: float) -> None:
+    """And what was finished before is committed."""
+    replaced = pa.table({"uri": ["b"], "video_id": [1]})
+    for instructions in itertools.count():
+        tables = Recorded()
+        committer = Committer(tables, Here(Path()), {}, 1e6)  # type: ignore[arg-type]
+        committer.add(_named("a"))
+        committer._due = time.monotonic() + commit_seconds
+        stopped = False
+        try:
+            with _signal_after(instructions):
+                committer.add(_named("b"), replaced)
+        except StopRequestedError:
+            stopped = True
+        committer.close()
+        assert (tables.paths, tables.removed) in ((["a"], []), (["a", "b"], ["b"])), instructions
+        if not stopped:
+            break
+    assert instructions > 20
+    assert tables.removed == ["b"]
+
+
+def _named(name: str) -> FinishedTask:
+    return FinishedTask(0, DataFile(name, 1, "{}"), DataFile(name, 1, "{}"), 1, {"ok": 1})
 
 
 def test_another_writer_ends_it(tmp_path: Path) -> None:

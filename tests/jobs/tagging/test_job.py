@@ -23,14 +23,16 @@ from jobs.runs.tracking import TrackingConfig
 from jobs.scoring.classifier import Classifier
 from jobs.tagging import job
 from jobs.tagging.config import TagConfig
+from jobs.tagging.job_log import working_on
 from pipeline.decode.config import DecodeConfig
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.prepare.run import PrepareSettings
 from pipeline.prepare.versions import read_rejected
 from pipeline.shards.reader import open_prepared
 from pipeline.shards.writer import StoreConfig
+from pipeline.storage.delta import Change
 from pipeline.tagging.reader import read_tags, read_videos
-from pipeline.tagging.tables import create_tables
+from pipeline.tagging.tables import NUMBER, OF_VIDEOS, create_tables
 from pipeline.transcode.config import TranscodeConfig
 from tests.support.packed import write_parquet, write_tar
 from tests.support.pictures import centred, drawn, photograph, write_drawn
@@ -55,6 +57,16 @@ def test_a_source_that_holds_nothing_is_a_mistake(tmp_path: Path) -> None:
         job.list_videos(str(tmp_path), "video", None)
     tables = create_tables(str(tmp_path / "out"), {"weights_digest": "abc"})
     assert len(job.list_videos(str(tmp_path), "video", tables).videos) == 0
+
+
+def test_who_holds_the_job_log_finishes_what_was_decided(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    tables = create_tables(output, {"weights_digest": "abc"})
+    tables.tags.commit(Change(), {NUMBER: "1", OF_VIDEOS: Change().to_json()}, 1)
+    with working_on(output) as log:
+        settled = job.settled_tables(log, output)
+    assert settled is not None
+    assert (settled.tags.transaction, settled.videos.transaction) == (1, 1)
 
 
 @pytest.fixture(scope="module")

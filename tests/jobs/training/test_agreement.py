@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.supervision.coordinator import StopReason
-from jobs.training.agreement import Agreed, Agreement
+from jobs.training.agreement import Agreed, Agreement, gathered
 from jobs.training.micro_batch import Failure, MicroBatch
 
 NO_FRAMES, LABELS = torch.empty(0, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
@@ -32,6 +32,10 @@ def agreed(loss: float = 0.5, failed: int = 0, request: StopReason = StopReason.
     batch = MicroBatch(NO_FRAMES, LABELS, ["1#0", "2#0"], [0, 0], 0, seed=0, step=0, index=0, failures=failures)
     agreement = Agreement(cast(Any, coordinator), cast(Any, writer), global_batch=2)
     return agreement(torch.tensor(loss), [batch], 4)
+
+
+def test_what_ranks_give_is_gathered_by_rank() -> None:
+    assert gathered({"rank": 0}) == [{"rank": 0}]
 
 
 def test_a_step_like_any_other() -> None:

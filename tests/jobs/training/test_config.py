@@ -21,6 +21,7 @@ def config(*keys: str) -> PretrainConfig:
         ("workers=[2,1]", r"must be a whole number of at least 1, or \[fewest, most\]"),
         ("workers=two", "must be a whole number of at least 1"),
         ("hang_minutes=0", "hang_minutes=0.0: must be positive"),
+        ("decode_actors=0", "decode_actors=0: must be 1 or more; use auto"),
         ("checkpoint.keep=0", "checkpoint.keep=0: must be at least 1"),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hiera_video.analysis.activation_memory import activation_bytes
 from hiera_video.analysis.flops import complexity
@@ -19,6 +20,8 @@ from jobs.core.config import load_config
 from jobs.pretrain import dry_run
 from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, planned_sharding, worker_memory
+from jobs.training.sharding.costs import kept_bytes, sent_bytes
+from jobs.training.steps.finetune import Classification, FinetuneConfig
 from jobs.training.steps.pretrain import PretrainConfig
 from tests.support.small_set import small_prepared_set
 
@@ -61,9 +64,9 @@ def test_a_measured_step_tells_how_long_it_takes(data: str, tmp_path: Path) -> N
 def test_memory_by_stage() -> None:
     plan = load_config(PretrainConfig, "pretrain", ["k400_large", "data=d", "output=o", "workers=8"])
     parameters = complexity("mae_hiera_large_16x224").parameters
-    told = worker_memory(
-        plan, planned_sharding(plan, parameters, parameters), activation_bytes(model_config("mae_hiera_large_16x224"))
-    )
+    with torch.device("meta"):
+        sharding = planned_sharding(plan, create_model("mae_hiera_large_16x224"))
+    told = worker_memory(plan, sharding, activation_bytes(model_config("mae_hiera_large_16x224")))
     parts = {
         stage: {name: float(size) for name, size in re.findall(r"(\w+) (\d+\.\d+)", text)}
         for stage, text in told.items()
@@ -75,7 +78,23 @@ def test_memory_by_stage() -> None:
     assert parts[3]["weights"] == pytest.approx(weights / 8, abs=0.01)
     totals = [float(text.split()[0]) for text in told.values()]
     assert totals == sorted(totals, reverse=True)
-    assert checkpoint_bytes(plan, parameters) == 12 * parameters
+    assert checkpoint_bytes(sharding) == 12 * parameters
+
+
+def test_frozen_parameters_have_no_gradients_and_no_optimizer_state() -> None:
+    """Two workers, AdamW, float32: a weight that learns takes 4 bytes, its gradient 4, its state 8."""
+    keys = ["data=d", "output=o", "steps=1", "model=hiera_test_8x64", "global_batch=8", "micro_batch=2", "workers=2"]
+    plan = load_config(FinetuneConfig, "finetune", [*keys, "view.repeats=1", "init=w", "learn=head", "precision=fp32"])
+    model = Classification(plan, num_classes=4).model
+    everything, head = (sum(p.numel() for p in part.parameters()) for part in (model, model.head))
+    sharding = planned_sharding(plan, model)
+    kept = kept_bytes(0, sharding)
+    assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (4 * everything, 4 * head, 8 * head)
+    assert kept_bytes(3, sharding)["weights"] == 2 * everything
+    assert sent_bytes(0, sharding) == 4 * head  # an all-reduce sends 2 (N - 1) / N of the gradients
+    # Two micro-batches, half of what is gathered and scattered: all weights once, and the gradients.
+    assert sent_bytes(3, sharding) == 4 * (everything + head)
+    assert checkpoint_bytes(sharding) == 4 * everything + 8 * head
 
 
 @pytest.mark.ray  # not for Ray, which must not start, but for the seconds that a process takes

@@ -242,10 +242,12 @@ def test_an_object_store_too_small_to_read_ahead_is_told(
 
 
 def test_what_is_not_normal_about_streams_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy = {"object_store_memory": 2**40}
-    offered = {"a": roomy}
+    head = {"CPU": 0.0, "object_store_memory": 2.0**40}
+    roomy = head | {"CPU": 8.0}
+    offered = {"a": roomy, "head": head}
     monkeypatch.setattr(worker_groups, "offered_by_host", lambda: offered)
     worker_groups._log_streams(run.job(), run.watchdog, ["a", "a"], 2)  # type: ignore[arg-type]
+    worker_groups._log_streams(run.job(), run.watchdog, None, 2)  # type: ignore[arg-type]
     assert run.watchdog.lines == []
     offered["b"] = roomy
     worker_groups._log_streams(run.job(), run.watchdog, ["a", "b"], 2)  # type: ignore[arg-type]

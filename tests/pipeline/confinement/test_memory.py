@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,3 +39,39 @@ def test_shared_pixels_grow_by_new_memory_and_are_sealed() -> None:
     shared.reserve(10 * shared.size)
     assert len(view.pixels(shared.file)) == shared.size == 10 * len(before)
     shared.close()
+
+
+@pytest.mark.parametrize("refused", ["memfd_create", "ftruncate"])
+def test_pixels_that_could_not_be_reserved_are_reserved_by_the_next_call(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where all descriptors are taken: the next, small video must not find memory that is not there."""
+    shared = SharedPixels()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refused, mock.Mock(side_effect=OSError(errno.EMFILE, "too many open files")))
+        with pytest.raises(OSError, match="too many open files"):
+            shared.reserve(10)
+    assert shared.size == 0
+    shared.reserve(10)
+    assert len(shared.pixels) == shared.size > 0
+
+
+def test_descriptors_are_closed_with_their_objects() -> None:
+    """A decoder whose child was lost is dropped without `close`."""
+    file, shared = MemoryFile("video"), SharedPixels()
+    shared.reserve(10)
+    descriptors = [file.file, shared.file]
+    del file, shared
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+def test_a_file_that_could_not_be_made_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised_when_dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised_when_dropped.append)
+    monkeypatch.setattr(os, "memfd_create", mock.Mock(side_effect=OSError(errno.EMFILE, "too many open files")))
+    with pytest.raises(OSError, match="too many open files"):
+        MemoryFile("video")
+    gc.collect()
+    assert not raised_when_dropped

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.manifest.errors import ManifestError
-from pipeline.manifest.formats import read_class_list
+from pipeline.manifest.formats import ManifestConfig, read_class_list
 from pipeline.storage.files import StorageError
 
 
@@ -15,6 +15,11 @@ def test_kinetics_400_names_ship() -> None:
     names = read_class_list("kinetics400")
     assert len(names) == 400
     assert (names[0], names[399]) == ("abseiling", "zumba")
+
+
+def test_a_split_that_is_not_official_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"^split_number=4: must be an official split: 1, 2 or 3; use 1$"):
+        ManifestConfig(split_number=4)
 
 
 def test_class_lists_hold_each_name_once(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from unittest import mock
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.shards.reader import PreparedSet, RowGroupReader
@@ -28,6 +32,26 @@ def test_a_clip_of_a_cached_group_looks_at_no_other_group(prepared: PreparedSet)
     assert len(reader._groups) > 2
     with mock.patch.object(Future, "done", side_effect=AssertionError):
         assert [reader.clip(clip)["clip_id"][0].as_py() for clip in range(10)] == ids
+
+
+class SlowSize(int):
+    """A number that lets other threads in while it is added."""
+
+    def __radd__(self, other: int) -> int:
+        time.sleep(0.02)
+        return int(self) + other
+
+
+def test_readings_side_by_side_are_all_counted(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(uri: str, read_file: Callable[..., tuple[pa.Table, int]], _remedy: str) -> tuple[pa.Table, int]:
+        return read_file(None, uri)[0], SlowSize(1)
+
+    monkeypatch.setattr("pipeline.shards.reader.read_by_arrow", read)
+    reader = RowGroupReader(prepared.selection("train"))
+    reader.prefetch(range(10))
+    for clip in range(10):
+        reader.clip(clip)
+    assert reader.bytes_read == reader._readings == np.count_nonzero(reader.selection.clips_per_group) > 2
 
 
 def test_a_group_that_could_not_be_read_is_read_again(prepared: PreparedSet) -> None:

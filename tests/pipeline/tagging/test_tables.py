@@ -125,6 +125,7 @@ def test_a_kill_at_any_step_of_a_transaction(output: str, allowed: int, monkeypa
             assert allowed < 4
     follower = open_tables(output)
     assert follower is not None
+    follower.finish()
     assert follower.tags.transaction == follower.videos.transaction
     found = {
         tuple(sorted(set(rows["content_version"].to_pylist()))) for rows in (read_tags(output), read_videos(output))
@@ -134,6 +135,26 @@ def test_a_kill_at_any_step_of_a_transaction(output: str, allowed: int, monkeypa
         follower.commit(_replaced(output, follower), {})
     assert sorted(read_videos(output)["content_version"].to_pylist()) == ["1", "2"]
     assert len(read_tags(output)) == 4
+
+
+def test_opening_writes_nothing_while_a_job_is_between_its_two_commits(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dry run looks at an output at which a job is at work, and may have no right to write there."""
+    commit_to, seen = Table.commit, []
+
+    def watched(table: Table, *arguments: Any) -> None:
+        commit_to(table, *arguments)
+        found = open_tables(output)
+        assert found is not None
+        seen.append((found.tags.transaction, found.videos.transaction))
+
+    job = open_tables(output)
+    assert job is not None
+    monkeypatch.setattr(Table, "commit", watched)
+    job.commit(written(output, [C]), {})
+    assert seen == [(2, 1), (2, 2)]
+    assert _uris(output) == (["a", "b", "c"], ["a", "b", "c"])
 
 
 def test_small_files_become_large_ones(output: str, monkeypatch: pytest.MonkeyPatch) -> None:

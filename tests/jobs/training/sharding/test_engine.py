@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, and that its stages take the same steps with it."""
+"""DeepSpeed's settings, and that its stages take the same steps with them."""
 
 from __future__ import annotations
 
