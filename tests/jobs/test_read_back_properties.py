@@ -451,7 +451,7 @@ def test_every_reading_of_records_is_in_the_list() -> None:
         "pipeline/confinement/messages.py": "what a child sends: tests/pipeline/confinement/test_messages.py",
         "jobs/tagging/job.py": "settings, by `as_record`", "jobs/core/events.py": "lines of child commands",
         "jobs/training/driver.py": "the journal just written",
-        "jobs/training/dry_run.py": "the journal, entries by `read_journal`",
+        "jobs/planning/dry_run.py": "the journal, entries by `read_journal`",
         "jobs/weights/pyfunc_model.py": "weights that registering has read",
     }  # fmt: skip
     parses = re.compile(r"\b(json\.loads|read_json|parse_json|as_record|parse_yaml|json_entry|class_names)\(")

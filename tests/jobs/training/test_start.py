@@ -28,7 +28,7 @@ from jobs.runs.claim import read_claim
 from jobs.runs.fencing import acquire_token
 from jobs.runs.tracking import TrackingConfig
 from jobs.training import driver
-from jobs.training.dry_run import PlanConfig
+from jobs.planning.dry_run import PlanConfig
 from jobs.training.start import Start, begin, classes_of, preview
 from jobs.training.steps.finetune import FinetuneConfig, FinetunePhase
 from jobs.training.steps.pretrain import PretrainConfig

@@ -18,7 +18,8 @@ from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
 from jobs.pretrain import dry_run
 from jobs.synthetic.motion_videos import render_motion_videos
-from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, planned_sharding, worker_memory
+from jobs.planning.dry_run import PlanConfig
+from jobs.planning.memory import GIB, checkpoint_bytes, planned_sharding, worker_memory
 from jobs.training.steps.pretrain import PretrainConfig
 from tests.support.small_set import small_prepared_set
 
