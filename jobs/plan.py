@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.core.cli import Command, print_tables, write
+from jobs.core.cli import Command, print_tables, replace, write
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.core.events import is_json
@@ -22,13 +22,13 @@ from jobs.planning.measured import measured_costs
 from jobs.planning.preparing import PreparingPlan
 from jobs.planning.prices import read_prices
 from jobs.planning.request import TRAINING, USAGE, PlanRequest, read_arguments
-from jobs.planning.unit_costs import UnitCosts
+from jobs.planning.unit_costs import ASSUMED, UnitCosts
 from jobs.prepare.config import PrepareConfig
 from jobs.scoring.config import EvaluateConfig
 from jobs.tagging.config import TagConfig
 from jobs.training.steps.finetune import FinetuneConfig
 from jobs.training.steps.pretrain import PretrainConfig
-from pipeline.shards.reader import PreparedSet, open_prepared
+from pipeline.shards.reader import open_prepared
 from pipeline.storage.files import absolute
 
 DESCRIPTION = "Plan a command: what it takes on so many GPUs, each figure measured (where, when) or assumed."
@@ -63,40 +63,41 @@ def planned(request: PlanRequest) -> tuple[Plan, list[Figure]]:
     prices = read_prices(request.prices, gpu.name) if request.prices else None
     costs = measured_costs(request.measured, gpu, UnitCosts()) if request.measured else UnitCosts()
     config: Any = load_config(CONFIGURATIONS[request.job], request.job, request.arguments)
-    prepared = open_prepared(absolute(config.data)) if "data" in request.keys else None
-    plan = plan_of(request, config, prepared, Cluster(request.gpus, gpu, request.host), costs)
+    collection = collection_of(request, config, costs)
+    plan = plan_of(request.job, config, collection, Cluster(request.gpus, gpu, request.host), costs)
     figures = list(plan.figures())
     return plan, [*figures, *(prices.bill(figures) if prices else [])]
 
 
-def plan_of(
-    request: PlanRequest, config: Any, prepared: PreparedSet | None, cluster: Cluster, costs: UnitCosts
-) -> Plan:
+def plan_of(job: str, config: Any, collection: Collection, cluster: Cluster, costs: UnitCosts) -> Plan:
     """By command."""
-    collection = collection_of(request, config, prepared, costs)
-    if request.job in TRAINING:
-        classes = len(prepared.classes) if prepared else None
-        return plan_of_training(config, collection, cluster, costs, classes)
-    if request.job == "evaluate":
+    if job in TRAINING:
+        return plan_of_training(config, collection, cluster, costs)
+    if job == "evaluate":
         return plan_of_evaluation(config, collection, cluster, costs)
-    if request.job == "tag":
+    if job == "tag":
         return plan_of_tagging(config, collection, cluster, costs)
     return PreparingPlan(collection, config.media, config.transcode.mode, cluster, costs)
 
 
-def collection_of(request: PlanRequest, config: Any, prepared: PreparedSet | None, costs: UnitCosts) -> Collection:
+def collection_of(request: PlanRequest, config: Any, costs: UnitCosts) -> Collection:
     """The clips that were given, else those of the set, else a million.
 
     Raises:
         UserError: the set has none.
     """
-    clips, basis = request.clips or ASSUMED_CLIPS, "given" if request.clips else "assumed"
-    if prepared is not None and request.clips is None:
-        split = getattr(config, "split", "train")
-        clips, basis = prepared.num_clips(split, labelled_only=request.job == "finetune"), f"split {split} of data"
-        if clips == 0:
-            raise UserError(f"data={config.data}: holds no such clip (split {split}); give clips=N, or another set")
-    return Collection(clips, request.clip_seconds, costs.source_rate, basis)
+    given = request.clips or ASSUMED_CLIPS
+    found = Collection(given, request.clip_seconds, costs.source_rate, "given" if request.clips else ASSUMED)
+    if "data" not in request.keys:
+        return found
+    prepared, split = open_prepared(absolute(config.data)), getattr(config, "split", "train")
+    found = replace(found, classes=len(prepared.classes))
+    if request.clips is not None:
+        return found
+    clips = prepared.num_clips(split, labelled_only=request.job == "finetune")
+    if clips == 0:
+        raise UserError(f"data={config.data}: holds no such clip (split {split}); give clips=N, or another set")
+    return replace(found, clips=clips, basis=f"split {split} of data")
 
 
 main = Command("plan", PlanRequest, run, description=DESCRIPTION, keep_report=False, load=read_arguments, usage=USAGE)

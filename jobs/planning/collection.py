@@ -18,6 +18,8 @@ class Collection:
     """Bytes of a second of the originals."""
     basis: str
     """Where the number of clips is from."""
+    classes: int | None = None
+    """Where they are known."""
 
     @property
     def minutes(self) -> float:

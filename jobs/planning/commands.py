@@ -13,7 +13,7 @@ from jobs.planning.figures import Figure
 from jobs.planning.measured import passes_of
 from jobs.planning.memory import size_of
 from jobs.planning.scoring import FLOAT32_BYTES, ROW_BYTES, ScoringPlan
-from jobs.planning.step_time import FRAMES_OF_A_VIEW
+from jobs.planning.step_time import of_frames
 from jobs.planning.training import TrainingPlan, plan_training
 from jobs.planning.unit_costs import UnitCost, UnitCosts
 from jobs.scoring.config import EvaluateConfig, ScoringConfig
@@ -37,17 +37,12 @@ class Plan(Protocol):
 
 
 def plan_of_training(
-    config: PretrainConfig | FinetuneConfig, collection: Collection, cluster: Cluster, costs: UnitCosts,
-    classes: int | None = None,
-) -> TrainingPlan:  # fmt: skip
-    """The plan of a configuration whose `workers` are the cluster's GPUs.
-
-    Args:
-        classes: of the set, where that is known.
-    """
+    config: PretrainConfig | FinetuneConfig, collection: Collection, cluster: Cluster, costs: UnitCosts
+) -> TrainingPlan:
+    """The plan of a configuration whose `workers` are the cluster's GPUs."""
     model = config.encoder
-    if isinstance(config, FinetuneConfig) and classes is not None:
-        model = config.model_config(classes)
+    if isinstance(config, FinetuneConfig) and collection.classes is not None:
+        model = config.model_config(collection.classes)
     return plan_training(config, model, passes_of(config), collection, cluster, costs)
 
 
@@ -105,7 +100,4 @@ def classifier_of(config: ScoringConfig) -> Any:
 
 def _of_frames(model: EncoderConfig, view: UnitCost, costs: UnitCosts) -> UnitCost:
     """Seconds of one core for a view of a model's length."""
-    if not model.is_video:
-        return costs.image_seconds
-    share = model.input_size[0] / FRAMES_OF_A_VIEW
-    return view if share == 1 else UnitCost(view.value * share, view.where, view.when)
+    return of_frames(model.input_size[0], view) if model.is_video else costs.image_seconds

@@ -115,7 +115,7 @@ def _of_benchmarks(path: str, results: Mapping[str, Any], costs: UnitCosts) -> U
 
 def _benchmark(results: Mapping[str, Any], name: str, unit: float, *keys: str) -> UnitCost | None:
     """A figure of a benchmark; None where it was not run, or is damaged."""
-    result = results.get(name)
+    result: Any = results.get(name)
     value: Any = result.get("figures") if isinstance(result, Mapping) else None
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None

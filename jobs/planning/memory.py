@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -42,10 +43,11 @@ class ModelSize:
 @functools.cache
 def size_of(config: EncoderConfig, recompute: bool = False) -> ModelSize:
     """Count a model by its shapes; nothing is allocated or computed, and the largest takes seconds."""
-    size = complexity_of(config)
+    model: Any = config
+    size = complexity_of(model)
     with torch.device("meta"):
-        in_products = sum(parameter.numel() for parameter in weights_of_products(build_model(config)))
-    return ModelSize(size.parameters, in_products, size.multiply_adds, activation_bytes(config, recompute=recompute))
+        in_products = sum(parameter.numel() for parameter in weights_of_products(build_model(model)))
+    return ModelSize(size.parameters, in_products, size.multiply_adds, activation_bytes(model, recompute=recompute))
 
 
 def planned_sharding(config: TrainConfig, parameters: int, in_products: int) -> Sharding:

@@ -31,6 +31,8 @@ class TrainingWork:
     """Forward passes that a step's arithmetic is worth: 3 with a backward pass, 1 for a probe."""
     clip_bytes: float
     """Of a stored clip."""
+    frames: int | None
+    """Of a view; None of an image."""
 
     @property
     def flops_a_view(self) -> float:
@@ -44,11 +46,7 @@ class TrainingWork:
 
     def decode_seconds(self, costs: UnitCosts) -> UnitCost:
         """Seconds of one core for a view."""
-        if not self.config.encoder.is_video:
-            return costs.image_seconds
-        share = self.config.input_size[0] / FRAMES_OF_A_VIEW
-        cost = costs.decode_seconds
-        return cost if share == 1 else UnitCost(cost.value * share, cost.where, cost.when)
+        return costs.image_seconds if self.frames is None else of_frames(self.frames, costs.decode_seconds)
 
 
 class StepTime(NamedTuple):
@@ -93,6 +91,11 @@ def step_time(work: TrainingWork, cluster: Cluster, costs: UnitCosts) -> StepTim
         streams=config.global_batch / config.micro_batch / streams,
         storage=max(work.videos_a_step * work.clip_bytes / cluster.storage_rate, _request_seconds(work, cluster)),
     )
+
+
+def of_frames(frames: int, cost: UnitCost) -> UnitCost:
+    """Seconds of a view of so many frames, from those of `FRAMES_OF_A_VIEW`."""
+    return UnitCost(cost.value * frames / FRAMES_OF_A_VIEW, cost.where, cost.when)
 
 
 def decoders(config: TrainConfig, cluster: Cluster) -> int:

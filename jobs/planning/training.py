@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from hiera_video.models.config import EncoderConfig
 from jobs.planning.cluster import Cluster
 from jobs.planning.collection import Collection
-from jobs.planning.figures import ARITHMETIC, Figure, figure
+from jobs.planning.figures import ARITHMETIC, Figure, basis_of, figure
 from jobs.planning.memory import GIB, checkpoint_bytes, planned_sharding, size_of, worker_bytes
 from jobs.planning.simulation import Recovery, share_that_counts
 from jobs.planning.step_time import StepTime, TrainingWork, decoders, step_time
@@ -37,7 +38,7 @@ class TrainingPlan:
         config = self.work.config
         return config.steps or max(1, math.ceil((config.epochs or 0) * self.collection.clips / config.global_batch))
 
-    @property
+    @functools.cached_property
     def step(self) -> StepTime:
         """Seconds of one."""
         return step_time(self.work, self.cluster, self.costs)
@@ -156,5 +157,6 @@ def plan_training(
 ) -> TrainingPlan:
     """The plan of a configuration whose `workers` are the cluster's GPUs."""
     size = size_of(model, config.activation_checkpointing)
-    work = TrainingWork(config, size, passes, collection.stored_bytes(costs, is_video=config.encoder.is_video))
+    clip_bytes = collection.stored_bytes(costs, is_video=model.is_video)
+    work = TrainingWork(config, size, passes, clip_bytes, model.input_size[0] if model.is_video else None)
     return TrainingPlan(work, cluster, collection, costs)

@@ -30,7 +30,7 @@ class UnitCost:
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """The unit costs of all commands; seconds are of one core. docs/data.md and docs/tagging.md have the measured ones."""
+    """The unit costs of all commands, seconds of one core; the measured ones are in docs/data.md, docs/tagging.md."""
 
     utilisation: UnitCost = UnitCost(ASSUMED_UTILISATION)
     """Share of a GPU's peak that the model's own arithmetic reaches."""
