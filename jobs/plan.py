@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.core.cli import Command, print_tables, replace, write
-from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.core.events import is_json
 from jobs.planning.cluster import Cluster
@@ -21,7 +20,7 @@ from jobs.planning.gpus import find_gpu
 from jobs.planning.measured import measured_costs
 from jobs.planning.preparing import PreparingPlan
 from jobs.planning.prices import read_prices
-from jobs.planning.request import TRAINING, USAGE, PlanRequest, read_arguments
+from jobs.planning.request import TRAINING, USAGE, PlanRequest, job_config, read_arguments
 from jobs.planning.unit_costs import ASSUMED, UnitCosts
 from jobs.prepare.config import PrepareConfig
 from jobs.scoring.config import EvaluateConfig
@@ -62,7 +61,7 @@ def planned(request: PlanRequest) -> tuple[Plan, list[Figure]]:
     gpu = find_gpu(request.gpu)
     prices = read_prices(request.prices, gpu.name) if request.prices else None
     costs = measured_costs(request.measured, gpu, UnitCosts()) if request.measured else UnitCosts()
-    config: Any = load_config(CONFIGURATIONS[request.job], request.job, request.arguments)
+    config: Any = job_config(request, CONFIGURATIONS[request.job])
     collection = collection_of(request, config, costs)
     plan = plan_of(request.job, config, collection, Cluster(request.gpus, gpu, request.host), costs)
     figures = list(plan.figures())

@@ -23,6 +23,7 @@ from pipeline.storage.files import StorageError, absolute, exists, join, read_js
 
 CONFIGURATIONS: Mapping[str, type[TrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 SAME_PEAK = 0.1  # GPUs whose peaks differ less are of one kind
+MOST = 1e9  # of a figure that is believed
 TAG_PROCESSES = 2  # that decode in `bench_tag`
 
 
@@ -119,7 +120,7 @@ def _benchmark(results: Mapping[str, Any], name: str, unit: float, *keys: str) -
     value: Any = result.get("figures") if isinstance(result, Mapping) else None
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    if type(value) not in (int, float) or not value > 0:
+    if type(value) not in (int, float) or not 0 < value < MOST:
         return None
     machine = result.get("machine")
     processor = machine.get("processor") if isinstance(machine, Mapping) else None

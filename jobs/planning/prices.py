@@ -19,6 +19,7 @@ RULE = (
     "must be YAML with numbers of 0 or more: gpu_hour (one, or one for each name of a GPU), core_hour, gib_month; and "
     "currency, a word"
 )
+MOST = 1e9
 NUMBERS = ("core_hour", "gib_month")
 
 
@@ -65,14 +66,15 @@ def read_prices(path: str, gpu: str) -> Prices:
     if by_name and gpu not in by_name:
         raise UserError(f"prices={path}: gpu_hour: has no {gpu}; add it, or plan for {', '.join(by_name)}")
     currency = content.get("currency", "money")
-    _number(path, content, "currency") if isinstance(currency, dict | list) else None
-    return Prices(str(currency), _number(path, by_name, gpu), *(_number(path, content, key) for key in NUMBERS))
+    if not isinstance(currency, str):
+        raise UserError(f"prices={path}: currency: {RULE}")
+    return Prices(currency, _number(path, by_name, gpu), *(_number(path, content, key) for key in NUMBERS))
 
 
 def _number(path: str, content: Mapping[str, Any], key: str) -> float | None:
     value = content.get(key)
     if value is None:
         return None
-    if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise UserError(f"prices={path}: {key}={value}: {RULE}")
+    if type(value) not in (int, float) or not 0 <= value < MOST:
+        raise UserError(f"prices={path}: {key}: {RULE}")
     return float(value)

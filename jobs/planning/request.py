@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hiera_video.rules import Checked, Rules
 from jobs.core.cli import replace
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.planning.cluster import HostConfig
+
+ConfigT = TypeVar("ConfigT")
 
 # The command's paths that need not be given, since nothing is read or written there.
 PATHS = {
@@ -67,6 +69,21 @@ class PlanRequest(Checked):
         workers = {"workers": self.gpus} if self.job in TRAINING else {}
         recipe = [self.recipe] if self.recipe else []
         return [*recipe, *(f"{key}={value}" for key, value in {**paths, **self.keys, **workers}.items())]
+
+
+def job_config(request: PlanRequest, config_class: type[ConfigT]) -> ConfigT:
+    """The command's configuration; training has a worker on every GPU.
+
+    Raises:
+        UserError: as the command itself would; of so many workers as a rule of `gpus`.
+    """
+    try:
+        return load_config(config_class, request.job, request.arguments)
+    except UserError as error:
+        workers = f"workers={request.gpus}: "
+        if not str(error).startswith(workers):
+            raise
+        raise UserError(f"gpus={request.gpus}: {str(error).removeprefix(workers)}, or another batch") from error
 
 
 def read_arguments(words: Sequence[str]) -> PlanRequest:

@@ -24,7 +24,7 @@ from jobs.launch import LaunchConfig
 from jobs.launch import read_arguments as read_launch_arguments
 from jobs.maintain import MaintainConfig
 from jobs.plan import CONFIGURATIONS as PLANNED
-from jobs.planning.request import PlanRequest
+from jobs.planning.request import PlanRequest, job_config
 from jobs.planning.request import read_arguments as read_plan_arguments
 from jobs.register import RegisterConfig
 from jobs.search import SearchConfig
@@ -118,7 +118,7 @@ def _accept(command: str, arguments: list[str]) -> None:
         assert len(plan_children(read_arguments(arguments))) > 1
     elif command == "plan":
         request = read_plan_arguments(arguments)
-        load_config(PLANNED[request.job], request.job, request.arguments)
+        job_config(request, PLANNED[request.job])
     elif command in ("launch", "submit"):
         job, *words = {"launch": read_launch_arguments, "submit": read_submit_arguments}[command](arguments).job
         _accept(job, words)

@@ -11,12 +11,11 @@ from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
-from jobs.core.config import load_config
 from jobs.plan import CONFIGURATIONS, collection_of, plan_of
 from jobs.planning.cluster import Cluster, HostConfig
 from jobs.planning.figures import Figure
 from jobs.planning.gpus import find_gpu
-from jobs.planning.request import read_arguments
+from jobs.planning.request import job_config, read_arguments
 from jobs.planning.simulation import share_that_counts, simulated_step
 from jobs.planning.training import TrainingPlan
 from jobs.planning.unit_costs import UnitCost, UnitCosts
@@ -43,7 +42,7 @@ MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.
 def plan(line: str) -> Any:
     """The plan of a command line."""
     request = read_arguments(line.split())
-    config: Any = load_config(CONFIGURATIONS[request.job], request.job, request.arguments)
+    config: Any = job_config(request, CONFIGURATIONS[request.job])
     cluster = Cluster(request.gpus, find_gpu(request.gpu), request.host)
     return plan_of(request.job, config, collection_of(request, config, UnitCosts()), cluster, UnitCosts())
 
@@ -98,15 +97,17 @@ def wanted_streams() -> Iterator[Sequence[object]]:
 
 def lost_hosts() -> Iterator[Sequence[object]]:
     """A host lost every hour, on average; streams that are no limit."""
-    yield ("GPUs", "hosts", "simulated views/s", "share of the slowest part", "reading a checkpoint, s", "a step and writing one, s",
-           "counts, elastic", "counts, waiting for a new host", "counts, announced and saved")  # fmt: skip
+    yield ("GPUs", "hosts", "simulated views/s", "share of the slowest part", "a step and writing a checkpoint, s",
+           "reading it, s", "counts, elastic", "counts, waiting for a new host",
+           "counts, announced and saved")  # fmt: skip
     for gpus in SIZES:
         planned = at(gpus, FAST_STREAMS, MANY_REQUESTS)
         hosts, step = planned.cluster.hosts, planned.step
         simulated, recovery = simulated_step(step, hosts), planned.recovery
         shares = [recovery, replace(recovery, speed_without=0.0), replace(recovery, announced=True)]
         yield (f"{gpus:,}", hosts, f"{BATCH / simulated:,.0f}",
-               f"{step.seconds / simulated:.2f}", shown(planned.read_seconds), shown(planned.checkpoint_seconds + step.seconds),
+               f"{step.seconds / simulated:.2f}", shown(planned.checkpoint_seconds + step.seconds),
+               shown(planned.read_seconds),
                *(f"{share_that_counts(share):.2f}" for share in shares))  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from hiera_video.models.presets import create_model, model_config
 from hiera_video.weights.checkpoint_files import save_model
 from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
-from jobs.pretrain import dry_run
-from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.planning.dry_run import PlanConfig
 from jobs.planning.memory import GIB, checkpoint_bytes, planned_sharding, worker_memory
+from jobs.pretrain import dry_run
+from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.training.steps.pretrain import PretrainConfig
 from tests.support.small_set import small_prepared_set
 
