@@ -12,16 +12,14 @@ from typing import Any
 from jobs.core.cli import Command, print_tables, replace, write
 from jobs.core.errors import UserError
 from jobs.core.events import is_json
-from jobs.planning.cluster import Cluster
-from jobs.planning.collection import Collection
+from jobs.planning.cluster import Cluster, find_gpu
 from jobs.planning.commands import Plan, plan_of_evaluation, plan_of_tagging, plan_of_training
 from jobs.planning.figures import Figure, as_json, as_table
-from jobs.planning.gpus import find_gpu
 from jobs.planning.measured import measured_costs
 from jobs.planning.preparing import PreparingPlan
 from jobs.planning.prices import read_prices
 from jobs.planning.request import TRAINING, USAGE, PlanRequest, job_config, read_arguments
-from jobs.planning.unit_costs import ASSUMED, UnitCosts
+from jobs.planning.unit_costs import ASSUMED, Collection, UnitCosts
 from jobs.prepare.config import PrepareConfig
 from jobs.scoring.config import EvaluateConfig
 from jobs.tagging.config import TagConfig

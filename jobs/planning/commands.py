@@ -8,14 +8,13 @@ from typing import Any, Protocol
 from hiera_video.models.config import EncoderConfig
 from jobs.core.errors import UserError
 from jobs.planning.cluster import Cluster
-from jobs.planning.collection import Collection
 from jobs.planning.figures import Figure
 from jobs.planning.measured import passes_of
 from jobs.planning.memory import size_of
 from jobs.planning.scoring import FLOAT32_BYTES, ROW_BYTES, ScoringPlan
 from jobs.planning.step_time import of_frames
 from jobs.planning.training import TrainingPlan, plan_training
-from jobs.planning.unit_costs import UnitCost, UnitCosts
+from jobs.planning.unit_costs import Collection, UnitCost, UnitCosts
 from jobs.scoring.config import EvaluateConfig, ScoringConfig
 from jobs.tagging.config import TagConfig
 from jobs.training.steps.finetune import FinetuneConfig

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from hiera_video.analysis.flops import complexity_of
 from jobs.checkpoints.recorded_run import CONFIG, RecordedRun, read_run
 from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.core.holdings import CLAIM
-from jobs.planning.gpus import CPU, Gpu
-from jobs.planning.memory import size_of
+from jobs.planning.cluster import CPU, Gpu
 from jobs.planning.unit_costs import UnitCost, UnitCosts
 from jobs.training.config import TrainConfig
 from jobs.training.mfu import BACKWARD_AND_FORWARD, FLOPS_PER_MULTIPLY_ADD
@@ -78,7 +78,7 @@ def training_speed(run: RecordedRun, output: str) -> Speed:
 
 def flops_a_view(config: Any) -> float:
     """FLOP of a step for one view, forward and backward."""
-    return float(passes_of(config) * FLOPS_PER_MULTIPLY_ADD * size_of(config.encoder).multiply_adds)
+    return float(passes_of(config) * FLOPS_PER_MULTIPLY_ADD * complexity_of(config.encoder).multiply_adds)
 
 
 def passes_of(config: TrainConfig) -> int:

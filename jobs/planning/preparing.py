@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.planning.cluster import Cluster
-from jobs.planning.collection import Collection
 from jobs.planning.figures import Figure, basis_of, figure
 from jobs.planning.memory import GIB
-from jobs.planning.unit_costs import UnitCost, UnitCosts
+from jobs.planning.unit_costs import Collection, UnitCost, UnitCosts
 from pipeline.media import Media
 from pipeline.transcode.config import Mode
 

@@ -10,8 +10,8 @@ import yaml
 
 from jobs.core.errors import UserError
 from jobs.core.yaml_text import parse_yaml
+from jobs.planning.cluster import GPUS
 from jobs.planning.figures import Figure
-from jobs.planning.gpus import GPUS
 from pipeline.storage.errors import first_line
 from pipeline.storage.files import StorageError, absolute, read_text
 

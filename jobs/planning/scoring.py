@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.planning.cluster import Cluster
-from jobs.planning.collection import Collection
 from jobs.planning.figures import Figure, basis_of, figure
 from jobs.planning.memory import GIB
-from jobs.planning.unit_costs import UnitCost, UnitCosts
+from jobs.planning.unit_costs import Collection, UnitCost, UnitCosts
 from jobs.training.mfu import FLOPS_PER_MULTIPLY_ADD
 
 ROW_BYTES = 120.0  # of a window in the tag tables, compressed

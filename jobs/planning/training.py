@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from hiera_video.models.config import EncoderConfig
 from jobs.planning.cluster import Cluster
-from jobs.planning.collection import Collection
 from jobs.planning.figures import ARITHMETIC, Figure, basis_of, figure
 from jobs.planning.memory import GIB, checkpoint_bytes, planned_sharding, size_of, worker_bytes
 from jobs.planning.simulation import Recovery, share_that_counts
 from jobs.planning.step_time import StepTime, TrainingWork, decoders, step_time
-from jobs.planning.unit_costs import UnitCost, UnitCosts
+from jobs.planning.unit_costs import Collection, UnitCost, UnitCosts
 from jobs.training.config import TrainConfig
 
 # docs/data.md, "The index, and large sets"

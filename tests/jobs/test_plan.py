@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.plan import main
-from jobs.planning.gpus import GPUS
+from jobs.planning.cluster import GPUS
 from jobs.training.mfu import peak_of
 from tests.support.small_set import small_prepared_set
 
@@ -65,7 +65,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, *words) == 2
-    assert f"refused: {message}" in capsys.readouterr().err
+    assert f"plan: {message}" in capsys.readouterr().err
 
 
 def test_every_gpu_has_a_peak() -> None:

@@ -40,7 +40,7 @@ from jobs.core.holdings import holding
 from jobs.core.init_source import initial_metadata
 from jobs.demo.command import DemoConfig, clear_if_changed
 from jobs.finding.query import settings_of_run
-from jobs.planning.gpus import find_gpu
+from jobs.planning.cluster import find_gpu
 from jobs.planning.measured import measured_costs
 from jobs.planning.prices import read_prices
 from jobs.planning.unit_costs import UnitCosts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
@@ -50,7 +51,7 @@ def planned_and_taken(output: Path, folder: Path) -> tuple[float, float]:
     words = (command, str(output / "config.yaml"), f"gpus={workers}", f"measured={half}", "epochs=null")
     between = [
         later["unix_seconds"] - line["unix_seconds"] - later.get("validation", {}).get("seconds", 0.0)
-        for line, later in zip(lines, lines[1:], strict=False)
+        for line, later in itertools.pairwise(lines)
     ]
     seconds = planned_seconds(*words, f"steps={len(lines)}", "tracking.uri=none")
     return seconds, statistics.median(between) * len(lines)

@@ -12,9 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 
 from jobs.plan import CONFIGURATIONS, collection_of, plan_of
-from jobs.planning.cluster import Cluster, HostConfig
+from jobs.planning.cluster import Cluster, HostConfig, find_gpu
 from jobs.planning.figures import Figure
-from jobs.planning.gpus import find_gpu
 from jobs.planning.request import job_config, read_arguments
 from jobs.planning.simulation import share_that_counts, simulated_step
 from jobs.planning.training import TrainingPlan

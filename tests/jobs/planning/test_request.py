@@ -11,18 +11,8 @@ from jobs.training.steps.pretrain import PretrainConfig
 
 
 def test_own_keys_are_taken_and_the_others_go_to_the_command() -> None:
-    words = [
-        "pretrain",
-        "demo",
-        "gpus=2",
-        "gpu=A100",
-        "host.cores=96",
-        "clips=99",
-        "epochs=3",
-        "steps=null",
-        "view.repeats=4",
-    ]
-    request = read_arguments(words)
+    own = ["gpus=2", "gpu=A100", "host.cores=96", "clips=99"]
+    request = read_arguments(["pretrain", "demo", *own, "epochs=3", "steps=null", "view.repeats=4"])
     assert (request.gpus, request.gpu, request.clips, request.host.cores) == (2, "A100", 99, 96)
     config = job_config(request, PretrainConfig)
     assert (config.epochs, config.view.repeats, config.workers) == (3, 4, 2)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.core.config import load_config
-from jobs.planning.cluster import Cluster, HostConfig
-from jobs.planning.gpus import find_gpu
+from jobs.planning.cluster import Cluster, HostConfig, find_gpu
 from jobs.planning.memory import ModelSize
 from jobs.planning.step_time import StepTime, TrainingWork, step_time
 from jobs.planning.unit_costs import UnitCost, UnitCosts
@@ -26,9 +25,8 @@ def work(gpus: int, *keys: str, parameters: int = 10**6) -> TrainingWork:
 
 
 def time_of(gpus: int, *keys: str, costs: UnitCosts = FAST, parameters: int = 10**6, **host: Any) -> StepTime:
-    return step_time(
-        work(gpus, *keys, parameters=parameters), Cluster(gpus, find_gpu("h100"), HostConfig(**host)), costs
-    )
+    cluster = Cluster(gpus, find_gpu("h100"), HostConfig(**host))
+    return step_time(work(gpus, *keys, parameters=parameters), cluster, costs)
 
 
 def test_arithmetic_by_hand() -> None:
