@@ -35,20 +35,20 @@ def planned_seconds(*words: str) -> float:
     return 3600 * plan.hours
 
 
-def planned_and_taken(output: Path, folder: Path) -> tuple[float, float]:
-    """Seconds of a run that has ended: planned from the first half of its journal, and by its clock.
+def planned_and_taken(output: Path, folder: Path, share: float = 0.5) -> tuple[float, float]:
+    """Seconds of a run that has ended: planned from the first ``share`` of its journal, and by its clock.
 
     The clock's are the median time between two lines, validation left out, times the steps.
     """
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     command = json.loads((output / "run.json").read_text())["pins"]["command"]
-    half = folder / "half"
-    half.mkdir()
+    part = folder / "part"
+    part.mkdir()
     for name in ("run.json", "config.yaml"):
-        shutil.copy(output / name, half / name)
-    (half / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[: len(lines) // 2]))
+        shutil.copy(output / name, part / name)
+    (part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[: round(share * len(lines))]))
     workers = parse_yaml((output / "config.yaml").read_text())["workers"]
-    words = (command, str(output / "config.yaml"), f"gpus={workers}", f"measured={half}", "epochs=null")
+    words = (command, str(output / "config.yaml"), f"gpus={workers}", f"measured={part}", "epochs=null")
     between = [
         later["unix_seconds"] - line["unix_seconds"] - later.get("validation", {}).get("seconds", 0.0)
         for line, later in itertools.pairwise(lines)
