@@ -14,7 +14,7 @@ from jobs.planning.memory import size_of
 from jobs.planning.scoring import FLOAT32_BYTES, ROW_BYTES, ScoringPlan
 from jobs.planning.step_time import of_frames
 from jobs.planning.training import TrainingPlan, plan_training
-from jobs.planning.unit_costs import Collection, UnitCost, UnitCosts
+from jobs.planning.unit_costs import ASSUMED, Collection, UnitCost, UnitCosts
 from jobs.scoring.config import EvaluateConfig, ScoringConfig
 from jobs.tagging.config import TagConfig
 from jobs.training.steps.finetune import FinetuneConfig
@@ -52,6 +52,7 @@ def plan_of_evaluation(
     model = classifier_of(config)
     return ScoringPlan(
         collection=collection,
+        model=_named(config),
         views=config.views.views,
         decoded_views=config.views.clips,
         decode_seconds=_of_frames(model, costs.decode_seconds, costs),
@@ -72,6 +73,7 @@ def plan_of_tagging(config: TagConfig, collection: Collection, cluster: Cluster,
     embedding = FLOAT32_BYTES * model.widths[-1] if config.embeddings else 0
     return ScoringPlan(
         collection=collection,
+        model=_named(config),
         views=windows,
         decoded_views=windows,
         decode_seconds=_of_frames(model, costs.window_seconds, costs),
@@ -95,6 +97,11 @@ def classifier_of(config: ScoringConfig) -> Any:
         return overridden_config(config.model or ASSUMED_MODEL, config.model_overrides)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _named(config: ScoringConfig) -> Figure:
+    """The line that says which model is planned for."""
+    return Figure("model", config.model or ASSUMED_MODEL, "", "given" if config.model else ASSUMED)
 
 
 def _of_frames(model: EncoderConfig, view: UnitCost, costs: UnitCosts) -> UnitCost:

@@ -21,6 +21,8 @@ class ScoringPlan:
     """Views of videos through a classifier."""
 
     collection: Collection
+    model: Figure
+    """Its name."""
     views: int
     """Of a video: clips times crops, or windows."""
     decoded_views: int
@@ -72,6 +74,7 @@ class ScoringPlan:
         """All lines."""
         costs, rate = self.speed_costs, self.rates[self.limit]
         decode = math.ceil(rate * self.decoded_views * self.decode_seconds.value)
+        yield self.model
         yield Figure("videos", self.collection.clips, "", self.collection.basis)
         yield Figure(self.word, self.collection.clips * self.views, "", self.collection.basis)
         yield Figure("what saturates first", self.limit, "", basis_of(*costs))

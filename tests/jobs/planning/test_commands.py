@@ -33,6 +33,7 @@ def test_prepare_by_hand() -> None:
 
 def test_tag_by_hand() -> None:
     found = values(f"tag gpus=8 gpu=l4 {TINY} precision=bf16 clips=1000 clip_seconds=20 hop_seconds=4")
+    assert found["model"] == "hiera_test_8x64"
     assert found["windows"] == 1000 * (1 + math.ceil(18 / 4))
     assert found["what saturates first"] == "decoding"
     assert found["hours"] == pytest.approx(1000 * 6 * 0.024 / 2 / (192 - 8 - 1) / 3600)
