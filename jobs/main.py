@@ -14,7 +14,7 @@ from jobs.core.config import recipe_names
 
 COMMANDS = (
     "compare", "demo", "doctor", "duplicates", "evaluate", "export", "finetune", "inspect", "launch",
-    "maintain", "prepare", "pretrain", "register", "search", "submit", "suggest", "sweep", "sync", "tag",
+    "maintain", "plan", "prepare", "pretrain", "register", "search", "submit", "suggest", "sweep", "sync", "tag",
 )  # fmt: skip
 FLAGS = ("--help", "--print-config", "--dry-run")
 COMPLETION = """_hiera_video() {

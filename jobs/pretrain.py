@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.core.cli import Command
+from jobs.planning.dry_run import PlanConfig, dry_run_figures
 from jobs.training.driver import run_training
-from jobs.training.dry_run import PlanConfig, dry_run_figures
 from jobs.training.start import begin, preview
 from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
 

@@ -84,7 +84,7 @@ LAYERS = {
     "jobs": (
         ("main", "demo", "launch"),
         ("submit",),
-        ("sweep",),
+        ("sweep", "plan"),
         (
             "prepare",
             "inspect",
@@ -102,6 +102,7 @@ LAYERS = {
             "export",
             "register",
         ),
+        ("planning",),
         ("training", "tagging", "finding"),
         ("checkpoints", "scoring"),
         ("supervision", "weights"),

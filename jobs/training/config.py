@@ -220,6 +220,11 @@ class TrainConfig(Checked, ABC):
         return self.encoder.input_size
 
     @property
+    def learning_names(self) -> tuple[str, ...]:
+        """How the names of the parameters begin that learn: of all of them."""
+        return ("",)
+
+    @property
     def views(self) -> ViewConfig:
         """Training views in the shape that the model takes."""
         return view_config(self.encoder, **asdict(self.view))

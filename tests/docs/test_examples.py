@@ -23,6 +23,9 @@ from jobs.inspect import InspectConfig
 from jobs.launch import LaunchConfig
 from jobs.launch import read_arguments as read_launch_arguments
 from jobs.maintain import MaintainConfig
+from jobs.plan import CONFIGURATIONS as PLANNED
+from jobs.planning.request import PlanRequest, job_config
+from jobs.planning.request import read_arguments as read_plan_arguments
 from jobs.register import RegisterConfig
 from jobs.search import SearchConfig
 from jobs.submit.command import SubmitConfig
@@ -44,6 +47,7 @@ CONFIGURATIONS: dict[str, type] = {
     "inspect": InspectConfig,
     "launch": LaunchConfig,
     "maintain": MaintainConfig,
+    "plan": PlanRequest,
     "register": RegisterConfig,
     "search": SearchConfig,
     "submit": SubmitConfig,
@@ -112,6 +116,9 @@ def _accept(command: str, arguments: list[str]) -> None:
     arguments = [word for word in arguments if word != "log=json"]  # of every command
     if command == "sweep":
         assert len(plan_children(read_arguments(arguments))) > 1
+    elif command == "plan":
+        request = read_plan_arguments(arguments)
+        job_config(request, PLANNED[request.job])
     elif command in ("launch", "submit"):
         job, *words = {"launch": read_launch_arguments, "submit": read_submit_arguments}[command](arguments).job
         _accept(job, words)

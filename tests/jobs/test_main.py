@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jobs import compare, evaluate, export, finetune, inspect, launch, maintain, pretrain, register, sync, tag
+from jobs import compare, evaluate, export, finetune, inspect, launch, maintain, plan, pretrain, register, sync, tag
 from jobs.core.cli import Command
 from jobs.core.config import describe_keys, recipe_names
 from jobs.demo import command as demo
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MAINS: tuple[Command[Any], ...] = tuple(
     module.main for module in (
         compare, demo, doctor, evaluate, export, finetune, inspect, launch,
-        maintain, prepare, pretrain, register, submit, sweep, sync, tag,
+        maintain, plan, prepare, pretrain, register, submit, sweep, sync, tag,
     )
 )  # fmt: skip
 MOST_KEYS = 50  # of one command, besides those of `--dry-run` alone

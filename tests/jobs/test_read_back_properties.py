@@ -40,6 +40,10 @@ from jobs.core.holdings import holding
 from jobs.core.init_source import initial_metadata
 from jobs.demo.command import DemoConfig, clear_if_changed
 from jobs.finding.query import settings_of_run
+from jobs.planning.cluster import find_gpu
+from jobs.planning.measured import measured_costs
+from jobs.planning.prices import read_prices
+from jobs.planning.unit_costs import UnitCosts
 from jobs.runs.claim import read_claim
 from jobs.runs.fencing import FencingToken, acquire_token, generation_numbers, records
 from jobs.runs.tracking import TrackingConfig
@@ -289,6 +293,13 @@ READERS = {
         "config.yaml", lambda folder: stored_weights(str(folder), "last", TrackingConfig("none")),
         "jobs/checkpoints/stored_weights.py",
     ),
+    "benchmarks": Reader(
+        "bench.json", lambda folder: measured_costs(f"{folder}/bench.json", find_gpu("h100"), UnitCosts()),
+        "jobs/planning/measured.py",
+    ),
+    "prices": Reader(
+        "prices.yaml", lambda folder: read_prices(f"{folder}/prices.yaml", "h100"), "jobs/planning/prices.py"
+    ),
     "recipe": Reader(
         "recipe.yaml", lambda folder: load_config(DemoConfig, "demo", [str(folder / "recipe.yaml")]),
         "jobs/core/config.py",
@@ -451,7 +462,7 @@ def test_every_reading_of_records_is_in_the_list() -> None:
         "pipeline/confinement/messages.py": "what a child sends: tests/pipeline/confinement/test_messages.py",
         "jobs/tagging/job.py": "settings, by `as_record`", "jobs/core/events.py": "lines of child commands",
         "jobs/training/driver.py": "the journal just written",
-        "jobs/training/dry_run.py": "the journal, entries by `read_journal`",
+        "jobs/planning/dry_run.py": "the journal, entries by `read_journal`",
         "jobs/weights/pyfunc_model.py": "weights that registering has read",
     }  # fmt: skip
     parses = re.compile(r"\b(json\.loads|read_json|parse_json|as_record|parse_yaml|json_entry|class_names)\(")

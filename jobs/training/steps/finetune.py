@@ -95,6 +95,12 @@ class FinetuneConfig(TrainConfig):
         alone = self.mix.on and 1 < self.micro_batch <= self.view.repeats
         return replace(super().views, clips_side_by_side=self.micro_batch if alone else 1)
 
+    @property
+    def learning_names(self) -> tuple[str, ...]:
+        """How the names of the parameters begin that `learn` leaves to learn."""
+        names: dict[str, tuple[str, ...]] = {"all": ("",), "norm_and_head": ("norm.", "head."), "head": ("head.",)}
+        return names[self.learn]
+
     def model_config(self, num_classes: int) -> HieraConfig:
         """The classifier's configuration for a set of so many classes."""
         return cast(HieraConfig, overridden_config(self.model, self.model_overrides, num_classes=num_classes))
@@ -108,9 +114,8 @@ class Classification(TrainStep[Hiera]):
         self._config = config
         self._policy = parse_rand_augment(config.augment.rand_augment) if config.augment.rand_augment else None
         set_activation_checkpointing(self.model, config.activation_checkpointing)
-        learning: dict[str, tuple[str, ...]] = {"all": ("",), "norm_and_head": ("norm.", "head."), "head": ("head.",)}
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name.startswith(learning[config.learn]))
+            parameter.requires_grad_(name.startswith(config.learning_names))
         self.train()
 
     def train(self, mode: bool = True) -> Self:

@@ -24,6 +24,7 @@ from jobs.training.steps.finetune import FinetuneConfig
 from pipeline.shards.reader import open_prepared
 from tests.support.events import events
 from tests.support.golden_losses import GLOBAL_BATCH, GOLDEN, STEPS, TINY, pretrain_config, write_tiny_set
+from tests.support.planned_runs import planned_and_taken
 from tests.support.runs import pretrain_keys, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
@@ -67,6 +68,12 @@ def test_every_view_once_per_epoch_and_no_tail_dropped(pretrained: Path, prepare
     for first in range(0, len(samples), per_epoch):
         epoch = samples[first : first + per_epoch]
         assert len(set(epoch)) == len(epoch)
+
+
+def test_a_plan_from_its_journal_is_within_a_quarter_of_the_run(pretrained: Path, tmp_path: Path) -> None:
+    """From the whole of it: with so few steps the first ones would decide."""
+    plan, taken = planned_and_taken(pretrained, tmp_path, share=1.0)
+    assert plan == pytest.approx(taken, rel=0.25)
 
 
 def test_the_losses_are_the_golden_ones(pretrained: Path) -> None:

@@ -24,11 +24,11 @@ from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
 from jobs.core.errors import StopRequestedError, UserError
 from jobs.finetune import dry_run
+from jobs.planning.dry_run import PlanConfig
 from jobs.runs.claim import read_claim
 from jobs.runs.fencing import acquire_token
 from jobs.runs.tracking import TrackingConfig
 from jobs.training import driver
-from jobs.training.dry_run import PlanConfig
 from jobs.training.start import Start, begin, classes_of, preview
 from jobs.training.steps.finetune import FinetuneConfig, FinetunePhase
 from jobs.training.steps.pretrain import PretrainConfig

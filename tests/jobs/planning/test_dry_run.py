@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from hiera_video.analysis.activation_memory import activation_bytes
 from hiera_video.analysis.flops import complexity
@@ -17,9 +16,10 @@ from hiera_video.models.presets import create_model, model_config
 from hiera_video.weights.checkpoint_files import save_model
 from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
+from jobs.planning.dry_run import PlanConfig
+from jobs.planning.memory import GIB, checkpoint_bytes, planned_sharding, trained_size, worker_memory
 from jobs.pretrain import dry_run
 from jobs.synthetic.motion_videos import render_motion_videos
-from jobs.training.dry_run import GIB, PlanConfig, checkpoint_bytes, planned_sharding, worker_memory
 from jobs.training.sharding.costs import kept_bytes, sent_bytes
 from jobs.training.steps.finetune import Classification, FinetuneConfig
 from jobs.training.steps.pretrain import PretrainConfig
@@ -64,8 +64,7 @@ def test_a_measured_step_tells_how_long_it_takes(data: str, tmp_path: Path) -> N
 def test_memory_by_stage() -> None:
     plan = load_config(PretrainConfig, "pretrain", ["k400_large", "data=d", "output=o", "workers=8"])
     parameters = complexity("mae_hiera_large_16x224").parameters
-    with torch.device("meta"):
-        sharding = planned_sharding(plan, create_model("mae_hiera_large_16x224"))
+    sharding = planned_sharding(plan, trained_size(plan, model_config("mae_hiera_large_16x224")))
     told = worker_memory(plan, sharding, activation_bytes(model_config("mae_hiera_large_16x224")))
     parts = {
         stage: {name: float(size) for name, size in re.findall(r"(\w+) (\d+\.\d+)", text)}
@@ -87,7 +86,7 @@ def test_frozen_parameters_have_no_gradients_and_no_optimizer_state() -> None:
     plan = load_config(FinetuneConfig, "finetune", [*keys, "view.repeats=1", "init=w", "learn=head", "precision=fp32"])
     model = Classification(plan, num_classes=4).model
     everything, head = (sum(p.numel() for p in part.parameters()) for part in (model, model.head))
-    sharding = planned_sharding(plan, model)
+    sharding = planned_sharding(plan, trained_size(plan, plan.model_config(4)))
     kept = kept_bytes(0, sharding)
     assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (4 * everything, 4 * head, 8 * head)
     assert kept_bytes(3, sharding)["weights"] == 2 * everything

@@ -6,31 +6,18 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from hiera_video.analysis.activation_memory import BF16_SHARE, activation_bytes
-from hiera_video.analysis.flops import complexity_of
 from hiera_video.rules import Checked, Rules
+from jobs.checkpoints.grace_time import DEFAULT_SECONDS
 from jobs.checkpoints.store import read_journal
 from jobs.core.holdings import is_registered
 from jobs.core.init_source import local_weights
+from jobs.planning.memory import GIB, checkpoint_bytes, planned_sharding, trained_size, worker_memory
+from jobs.planning.unit_costs import UnitCosts
 from jobs.training.config import AUTO, TrainConfig
 from jobs.training.job import Phase, TrainingJob, plan_job
-from jobs.training.sharding.costs import (
-    BF16_BYTES,
-    FLOAT32_BYTES,
-    STAGES,
-    WIRE_BYTES,
-    Sharding,
-    kept_bytes,
-    sent_bytes,
-    weights_of_products,
-    wire_type,
-)
+from jobs.training.sharding.costs import STAGES, sent_bytes
 from jobs.training.start import Start
 from jobs.training.stream import DECODE_SECONDS_PER_VIEW, decoders_wanted, views_per_gpu_second
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -63,10 +50,9 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
     views = job.total_steps * config.global_batch
     step = phase.build_step(load_init=False)
     model_config: Any = step.model.config
-    size = complexity_of(model_config)
-    activations = activation_bytes(model_config, recompute=config.activation_checkpointing)
-    sharding = planned_sharding(config, step.model)
-    memory = worker_memory(config, sharding, activations)
+    size, costs = trained_size(config, model_config), UnitCosts()
+    sharding = planned_sharding(config, size)
+    memory = worker_memory(config, sharding, size.activation_bytes)
     checkpoint = checkpoint_bytes(sharding) / GIB
     return {
         "clips": clips,
@@ -87,49 +73,13 @@ def dry_run_figures(start: Start[Any], phase: Phase, plan: PlanConfig) -> dict[s
         **{f"GiB a worker, ZeRO {n}{' (chosen)' * (n == config.zero_stage)}": gib for n, gib in memory.items()},
         **{f"GiB a worker sends in a step, ZeRO {n}": sent_bytes(n, sharding) / GIB for n in STAGES},
         "GiB a checkpoint": checkpoint,
+        f"seconds to write it at {costs.write_rate.value / 1e6:.0f} MB/s ({costs.write_rate.basis}), of "
+        f"{DEFAULT_SECONDS:g} after SIGTERM": checkpoint * GIB / costs.write_rate.value,
         # One is being written while the next one is gathered and waits; all workers read the same one.
         "GiB of host memory for checkpoints, first worker": 2 * checkpoint,
         "GiB of host memory to resume, every worker": checkpoint,
         "GiB of checkpoints kept": checkpoint * (config.checkpoint.keep + config.checkpoint.keep_best),
     }
-
-
-def worker_memory(config: TrainConfig, sharding: Sharding, bytes_per_view: int) -> dict[int, str]:
-    """Memory of one worker by ZeRO stage, with its parts, GiB; activations are an estimate.
-
-    Args:
-        bytes_per_view: what float32 training keeps for the backward pass of one view.
-    """
-    activations = float(config.micro_batch * bytes_per_view)
-    if config.precision == "bf16":  # and autocast keeps a copy of the weights that learn in bfloat16
-        activations = activations * BF16_SHARE + BF16_BYTES * sharding.parameters
-    memory = {}
-    for stage in STAGES:
-        parts = {**kept_bytes(stage, sharding), "activations": activations}
-        parts_gib = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-        memory[stage] = f"{sum(parts.values()) / GIB:.2f} ({parts_gib})"
-    return memory
-
-
-def planned_sharding(config: TrainConfig, model: nn.Module) -> Sharding:
-    """What decides the costs of sharding: of the fewest workers, which have the largest shares."""
-    workers = config.worker_numbers[0]
-    micro_batches = config.global_batch // config.micro_batch // workers
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Sharding(
-        learning,
-        workers,
-        micro_batches,
-        moments=2 if config.optimizer.name == "adamw" else 1,
-        wire_bytes=WIRE_BYTES[wire_type(config, workers)],
-        in_products=sum(parameter.numel() for parameter in weights_of_products(model)),
-        frozen=sum(parameter.numel() for parameter in model.parameters()) - learning,
-    )
-
-
-def checkpoint_bytes(sharding: Sharding) -> int:
-    """Weights in float32, and the optimizer state of those that learn."""
-    return FLOAT32_BYTES * (sharding.elements + sharding.moments * sharding.parameters)
 
 
 def _speed(config: TrainConfig, plan: PlanConfig, job: TrainingJob, done: int, multiply_adds: int) -> dict[str, Any]:
