@@ -94,8 +94,8 @@ def sent_bytes(stage: int, sharding: Sharding) -> float:
     if stage == 2:
         return others * (2 * sharding.micro_batches * gradients + weights)
     weights = FLOAT32_BYTES * sharding.elements - (FLOAT32_BYTES - sharding.wire_bytes) * sharding.in_products
-    # What is used again soon enough, around the end of the forward pass, is not freed and gathered a second time. What
-    # comes before all that learns is not either, since the backward pass ends there.
+    # What is used again soon enough, around the end of the forward pass, is not freed and gathered a second time.
+    # Nor is what comes before all that learns, since the backward pass ends there.
     freed = max(0, sharding.parameters - sharding.live_elements) / sharding.elements
     return others * sharding.micro_batches * (gradients + weights * (1 + freed))
 
