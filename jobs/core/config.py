@@ -324,7 +324,7 @@ def field_type(config_class: Any, key: str) -> Any:
             return typing.get_args(config_class)[1]
         if not dataclasses.is_dataclass(config_class):
             return None
-        config_class = _hints(config_class).get(name)
+        config_class = _hints(typing.cast(type, config_class)).get(name)
     return config_class
 
 

@@ -27,7 +27,7 @@ TROUBLE = (OSError, RuntimeError, RayError)
 T = TypeVar("T")
 
 
-class JobClient(JobSubmissionClient):
+class JobClient(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
     """Ray's client with requests that end: its own wait for ever for a host that has vanished."""
 
     seconds = 20.0

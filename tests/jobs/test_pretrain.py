@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobs import pretrain
-from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
 from jobs.core.config import load_config
 from jobs.core.errors import TrainingStoppedError, UserError
 from jobs.training import driver as training
 from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.files import StorageError
-from tests.support.run_output import journal_lines
 from tests.support.small_set import small_prepared_set
+from tests.support.without_workers import without_workers
 
 STEPS = 2
 
@@ -60,23 +56,12 @@ def test_storage_that_fails_after_the_last_step_is_no_mistake_of_the_user(
     weights = PretrainPhase(asked).build_step(load_init=False).model.state_dict()
     ended, real = list[str](), training.write_bytes
 
-    def trained(_job: Any, token: Any, *_: Any) -> Any:
-        write_journal(token.output, STEPS, 1, "".join(json.dumps(line) + "\n" for line in journal_lines(STEPS)))
-        write_checkpoint(token.output, Checkpoint(STEPS, 4 * STEPS, weights, {}))
-        return token
-
     def failing(uri: str, content: bytes) -> None:
         if uri.endswith(name) and not ended:
             raise StorageError(uri, "503 slow down", "try again")
         real(uri, content)
 
-    monkeypatch.setattr(training, "connect", lambda: None)
-    monkeypatch.setattr(training, "has_gpus", lambda: False)
-    monkeypatch.setattr(training, "node_addresses", lambda: {"127.0.0.1"})
-    monkeypatch.setattr(training, "with_decoders", lambda job, gpus: job)
-    monkeypatch.setattr(training, "check_capacity", lambda *_: None)
-    monkeypatch.setattr(training, "node_metrics", lambda _run: nullcontext())
-    monkeypatch.setattr(training, "train", trained)
+    without_workers(monkeypatch, lambda _job: weights)
     monkeypatch.setattr(training, "write_bytes", failing)
     monkeypatch.setattr(training.Run, "finish", lambda _run, status="FINISHED": ended.append(status))
     with pytest.raises(TrainingStoppedError, match=r"503 slow down; .*the checkpoints are kept: run the same command"):

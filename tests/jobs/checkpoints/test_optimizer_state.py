@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 
 from hiera_video.optimization import OptimizerConfig, build_optimizer
 from jobs.checkpoints.optimizer_state import (
@@ -25,6 +22,7 @@ from jobs.checkpoints.optimizer_state import (
 )
 from jobs.training.sharding.engine import start_engine
 from jobs.training.steps.step import TrainStep
+from tests.support.ranks import on_ranks
 
 pytestmark = pytest.mark.ray  # DeepSpeed takes seconds to start
 
@@ -57,17 +55,8 @@ def _engine(stage: int, optimizer: str, world: int, weights: dict[str, Tensor] |
     return start_engine(step, build_optimizer(network, config), settings)
 
 
-def _run(rank: int, world: int, port: int, case: tuple[int, str], first: int, last: int, start: str, end: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-    }
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def _train_rank(case: tuple[int, str], first: int, last: int, start: Path | None, end: Path) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
     saved = torch.load(start, weights_only=True) if start else None
     engine = _engine(*case, world, saved["weights"] if saved else None)
     if saved:
@@ -89,15 +78,10 @@ def _run(rank: int, world: int, port: int, case: tuple[int, str], first: int, la
     state["losses"] = {"losses": torch.tensor(losses, dtype=torch.float64)}
     if rank == 0:
         torch.save(state, end)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def _train(case: tuple[int, str], world: int, first: int, last: int, start: Path | None, end: Path) -> dict[str, Any]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_run, (world, port, case, first, last, str(start or ""), str(end)), nprocs=world, daemon=True)
+    on_ranks(world, _train_rank, case, first, last, start, end)
     state: dict[str, Any] = torch.load(end, weights_only=True)
     return state
 

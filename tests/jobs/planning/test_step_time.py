@@ -21,7 +21,7 @@ FAST = replace(UnitCosts(), micro_batches_a_second=UnitCost(1e6))
 
 def work(gpus: int, *keys: str, parameters: int = 10**6) -> TrainingWork:
     config = load_config(PretrainConfig, "pretrain", [*KEYS, f"workers={gpus}", *keys])
-    return TrainingWork(config, ModelSize(parameters, parameters, 10**11, 10**9), 3, 500_000.0, 16)
+    return TrainingWork(config, ModelSize(parameters, parameters, parameters, 10**11, 10**9), 3, 500_000.0, 16)
 
 
 def time_of(gpus: int, *keys: str, costs: UnitCosts = FAST, parameters: int = 10**6, **host: Any) -> StepTime:

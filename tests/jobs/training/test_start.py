@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from mlflow import MlflowClient
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import official_state_dict, read_metadata, save_model
 from jobs import finetune, pretrain
-from jobs.checkpoints.store import Checkpoint, write_checkpoint, write_journal
+from jobs.checkpoints.store import Checkpoint, write_checkpoint
 from jobs.core.config import load_config
 from jobs.core.errors import StopRequestedError, UserError
 from jobs.finetune import dry_run
@@ -37,8 +36,8 @@ from pipeline.shards.digests import version_digest
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage import files
 from tests.support.registry import NAME, motion_registry, stored
-from tests.support.run_output import journal_lines
 from tests.support.small_set import CLASSES, small_prepared_set
+from tests.support.without_workers import without_workers
 
 SMALL = ["global_batch=4", "micro_batch=4", "precision=fp32", "tracking.uri=none"]
 STEPS = 2
@@ -100,24 +99,6 @@ class Reads(Counter[str]):
 
     def of_the_set(self) -> int:
         return sum(count for path, count in self.items() if path.startswith(("set/", "versions/")))
-
-
-def without_workers(monkeypatch: pytest.MonkeyPatch, weights: Callable[[Any], dict[str, torch.Tensor]]) -> None:
-    """A driver whose workers have reached the last step at once."""
-
-    def trained(job: Any, token: Any, *_: Any) -> Any:
-        lines = "".join(json.dumps(line) + "\n" for line in journal_lines(job.total_steps))
-        write_journal(token.output, job.total_steps, token.generation, lines)
-        write_checkpoint(token.output, Checkpoint(job.total_steps, 4 * job.total_steps, weights(job), {}))
-        return token
-
-    monkeypatch.setattr(driver, "connect", lambda: None)
-    monkeypatch.setattr(driver, "has_gpus", lambda: False)
-    monkeypatch.setattr(driver, "node_addresses", lambda: {"127.0.0.1"})
-    monkeypatch.setattr(driver, "with_decoders", lambda job, gpus: job)
-    monkeypatch.setattr(driver, "check_capacity", lambda *_: None)
-    monkeypatch.setattr(driver, "node_metrics", lambda _run: nullcontext())
-    monkeypatch.setattr(driver, "train", trained)
 
 
 def test_a_start_reads_claim_and_record_once(
