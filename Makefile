@@ -46,12 +46,12 @@ check: $(DEV_READY) ## format, lint, types, boundaries, fast tests without Ray
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@test -z "$(strip $(NOT_HERE))" || echo "What the tests marked $(NOT_HERE) need is not here (CLIPS=, KUBERAY_CRDS=, a kubectl with Kustomize 5): they are left out."
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal -m "not ray and $(FAST)"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 3 --dist worksteal -m "not ray and $(FAST)"
 
 test: check test-ray ## check, then everything that needs Ray, DeepSpeed, MLflow or moto
 
 test-ray: $(DEV_READY)
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "ray and $(FAST)"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 3 --dist loadfile -m "ray and $(FAST)"
 
 test-slow: MARK = slow
 test-faults: MARK = faults
