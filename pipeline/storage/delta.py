@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import re
 import sys
 import time
 import uuid
@@ -31,7 +33,13 @@ from pipeline.storage.records import Types, as_list, as_record, paths_within
 from pipeline.storage.retry import is_transient, retried
 from pipeline.storage.s3 import delta_options
 
+# The library reads JSON by recursion, some 40 bytes of stack a level, in threads that get this much address space each
+# (2 MiB otherwise): an entry of 100 kB of brackets ended the process. Read when its first thread starts.
+os.environ.setdefault("RUST_MIN_STACK", str(512 * 2**20))
+
 MESSAGE_LENGTH = 400
+BACKTRACE = re.compile(r"\s*0: ")
+"""How the first line of one begins, where RUST_BACKTRACE is set."""
 APPLICATION = "hiera-video"
 """Names the transactions of this project in a table's log."""
 MARK = "commit_id"
@@ -359,4 +367,5 @@ def _errors_named(uri: str) -> Iterator[None]:
         yield
     except (DeltaError, OSError) as error:
         # From the outermost to the first cause.
-        raise StorageError(uri, ": ".join(lines_of(error))[:MESSAGE_LENGTH], CHECK_IT) from error
+        lines = itertools.takewhile(lambda line: not BACKTRACE.match(line), lines_of(error))
+        raise StorageError(uri, ": ".join(lines)[:MESSAGE_LENGTH], CHECK_IT) from error

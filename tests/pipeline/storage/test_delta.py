@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +172,24 @@ def test_readers_that_filter_find_the_rows(table: Table) -> None:
     for condition in ("uri = 'a'", "n IS NULL AND x[1] = 'a' AND uri < 'b'", f"uri = '{'b' * 100}'"):
         assert duckdb.sql(f"SELECT count(*) FROM rows WHERE {condition}").fetchall() == [(1,)], condition
     assert rows is not None
+
+
+@pytest.mark.parametrize("levels", [50_000, 1_000_000])
+def test_a_deeply_nested_entry_of_the_log_is_one_message(levels: int, tmp_path: Path) -> None:
+    """In a process of its own, which it ended."""
+    uri = str(tmp_path / "table")
+    create_table(uri, pa.schema([("number", pa.int64())]))
+    (tmp_path / f"table/_delta_log/{1:020d}.json").write_bytes(b"[" * levels + b"]" * levels)
+    program = f"from pipeline.storage.delta import open_table; open_table({uri!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ | {"RUST_BACKTRACE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.returncode
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"pipeline.storage.errors.StorageError: {uri}")
+    assert last.endswith("check the path, the permissions and the network")
+    assert "0: " not in last
 
 
 def test_an_error_is_one_line_without_colours(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
