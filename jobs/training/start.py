@@ -45,7 +45,8 @@ ARITHMETIC = "arithmetic"
 # 2: mixing partners are of other videos; the decoder's position table and mask token decay.
 # 3: the batch that the learning rate is for counts videos, not their repeats; copies of rare clips (balanced classes)
 # are spread over the epoch; RandAugment's moves leave the mean colour in images, which had grey.
-ARITHMETIC_VERSION = 3
+# 4: with several workers and bf16 gradients travel as bfloat16; the norm that clips is summed in another order.
+ARITHMETIC_VERSION = 4
 
 
 @dataclass(frozen=True)
