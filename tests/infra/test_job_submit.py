@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
-START_SECONDS = 120
+START_SECONDS = 300
 STEPS = 2
 # The smallest model, so that the command takes seconds; everything else is what the recipe says.
 TINY = "model=mae_hiera_test_8x64 mask_ratio=0.75 view.frame_stride=1 view.repeats=1"
@@ -65,7 +65,7 @@ class Head:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=280,
+            timeout=560,
             check=False,
         )
 
@@ -263,9 +263,9 @@ def test_submit_again_follows_what_runs_and_sigterm_stops_it(head: Head, tmp_pat
     assert second.stdout is not None
     assert "long is running already; following it" in second.stdout.readline()
     second.terminate()
-    printed, _ = second.communicate(timeout=120)
+    printed, _ = second.communicate(timeout=300)
     assert "stopping long" in printed
-    first.communicate(timeout=120)
+    first.communicate(timeout=300)
     assert (first.returncode, second.returncode) == (3, 3)
     assert not (prepared / "dataset.json").exists()
 
@@ -281,5 +281,5 @@ def submit_environment(head: Head) -> dict[str, str]:
 
 def submit_program(head: Head, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        submit_command(*words), env=submit_environment(head), capture_output=True, text=True, timeout=280, check=False
+        submit_command(*words), env=submit_environment(head), capture_output=True, text=True, timeout=560, check=False
     )
