@@ -126,10 +126,22 @@ def with_decoders(job: TrainingJob, *, gpus: bool) -> TrainingJob:
     if gpus:
         multiply_adds = job.phase.build_step(load_init=False).multiply_adds()
         wanted = decoders_wanted(config.worker_numbers[-1], multiply_adds)
-    possible = decoders_possible(config, wanted, offered_by_host(), gpus=gpus)
+    hosts = offered_by_host()
+    fair = fair_decoders(config.worker_numbers[-1], hosts) if gpus else wanted
+    possible = decoders_possible(config, min(wanted, fair), hosts, gpus=gpus)
     if gpus and possible < wanted:
-        logger.warning("decode_actors=auto: %d are wanted, the cluster has CPUs for %d", wanted, possible)
+        logger.warning("decode_actors=auto: %d are wanted, this run's share of the CPUs is for %d", wanted, possible)
     return replace(job, config=replace(config, decode_actors=max(1, possible)))
+
+
+def fair_decoders(workers: int, hosts: Mapping[str, Mapping[str, float]]) -> int:
+    """Decoders in the share of a cluster's CPUs that so many GPUs are of its GPUs.
+
+    Runs beside each other, as a sweep starts them, would otherwise wait for CPUs that the first has taken.
+    """
+    cpus, gpus = (sum(resources.get(kind, 0.0) for resources in hosts.values()) for kind in ("CPU", "GPU"))
+    share = cpus * min(1.0, workers / max(gpus, 1.0))
+    return max(1, int((share - stream_cpus(0)) / DECODER_CPUS))
 
 
 def decoders_possible(config: TrainConfig, wanted: int, hosts: Mapping[str, Mapping[str, float]], *, gpus: bool) -> int:

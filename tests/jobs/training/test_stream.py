@@ -47,6 +47,8 @@ def test_auto_follows_from_what_the_gpus_want(monkeypatch: pytest.MonkeyPatch) -
     assert with_decoders(job("decode_actors=5"), gpus=True).config.decode_actors == 5
     host["CPU"] = 2.5  # a reader takes a quarter of one, a decoder three quarters
     assert with_decoders(job(), gpus=True).config.decode_actors == 3
+    host |= {"CPU": 12.0, "GPU": 8.0}  # so that four such runs may be beside each other
+    assert with_decoders(job(), gpus=True).config.decode_actors == 3
     host["CPU"] = 3.0
     assert with_decoders(job(), gpus=False).config.decode_actors == 1
 
