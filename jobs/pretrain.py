@@ -17,13 +17,13 @@ DESCRIPTION = "Pretrain a Hiera encoder as a masked autoencoder on the videos of
 def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train, then write weights, journal and pictures; returns the report."""
     with begin("pretrain", config) as start:
-        return run_training(start, PretrainPhase(start.worker_config))
+        return run_training(start, PretrainPhase.of(start))
 
 
 def dry_run(config: PretrainConfig, plan: PlanConfig) -> Mapping[str, Any]:
     """Estimates of what a run takes."""
     start = preview("pretrain", config)
-    return dry_run_figures(start, PretrainPhase(start.worker_config), plan)
+    return dry_run_figures(start, PretrainPhase.of(start), plan)
 
 
 main = Command("pretrain", PretrainConfig, run, description=DESCRIPTION, dry_run=dry_run, dry_run_plan=PlanConfig)

@@ -52,6 +52,7 @@ DOORS = {
                 "psutil",
                 "safetensors",
                 "usearch",
+                "onnxruntime",
             }
             # only to name the errors that MLflow's stores let through
             | {"sqlalchemy", "boto3.exceptions", "botocore.exceptions"}

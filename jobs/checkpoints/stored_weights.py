@@ -13,11 +13,12 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
-from hiera_video.weights.checkpoint_files import filled_model, read_metadata, save_model
+from hiera_video.models.hiera import Hiera
+from hiera_video.weights.checkpoint_files import filled_model, read_metadata, save_model, stored_config
 from jobs.checkpoints.store import Checkpoint, best_checkpoint, complete_steps, latest_checkpoint, read_checkpoint
 from jobs.core.errors import UserError
 from jobs.core.holdings import CLAIM, is_registered
-from jobs.core.init_source import BEST_WEIGHTS, WEIGHTS, local_weights
+from jobs.core.init_source import BEST_WEIGHTS, HUB_CONFIG, WEIGHTS, local_weights
 from jobs.core.yaml_text import parse_yaml
 from jobs.runs.claim import CLAIM_ENTRIES
 from jobs.runs.tracking import TrackingConfig
@@ -52,7 +53,8 @@ def stored_weights(init: str, which: Which, tracking: TrackingConfig) -> StoredW
         return _from_file(init)
     file = join(init, WEIGHTS if which == "last" else BEST_WEIGHTS)
     if exists(file):
-        return _with_recipe(_from_file(file), init)
+        of_hub = exists(join(init, HUB_CONFIG))  # a folder without the run's configuration
+        return _from_file(file) if of_hub else _with_recipe(_from_file(file), init)
     # The run has not ended, so its weights are in its checkpoints alone.
     if which == "last":
         return _from_checkpoint(init, init, latest_checkpoint(init))
@@ -60,6 +62,21 @@ def stored_weights(init: str, which: Which, tracking: TrackingConfig) -> StoredW
     if best is None:
         raise UserError(f"weights=best: no checkpoint of {init} was validated; use weights=last")
     return _from_checkpoint(init, init, best)
+
+
+def classifier_of(init: str, found: StoredWeights) -> Hiera:
+    """The classifier that the weights are of, for scoring.
+
+    Raises:
+        UserError: they are of another model, or not all of it.
+    """
+    try:
+        model = filled_model(stored_config(init, found.metadata), dict(found.tensors), init)
+    except ValueError as error:
+        raise UserError(f"init={init}: {str(error).removeprefix(f'{init}: ')}") from error
+    if not isinstance(model, Hiera):
+        raise UserError(f"init={init}: must be a classifier for this output; fine-tune it first")
+    return model.eval()
 
 
 def _from_file(uri: str) -> StoredWeights:

@@ -18,9 +18,11 @@ from pipeline.storage.records import parse_json
 
 WEIGHTS = "model.safetensors"
 BEST_WEIGHTS = "best.safetensors"  # of the checkpoint that was best in validation
+HUB_CONFIG = "config.json"  # beside the weights in a folder for a model hub
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 DIGEST_CHARACTERS = 16  # of a weights file's SHA-256
 RUN_LINK = "_run_id"  # end of the tags of `links_of`
+LICENSE, PUBLIC_LICENSE = "weights_license", "CC-BY-NC-4.0"  # entry of weights that derive from public ones
 SAMPLING = "sampling_of_frames"  # key of a weights file: how frames were chosen in training, as JSON
 ENCODER = "encoder"  # `part` of an export that left the head out
 SHIPPED_CLASSES = {400: "kinetics400"}  # class lists of public weights, by their number of classes
@@ -99,10 +101,16 @@ def class_names(init: str, metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def links_of(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Tags that link a run to the run that its weights come from, and to the pretraining of that run."""
-    links = {"pretrain_run_id": metadata.get("pretrain_run_id")}
+    """Tags that link a run to the run that its weights come from, and to the pretraining of that run; the license of
+    public weights, and of what derives from them."""
+    links = {"pretrain_run_id": metadata.get("pretrain_run_id"), LICENSE: license_of(metadata)}
     if "command" not in metadata:  # a registered copy, which carries the link of the original
         links["finetune_run_id"] = metadata.get("finetune_run_id")
     elif metadata.get("run_id"):
         links[metadata["command"] + RUN_LINK] = metadata["run_id"]
     return {key: run_id for key, run_id in links.items() if run_id}
+
+
+def license_of(metadata: Mapping[str, str]) -> str | None:
+    """Of public weights, whose files carry no model config, and of those that derive from them."""
+    return metadata.get(LICENSE) if "config_class" in metadata else PUBLIC_LICENSE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 import urllib.parse
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from jobs.core.text import shown
 
 # What the product itself reads: files of this host, and object storage. Browsers take a backslash for a slash.
 _LINKED = re.compile(r"file:///(?![/\\])|s3://", re.IGNORECASE)
+# Of ASCII, but for the `&` and `;` of HTML's entities: Markdown shows what a backslash stands before as it is.
+_PUNCTUATION = re.compile(r"([!-%'-/:<-@\[-`{-~])")
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -68,6 +71,11 @@ def file_name(uri: str) -> str:
     return urllib.parse.unquote(name) if uri.startswith("file://") else name
 
 
+def markdown(text: str) -> Markup:
+    """Text for a Markdown file, in which it is neither markup, link nor HTML."""
+    return Markup(_PUNCTUATION.sub(r"\\\1", html.escape(shown(text), quote=False)))
+
+
 def _cleaned(value: Any) -> Any:
     return shown(value) if type(value) is str else value  # not Markup, which was cleaned piece by piece
 
@@ -81,5 +89,5 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters |= {
-    function.__name__: function for function in (csp_hash, data_uri, link, colour, duration, file_name)
+    function.__name__: function for function in (csp_hash, data_uri, link, colour, duration, file_name, markdown)
 }

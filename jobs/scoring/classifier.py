@@ -169,7 +169,7 @@ def _public_classifier(init: str, file: str, path: str, digest: str, public: Pub
             "class list"
         )
     return ClassifierWeights(
-        absolute_init(init), absolute(file), digest, model_config, names, {}, {}, model_config,
+        absolute_init(init), absolute(file), digest, model_config, names, links_of({}), {}, model_config,
         has_class_names=listed is not None,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from jobs.core.errors import UserError
 from jobs.core.holdings import is_registered
 from jobs.core.init_source import (
     ENCODER,
+    LICENSE,
     RUN_LINK,
     SHIPPED_CLASSES,
     absolute_init,
@@ -124,7 +125,7 @@ def _read(command: str, config: ConfigT, claim: Claim | None, *, labelled: bool,
     if claim is not None:
         _refuse_other_arithmetic(config.output, claim)
         init = join(config.output, KEPT, claim.pins[INIT]) if INIT in claim.pins else config.init
-        links = {key: value for key, value in claim.pins[TAGS].items() if key.endswith(RUN_LINK)}
+        links = {key: value for key, value in claim.pins[TAGS].items() if key.endswith((RUN_LINK, LICENSE))}
         return Start(command, config, claim, prepared, init, links, claim.pins[NEW_HEAD], cursor)
     if config.init is None:
         return Start(command, config, None, prepared, None, {}, labelled, cursor)

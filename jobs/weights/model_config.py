@@ -75,6 +75,8 @@ def typed_overrides(config_class: type, overrides: Mapping[str, Any]) -> dict[st
     tree = OmegaConf.structured(config_class)
     OmegaConf.set_readonly(tree, False)
     for key, value in overrides.items():
+        if "${" in str(value):  # it would stay a text, whatever the field's type
+            raise ValueError(f"{OVERRIDES}.{key}={value}: must be a value, not a reference; write it out")
         try:
             OmegaConf.update(tree, key, value, merge=False)
         except OmegaConfBaseException as error:

@@ -19,6 +19,7 @@ from pipeline.manifest.readers import Annotations, annotation_table, split_of_fi
 from pipeline.manifest.text_columns import as_text, joined, malformed_named
 from pipeline.media import SUFFIXES, Media
 from pipeline.storage.files import list_files, local_copy
+from pipeline.storage.members import harmless
 from pipeline.storage.parquet import open_parquet, read_by_arrow
 from pipeline.storage.records import parse_json
 
@@ -67,14 +68,16 @@ def _packed_files(uri: str, suffix: str) -> list[str]:
 
 
 def _tar_rows(uri: str, media: Media) -> pa.Table:
-    paths: list[str] = []
+    places: list[str] = []
+    names: list[str] = []
     labels: list[str | None] = []
     with local_copy(uri) as path:
         try:
             # Not compressed: members are read by their position.
             with _BoundedReads(path.open("rb", buffering=0)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for found, label in _samples(tar, media):
-                    paths.append(f"{uri}#bytes={found.offset_data}+{found.size}/{found.name}")
+                    places.append(f"{uri}#bytes={found.offset_data}+{found.size}/")
+                    names.append(found.name)
                     labels.append(label)
         except tarfile.TarError as error:
             raise ManifestError(
@@ -82,7 +85,8 @@ def _tar_rows(uri: str, media: Media) -> pa.Table:
             ) from error
     text = pa.large_string()
     with malformed_named(uri):  # names and labels that are no Unicode
-        return annotation_table(path=pa.array(paths, text), label=pa.array(labels, text), split=split_of_file(uri))
+        paths = joined("", pa.array(places, text), harmless(pa.array(names, text)))
+        return annotation_table(path=paths, label=pa.array(labels, text), split=split_of_file(uri))
 
 
 class _BoundedReads(io.BufferedReader):
@@ -137,7 +141,8 @@ def _schema(uri: str) -> pa.Schema:
 def _bytes_column(schema: pa.Schema) -> str | None:
     for field in schema:
         kind = field.type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        # A column's name is a part of a URI that ends at a slash.
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and "/" not in field.name:
             inner = kind.field("bytes").type
             if pa.types.is_binary(inner) or pa.types.is_large_binary(inner):
                 return str(field.name)
@@ -171,6 +176,6 @@ def _parquet_rows(uri: str) -> pa.Table:
     if column in table.column_names:
         names = pc.fill_null(as_text(pc.struct_field(table[column], "path")), "")
     rows = as_text(pa.array(range(count), pa.int64()))
-    path = joined("", f"{uri}#row=", rows, f":{column}/", names)
+    path = joined("", f"{uri}#row=", rows, f":{column}/", harmless(names))
     label = as_text(table["label"]) if "label" in table.column_names else None
     return annotation_table(path=path, label=label, split=split_of_file(uri))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import os
 import tempfile
@@ -25,13 +26,14 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from pipeline.storage import s3 as object_storage
+from pipeline.storage.errors import OVER_LIMIT, errors_named, refuse_over, size_of_file
 from pipeline.storage.errors import StorageError as StorageError
-from pipeline.storage.errors import errors_named, size_of_file
 from pipeline.storage.records import Types, as_record
 from pipeline.storage.s3 import arrow_s3, bucket_and_key
 from pipeline.storage.text import as_text
 
 LISTED_AT_ONCE = 50_000
+MOST_TEXT_BYTES = 2**30
 LISTING_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64()), ("etag", pa.string())]
 )
@@ -92,9 +94,28 @@ def read_text(uri: str) -> str:
     """The whole object as text that people or their editors wrote (`storage.text.as_text`).
 
     Raises:
-        StorageError: it is missing, unreachable, not permitted, or no text (`NotTextError`).
+        StorageError: it is missing, unreachable, not permitted, no regular file, larger than a GiB, or no text
+            (`NotTextError`).
     """
-    return as_text(read_bytes(uri), uri)
+    return as_text(_content_of_text(uri), uri)
+
+
+def _content_of_text(uri: str) -> bytes:
+    """Looked at before it is read: a stranger's may be larger than the memory, or never end."""
+    path, content = local_path(uri), io.BytesIO()
+    try:
+        with errors_named(uri):
+            if path is None:
+                object_storage.download(uri, content, MOST_TEXT_BYTES)
+                return content.getvalue()
+            refuse_over(uri, size_of_file(uri, path), MOST_TEXT_BYTES)
+            return path.read_bytes()
+    except StorageError as error:
+        if error.reason != OVER_LIMIT:
+            raise
+        happened = f"is over the {MOST_TEXT_BYTES >> 20} MiB of a text that is read at once"
+        remedy = "give a list as CSV or Parquet, which are read in parts"
+        raise StorageError(uri, happened, remedy, reason=OVER_LIMIT) from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,13 @@ def container_of(uri: str) -> str:
 def containers_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """`container_of` each of many URIs."""
     return pc.replace_substring_regex(uris, pattern=f"(?is)^(?:{_URI.pattern})$", replacement=r"\1")
+
+
+def harmless(names: Any) -> Any:
+    """Names of members as they may stand in a URI: with `..` the URI would be a path to another file once it is
+    normalised, and with a number of their own they would name another member."""
+    names = pc.replace_substring_regex(names, pattern=r"\.\.(/|$)", replacement=r"_\1")
+    return pc.replace_substring_regex(names, pattern=r"(?i)#(bytes|row)=", replacement=r"_\1=")
 
 
 def version_of(uri: str) -> str:

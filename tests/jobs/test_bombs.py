@@ -6,6 +6,7 @@ Bounds are of CPU time and memory, never of the clock: a busy machine must not f
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +19,19 @@ import yaml
 from _pytest.mark import ParameterSet
 
 from hiera_video.weights.checkpoint_files import read_weights
+from jobs.core.config import load_config
+from jobs.core.errors import UserError
 from jobs.core.yaml_text import parse_yaml
+from jobs.demo.command import DemoConfig
+from jobs.planning.prices import read_prices
 from pipeline.decode.config import DecodeConfig, DecodeError, FrameView, ImageView
 from pipeline.decode.decoder import IsolatedDecoder
 from pipeline.manifest.errors import ManifestError
+from pipeline.manifest.formats import read_class_list
+from pipeline.manifest.image_readers import read_inaturalist
 from pipeline.manifest.packed import read_huggingface, read_webdataset
+from pipeline.manifest.readers import read_something
+from pipeline.manifest.s3_inventory import inventory_parts
 from pipeline.manifest.text_columns import parquet_batches, read_csv
 from pipeline.storage.errors import StorageError
 from pipeline.storage.records import parse_json
@@ -169,6 +178,35 @@ def test_a_file_that_is_a_bomb_is_one_message(make: Callable[[Path], Path], tmp_
         FILES[make](path)
     assert path.name in str(refusal.value)
     assert "malloc" not in str(refusal.value)  # it is refused, and no memory is asked for
+
+
+HUGE: dict[str, Callable[[str], object]] = {
+    "train.json": read_inaturalist,
+    "labels.json": lambda path: read_something(path.rpartition("/")[0]),
+    "classes.txt": read_class_list,
+    "names.json": read_class_list,
+    "manifest.json": lambda path: next(iter(inventory_parts(path))),
+    "recipe.yaml": lambda path: load_config(DemoConfig, "demo", [path]),
+    "prices.yaml": lambda path: read_prices(path, "h100"),
+    "list.csv": read_csv,
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_text_larger_than_memory_is_one_message(name: str, tmp_path: Path) -> None:
+    path = bombs.sparse_text(tmp_path / name)
+    with bounded(), pytest.raises((*ONE_MESSAGE, UserError)) as refusal:
+        HUGE[name](str(path))
+    assert str(tmp_path) in str(refusal.value)
+    assert "malloc" not in str(refusal.value)
+
+
+def test_annotations_that_never_end_are_one_message(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for endless in ("/dev/zero", str(tmp_path / "fifo"), str(tmp_path / "link")):
+        with bounded(), pytest.raises((*ONE_MESSAGE, UserError), match=endless):
+            read_class_list(endless)
 
 
 @pytest.mark.parametrize("kind", TEXTS)

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hiera_video.weights.checkpoint_files import load_model, read_weights
-from jobs import evaluate, inspect
+from jobs import evaluate, export, inspect
 from jobs.checkpoints.recorded_run import read_claim_of_any, read_config, read_journal_text, read_report
 from jobs.checkpoints.store import (
     complete_steps,
@@ -338,6 +338,13 @@ READERS = {
                                   "jobs/core/init_source.py"),
     "classifier": Reader("w.safetensors", lambda folder: find_classifier(str(folder / "w.safetensors")),
                          "jobs/scoring/classifier.py"),
+    "weights to export": Reader(
+        "w.safetensors",
+        lambda folder: export.run(
+            export.ExportConfig(init=f"{folder}/w.safetensors", output=f"{folder}/hub", format="hub")
+        ),
+        "jobs/export.py",
+    ),
     "classes": Reader("w.safetensors", lambda folder: classes_of(str(folder / "w.safetensors")),
                       "jobs/training/start.py"),
 }  # fmt: skip

@@ -215,6 +215,14 @@ def parquet_of_one_page(folder: Path) -> Path:
     return folder / "page.parquet"
 
 
+def sparse_text(path: Path) -> Path:
+    """64 GiB of zeros that take no disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(2**36)
+    return path
+
+
 def long_tar_header(folder: Path) -> Path:
     """A tar file whose first header claims attributes of 2 GiB, of which the disk holds nothing."""
     header = tarfile.TarInfo("pax")

@@ -19,12 +19,13 @@ from hiera_video.models.random_draws import random_keep_mask, sample_uniforms
 from hiera_video.rules import Rules
 from hiera_video.weights.checkpoint_files import load_weights
 from jobs.core.holdings import is_registered
-from jobs.core.init_source import local_weights
+from jobs.core.init_source import LICENSE, local_weights
 from jobs.reports.reconstruction import reconstruction_picture
 from jobs.runs.tracking import unrecorded
 from jobs.training.config import ProbedValidationConfig, TrainConfig
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch
+from jobs.training.start import Start
 from jobs.training.steps.step import TrainStep
 from jobs.weights.model_config import overridden_config
 from pipeline.datasets.train import iter_micro_batches, training_stream
@@ -133,13 +134,19 @@ class PretrainPhase:
 
     config: PretrainConfig
     labelled_only: bool = False
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", unrecorded(self.config))
 
+    @classmethod
+    def of(cls, start: Start[PretrainConfig]) -> PretrainPhase:
+        """The phase that a start describes."""
+        return cls(start.worker_config, links=start.links)
+
     @property
     def metadata(self) -> Mapping[str, str]:
-        return {}
+        return {LICENSE: self.links[LICENSE]} if LICENSE in self.links else {}
 
     def build_step(self, *, load_init: bool) -> MaskedAutoencoding:
         step = MaskedAutoencoding(self.config)

@@ -13,6 +13,8 @@ from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.core.yaml_text import parse_yaml
 from jobs.demo.command import DemoConfig
+from jobs.planning.prices import read_prices
+from jobs.weights.model_config import overridden_config
 
 TAGS = (
     "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{path}]]",
@@ -67,6 +69,21 @@ def test_no_resolver_reads_the_environment(value: str, tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="source") as refused:
         load_config(DemoConfig, "demo", [str(tmp_path / "recipe.yaml")])
     assert "planted-in-the-environment" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["${oc.env:PLANTED}", "${oc.decode:${oc.env:PLANTED}}", "${steps}", "!!python/name:os.system"]
+)
+def test_what_a_strangers_files_hold_stays_text(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prices, and the configuration of a run whose weights are taken: a message without the value of any variable."""
+    monkeypatch.setenv("PLANTED", "24")
+    (tmp_path / "prices.yaml").write_text(f"gpu_hour: {value}\n")
+    with pytest.raises(UserError, match="prices"):
+        read_prices(str(tmp_path / "prices.yaml"), "h100")
+    for key in ("embed_dim", "stages", "interpolation", "sep_pos_embed", "head_dropout"):
+        with pytest.raises((UserError, ValueError)) as refused:
+            overridden_config("hiera_test_8x64", {key: value})
+        assert "24" not in str(refused.value)
 
 
 def test_resolvers_only_look_into_the_configuration() -> None:

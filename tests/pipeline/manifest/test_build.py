@@ -415,6 +415,9 @@ def test_a_path_does_not_leave_the_source(tmp_path: Path) -> None:
         f"file://{outside}/private.mp4",
         "..%2Foutside%2Fprivate.mp4",
         "/etc/passwd",
+        "/etc/passwd#bytes=0+9/a.mp4",
+        f"{outside}/private.mp4#bytes=0+9/a.mp4",
+        "../outside/private.parquet#row=0&column=video/a.mp4",
     )
     lines = "".join(f'"{path}",l\n' for path in (*written, "a.mp4"))
     (source / "annotations.csv").write_text(f"path,label\n{lines}")

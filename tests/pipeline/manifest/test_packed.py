@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.decode.config import DecodeConfig
@@ -15,7 +18,7 @@ from pipeline.manifest.formats import ManifestConfig
 from pipeline.manifest.text_columns import ManifestError
 from pipeline.prepare.run import Outcome, PrepareSettings
 from pipeline.shards.writer import StoreConfig
-from pipeline.storage.members import Member
+from pipeline.storage.members import Member, local_content
 from pipeline.transcode.config import TranscodeConfig
 from tests.support.numbered import write_numbered
 from tests.support.packed import write_parquet, write_tar
@@ -69,6 +72,47 @@ def test_a_compressed_or_damaged_tar_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(ManifestError, match=r"b\.tar"):
         read_manifest(str(tmp_path / "b.tar"), IMAGES, seed=0)
+
+
+def test_names_of_members_are_never_paths(tmp_path: Path) -> None:
+    """Members are read by their position in the tar file; links and devices among them are left out."""
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(b"private")
+    names = ("../../outside.jpg", f"{outside}", "a/../../../outside.1.jpg", f"x#bytes=0+9/{outside}", "/etc/passwd.jpg")
+    path = tmp_path / "set" / "train.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = 8
+            tar.addfile(member, io.BytesIO(b"picture%d" % number))
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(f"link{number}.jpg")
+            member.type, member.linkname = kind, str(outside)
+            tar.addfile(member)
+    uris = read_manifest(str(path.parent), IMAGES, seed=0).rows["uri"].to_pylist()
+    assert uris
+    for uri in uris:
+        with local_content(uri, 2**20) as content:
+            assert content.read_bytes().startswith(b"picture")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["outside.jpg", "set"]
+
+
+@pytest.mark.parametrize("column", ["image", "x/../../.."])
+def test_names_in_parquet_are_never_paths(column: str, tmp_path: Path) -> None:
+    (tmp_path / "outside.jpg").write_bytes(b"private")
+    images = [{"bytes": b"picture", "path": name} for name in ("../../outside.jpg", f"#row=1:{column}/../../x.jpg")]
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({column: images}), tmp_path / "set" / "train.parquet")
+    try:
+        uris = read_manifest(str(tmp_path / "set"), IMAGES, seed=0).rows["uri"].to_pylist()
+    except ManifestError:
+        assert "/" in column
+        return
+    assert len(uris) == 2
+    for uri in uris:
+        with local_content(uri, 2**20) as content:
+            assert content.read_bytes() == b"picture"
 
 
 def test_parquet_with_pictures(tmp_path: Path) -> None:
