@@ -22,7 +22,8 @@ from jobs.core.cli import Command
 from jobs.core.errors import UserError
 from jobs.core.init_source import ENCODER, RUN_LINK, WEIGHTS
 from jobs.core.redaction import without_secrets
-from jobs.runs.tracking import TrackingConfig, TrackingTarget
+from jobs.runs.tracking import TrackingTarget
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.weights.torch_export import export_program
 from pipeline.storage.files import write_bytes
 
