@@ -6,6 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& command -v $$python && break; done)
 DATA ?=
+COMPARE ?=
 NAMES ?=
 QUICK ?=
 # Other people's videos and schemas: tests that need them run where they are, and `make check` says when they are not.
@@ -33,11 +34,11 @@ export PATH := $(BIN):$(PATH)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(RUN_READY) ## the whole way, from videos to tags; DATA=folder for your own videos
-	$(BIN)/python -m jobs.demo $(if $(DATA),'source=$(DATA)')
+demo: $(RUN_READY) ## the whole way, from videos to tags; DATA=folder for your own videos, COMPARE=true also from scratch
+	$(BIN)/python -m jobs.demo $(if $(DATA),'source=$(DATA)') $(if $(COMPARE),'compare=$(COMPARE)')
 
 demo-images: $(RUN_READY) ## the same with images; DATA=folder for your own
-	$(BIN)/python -m jobs.demo media=image output=build/demo-images videos=240 $(if $(DATA),'source=$(DATA)')
+	$(BIN)/python -m jobs.demo media=image output=build/demo-images videos=240 $(if $(DATA),'source=$(DATA)') $(if $(COMPARE),'compare=$(COMPARE)')
 
 setup: $(DEV_READY) ## .venv with everything pinned, developers' tools included
 

@@ -18,7 +18,8 @@ from jobs.checkpoints.stored_weights import StoredWeights, Which, classifier_of,
 from jobs.core.cli import Command
 from jobs.core.init_source import ENCODER, RUN_LINK, SAMPLING, class_names, json_entry
 from jobs.core.redaction import without_secrets
-from jobs.runs.tracking import TrackingConfig, TrackingTarget
+from jobs.runs.tracking import TrackingTarget
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.weights.hub_folder import HubModel, write_hub_folder
 from jobs.weights.preprocessing import described
 from jobs.weights.programs import PROGRAMS, refuse_what_cannot_be_written, write_program

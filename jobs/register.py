@@ -16,7 +16,8 @@ from jobs.core.errors import UserError
 from jobs.core.holdings import is_registered
 from jobs.core.init_source import WEIGHT_FILES
 from jobs.runs.mlflow_limits import FAILURES
-from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, recorded, start_run, tracking_uri
+from jobs.runs.tracking import URI_REQUIRED, recorded, start_run, tracking_uri
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import PublicWeightsConfig, find_classifier
 from jobs.scoring.registered_model import create_version
 from pipeline.storage.errors import first_line

@@ -14,7 +14,7 @@ from jobs.finding.query import Moment, OutsideConfig
 from jobs.finding.windows import media_of, open_snapshot
 from jobs.reports.found_page import search_page
 from jobs.reports.tag_thumbnails import gallery
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from pipeline.decode.config import DecodeConfig
 from pipeline.storage.files import join, write_bytes
 from pipeline.storage.parquet import write_table

@@ -13,7 +13,8 @@ from jobs.core.config import TRACKING_VARIABLE, unconfirmed
 from jobs.core.errors import UserError, WorkStoppedError
 from jobs.core.uri_credentials import is_server, same_server
 from jobs.runs.mlflow_sender import Run
-from jobs.runs.tracking import URI_REQUIRED, TrackingConfig, data_entity, start_run, tracking_uri
+from jobs.runs.tracking import URI_REQUIRED, data_entity, start_run, tracking_uri
+from jobs.runs.tracking_config import TrackingConfig
 from pipeline.storage.files import join, list_files
 
 DESCRIPTION = (

@@ -21,7 +21,7 @@ from jobs.core.holdings import CLAIM, is_registered
 from jobs.core.init_source import BEST_WEIGHTS, HUB_CONFIG, WEIGHTS, local_weights
 from jobs.core.yaml_text import parse_yaml
 from jobs.runs.claim import CLAIM_ENTRIES
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.weights.model_config import OVERRIDES, overridden_config
 from jobs.weights.registry import initial_file
 from pipeline.storage.files import StorageError, exists, join, read_bytes, read_json

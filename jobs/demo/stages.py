@@ -22,7 +22,7 @@ NEED_LABELS = ("finetune", "evaluate", "tag")
 # By kind of media: the recipe of pretraining and fine-tuning, and that of evaluation.
 TRAINING_RECIPE: dict[Media, str] = {"video": "demo", "image": "demo_images"}
 EVALUATION_RECIPE: dict[Media, str] = {"video": "demo", "image": "in1k"}
-FOLDERS = ("set", "pretrain", "finetune", "evaluate", "tag")
+FOLDERS = ("set", "pretrain", "finetune", "evaluate", "finetune_scratch", "evaluate_scratch", "tag")
 
 
 class Stage(NamedTuple):
@@ -33,6 +33,13 @@ class Stage(NamedTuple):
     """Recipe and keys; a stage reads what the ones before it wrote."""
     repeated: str = ""
     """What of the command's report the closing report repeats."""
+    scratch: bool = False
+    """Whether it belongs to the run without pretraining, which is there to be compared with."""
+
+    @property
+    def name(self) -> str:
+        """The command, and which of the two runs of it this is."""
+        return f"{self.command.name} from scratch" if self.scratch else self.command.name
 
 
 STAGES = (
@@ -51,6 +58,15 @@ STAGES = (
     Stage(
         evaluate.main, "{evaluation} data={set} init={finetune} output={evaluate} tracking.uri={tracking}",
         "top1 top5 videos_scored images_scored confusion",
+    ),
+    Stage(
+        finetune.main, "{training} data={set} output={finetune_scratch} seed={seed} tracking.uri={tracking}",
+        "final_loss clips_per_second", scratch=True,
+    ),
+    Stage(
+        evaluate.main,
+        "{evaluation} data={set} init={finetune_scratch} output={evaluate_scratch} tracking.uri={tracking}",
+        "top1 top5 confusion", scratch=True,
     ),
     Stage(
         tag.main, "demo source={source} init={finetune} output={tag} tracking.uri={tracking}",
@@ -88,11 +104,15 @@ def stage_arguments(stage: Stage, output: str, source: str, seed: int, media: Me
     return [word.format(**values) for word in stage.arguments.split()]  # split first: paths may hold spaces
 
 
+def command_line(command: Command[Any], arguments: Sequence[str]) -> str:
+    """The stage as one types it."""
+    return f"python -m jobs.{command.name} {shlex.join(arguments)}"
+
+
 def run_stage(command: Command[Any], arguments: Sequence[str]) -> Mapping[str, Any]:
     """Run one stage as its command would, and print that command; returns its report."""
     heading(command.name)
-    words = f"python -m jobs.{command.name} {shlex.join(arguments)}"
-    print_line((shown(words), "dim"))
+    print_line((shown(command_line(command, arguments)), "dim"))
     config = load_config(command.config_class, command.name, arguments)
     with bound(command.name):
         return run_and_report(command, config)

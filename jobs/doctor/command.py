@@ -20,7 +20,8 @@ from jobs.core.redaction import without_secrets
 from jobs.doctor.cluster import DRIVER, cluster_findings
 from jobs.doctor.findings import Finding, as_json, as_table
 from jobs.runs.mlflow_store import tracking_client_for
-from jobs.runs.tracking import TrackingConfig, tracking_uri
+from jobs.runs.tracking import tracking_uri
+from jobs.runs.tracking_config import TrackingConfig
 from pipeline.storage.errors import first_line
 from pipeline.storage.files import absolute
 

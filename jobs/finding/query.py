@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jobs.core.errors import UserError
 from jobs.core.holdings import CLAIM
 from jobs.finding.windows import Floats, scored_parts, unit_embeddings
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import Classifier, ClassifierWeights, PublicWeightsConfig, find_classifier
 from jobs.weights.model_config import view_config
 from jobs.weights.registry import initial_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from pipeline.decode.config import DecodeConfig
 from pipeline.manifest.formats import ManifestConfig
 from pipeline.manifest.vanished import MAX_DELETED_SHARE, refuse_no_share

@@ -19,6 +19,7 @@ from jobs.core.text import NAME_LENGTH, shown
 DOTS_PER_INCH = 110
 CAPTION_LINE_INCHES = 0.17  # of 8 points, and the space between lines
 PIXELS_PER_CHARACTER = 6.5
+MOST_MARKED = 12  # points of a line that are drawn as points, too: of a single one there is no line
 CONTACT_COLUMNS = 8
 CAPTION_LENGTH = 24  # of a picture on a contact sheet
 STYLE: dict[RcKeyType, Any] = {
@@ -82,7 +83,8 @@ def curve_panels(rows: Sequence[Sequence[Panel]]) -> bytes:
         for axes, panel in zip(grid.flat, (panel for row in rows for panel in row), strict=True):
             axes.set(title=shown(panel.title, NAME_LENGTH), xlabel=shown(panel.x_label, NAME_LENGTH))
             for name, (x, y) in panel.lines.items():
-                axes.plot(x, y, label=shown(name, NAME_LENGTH))
+                marker = "o" if np.size(x) <= MOST_MARKED else None
+                axes.plot(x, y, marker=marker, markersize=4, label=shown(name, NAME_LENGTH))
         for row, axes in zip(rows, grid[:, 0], strict=True):
             if len(row[0].lines) > 1:
                 axes.legend()

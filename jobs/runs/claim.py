@@ -17,7 +17,7 @@ from jobs.core.errors import UserError
 from jobs.core.events import bind
 from jobs.core.holdings import CLAIM, command_of, with_article
 from jobs.runs.fencing import generation_numbers
-from jobs.runs.tracking import source_tags
+from jobs.runs.source_tree import source_tags
 from pipeline.storage.files import StorageError, delete, join, read_json, write_if_absent
 
 # May differ between the runs that share an output: where, by how many and how verbosely; never what is computed.

@@ -24,9 +24,7 @@ from pipeline.storage.files import StorageError
 
 Entry = TypeVar("Entry")
 
-# The database columns; MLflow itself checks neither, and SQLite takes any length.
-EXPERIMENT_NAME_LENGTH = 256
-RUN_NAME_LENGTH = 250
+RUN_NAME_LENGTH = 250  # the database column; MLflow itself does not check it, and SQLite takes any length
 # A retry would not help: for example a parameter that the run has with another value.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
 FAILURES = (

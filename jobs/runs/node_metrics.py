@@ -10,14 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.runs.mlflow_sender import Run
+if TYPE_CHECKING:  # it loads MLflow, which the sampling actors do not need
+    from jobs.runs.mlflow_sender import Run
 
 logger = logging.getLogger(__name__)
 

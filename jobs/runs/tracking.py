@@ -6,7 +6,6 @@ The sending itself, in the background, is in `jobs.runs.mlflow_sender`.
 from __future__ import annotations
 
 import os
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,59 +18,27 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from jobs.core.cli import ConfigT, replace
 from jobs.core.errors import StopRequestedError, UserError
 from jobs.core.redaction import without_secrets
 from jobs.runs.fencing import SupersededError
-from jobs.runs.mlflow_limits import EXPERIMENT_NAME_LENGTH, FAILURES, RUN_NAME_LENGTH
+from jobs.runs.mlflow_limits import FAILURES, RUN_NAME_LENGTH
 from jobs.runs.mlflow_sender import Run as Run
 from jobs.runs.mlflow_store import tracking_client_for
+from jobs.runs.source_tree import source_tags
 from jobs.runs.sqlite_uri import database_file, sqlite_uri
+from jobs.runs.tracking_config import TrackingConfig
 from pipeline.shards.reader import PreparedSet
 from pipeline.storage.errors import first_line
 from pipeline.storage.files import absolute, is_local, local_path
 
 OUTPUT_TAG = "output"
 COMMAND_TAG = "command"
-SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 DIGEST_LENGTH = 36  # MLflow's limit
-COMMIT_TAG = "mlflow.source.git.commit"
-CHANGED_FILES_TAG = "git_changed_files"
-REVISION_VARIABLE = "SOURCE_REVISION"
 PARENT_RUN_VARIABLE = "MLFLOW_PARENT_RUN_ID"  # set by `jobs.sweep` for its children
 URI_REQUIRED = (
     "tracking.uri: is required here; give tracking.uri=sqlite:////path/mlflow.db or http://host:port, or set "
     "MLFLOW_TRACKING_URI"
 )
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where runs are recorded."""
-
-    uri: str | None = None
-    """MLflow tracking URI (`sqlite:////absolute/path.db`, `http://host:port`). Default: MLFLOW_TRACKING_URI, else
-    `mlflow.db` in the folder that holds `output` (of `register`: `init`); `none` records nothing beyond `output`
-    itself. A password belongs in MLFLOW_TRACKING_PASSWORD: it is never recorded or printed, wherever it stands."""
-    experiment: str = "hiera-video"
-    """MLflow experiment."""
-
-    def __post_init__(self) -> None:
-        if not self.experiment.strip() or len(self.experiment) > EXPERIMENT_NAME_LENGTH:
-            raise ValueError(
-                f"experiment={self.experiment[:40]}: must have 1 to {EXPERIMENT_NAME_LENGTH} characters, not only "
-                "spaces; give a shorter name, or leave it out"
-            )
-        if self.uri is None or self.uri == "none":
-            return
-        shown = without_secrets(self.uri)
-        if self.uri.partition("://")[0].partition("+")[0] not in SCHEMES:
-            raise ValueError(f"uri={shown}: must begin with one of {', '.join(SCHEMES)}; use http://host:port or none")
-        if self.uri.startswith("sqlite:///") and not self.uri.startswith("sqlite:////"):
-            raise ValueError(
-                f"uri={shown}: a relative SQLite path means another file in every worker's directory; "
-                "write sqlite:////absolute/path.db"
-            )
 
 
 @dataclass(frozen=True)
@@ -92,11 +59,6 @@ class TrackingTarget:
         """
         refuse_new_database(tracking_uri(TrackingConfig(uri=self.uri), output=None))
         return tracking_client(TrackingConfig(uri=self.uri), output=None)
-
-
-def unrecorded(config: ConfigT) -> ConfigT:
-    """The configuration without the tracking URI, for workers and job metadata, which do not need it."""
-    return replace(config, tracking=TrackingConfig("none"))
 
 
 def tracking_uri(config: TrackingConfig, output: str | None) -> str | None:
@@ -214,26 +176,3 @@ def recorded(run: Run) -> Iterator[None]:
     except BaseException:
         run.finish("FAILED")
         raise
-
-
-def source_tags() -> dict[str, str]:
-    """The commit of the source tree that runs, and how many files differ from it.
-
-    Where there is no git checkout, as in an image or a submitted job, the environment's `SOURCE_REVISION` names the
-    commit.
-    """
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
-        revision = os.environ.get(REVISION_VARIABLE)
-        return {COMMIT_TAG: revision} if revision else {}
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return {COMMIT_TAG: commit, CHANGED_FILES_TAG: str(len((changed or "").splitlines()))}
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

@@ -33,8 +33,8 @@ from jobs.core.init_source import (
     links_of,
     local_weights,
 )
+from jobs.weights.kept_copy import keep_under
 from jobs.weights.model_config import typed_overrides
-from jobs.weights.registry import keep_under
 from pipeline.manifest.formats import read_class_list
 from pipeline.media import Media
 from pipeline.storage.files import absolute

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import Precision, PublicWeightsConfig
 from pipeline.datasets.evaluation import ViewProtocol
 from pipeline.decode.config import DecodeConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.core.errors import UserError
 from jobs.runs.claim import FREE_KEYS
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import Classifier, ClassifierWeights
 from jobs.scoring.config import ScoringConfig
 from jobs.scoring.stage import Answers

@@ -12,7 +12,7 @@ from hiera_video.models.config import EncoderConfig
 from hiera_video.optimization import OptimizerConfig, ScheduleConfig, scaled_learning_rate
 from hiera_video.rules import Checked, Rules
 from jobs.checkpoints.background_writer import CheckpointConfig
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.supervision.process_group import collective_seconds
 from jobs.weights.model_config import view_config
 from pipeline.decode.config import Backend, DecodeConfig

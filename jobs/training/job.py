@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
-from jobs.runs.tracking import unrecorded
+from jobs.runs.tracking_config import unrecorded
 from jobs.training.config import KNN_TOP1, LOSS, TrainConfig, ValidationConfig
 from jobs.training.steps.step import TrainStep
 from pipeline.shards.reader import PreparedSet

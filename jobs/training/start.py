@@ -32,8 +32,9 @@ from jobs.core.init_source import (
 from jobs.runs.claim import Claim, new_claim, read_claim, release_output
 from jobs.runs.tracking import data_tags, tracking_uri
 from jobs.training.config import TrainConfig
+from jobs.weights.kept_copy import KEPT, keep_under
 from jobs.weights.model_config import refuse_other_media
-from jobs.weights.registry import KEPT, initial_file, keep_under
+from jobs.weights.registry import initial_file
 from pipeline.manifest.formats import read_class_list
 from pipeline.shards.reader import PreparedSet, open_prepared
 from pipeline.storage.files import StorageError, absolute, join

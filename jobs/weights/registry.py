@@ -6,7 +6,6 @@ by its content, so that an alias that moves changes nothing there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tempfile
@@ -21,15 +20,15 @@ from mlflow.exceptions import MlflowException
 from jobs.core.cli import echo
 from jobs.core.errors import UserError
 from jobs.core.holdings import is_registered
-from jobs.core.init_source import DIGEST_CHARACTERS, WEIGHTS
+from jobs.core.init_source import WEIGHTS
 from jobs.runs.mlflow_limits import FAILURES
 from jobs.runs.mlflow_store import refuse_other_host
-from jobs.runs.tracking import TrackingConfig, refuse_new_database, tracking_client, tracking_uri
+from jobs.runs.tracking import refuse_new_database, tracking_client, tracking_uri
+from jobs.runs.tracking_config import TrackingConfig
 from pipeline.storage.errors import first_line
-from pipeline.storage.files import exists, join, write_bytes
+from pipeline.storage.files import join
 
 IN_THE_MODEL = f"artifacts/{WEIGHTS}"
-KEPT = "initial"  # folder under an output
 NAMED = re.compile(r"models:/(?P<name>[^/:]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d{1,9}))")
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 SHOWN = 12
@@ -57,16 +56,6 @@ def initial_file(init: str, tracking: TrackingConfig, output: str | None) -> Ite
                 "server and run the same command again"
             ) from error
         yield str(file)
-
-
-def keep_under(output: str, file: str) -> str:
-    """Copy a local weights file to where all workers can read it; returns the copy's URI."""
-    with Path(file).open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()[:DIGEST_CHARACTERS]
-    uri = join(output, KEPT, f"{digest}.safetensors")
-    if not exists(uri):
-        write_bytes(uri, Path(file).read_bytes())
-    return uri
 
 
 def _fetch(client: MlflowClient, init: str, folder: str) -> Path:

@@ -22,7 +22,7 @@ import pytest
 
 from jobs.duplicates.groups import Collection, grouped, read_collection, similar_pairs
 from jobs.finding.windows import open_snapshot
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.tag import TagConfig
 from jobs.tag import run as tag
 from jobs.tagging import job

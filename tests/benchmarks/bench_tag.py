@@ -33,7 +33,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from hiera_video.augmentation.basic import normalize_video
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring import scorers
 from jobs.scoring.classifier import find_classifier
 from jobs.scoring.stage import Answers, ScoreViews, best_classes

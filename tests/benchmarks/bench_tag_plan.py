@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import find_classifier
 from jobs.tagging.config import ScoringPlan, TagConfig, plan_scoring
 from jobs.tagging.tasks import cut_into_tasks

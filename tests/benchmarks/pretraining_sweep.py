@@ -21,7 +21,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from rich.console import Console
 from rich.table import Table
 
-from jobs.runs.tracking import TrackingConfig, recorded, start_run
+from jobs.runs.tracking import recorded, start_run
+from jobs.runs.tracking_config import TrackingConfig
 from tests.benchmarks.bench_pretraining_pays import CORES, FULL, MIXING
 from tests.benchmarks.motion_learning import Task, digest_of, draw_sets, learned, mean_and_spread
 

@@ -26,7 +26,8 @@ from jobs.core.config import load_config
 from jobs.core.errors import UserError
 from jobs.evaluate import EvaluateConfig, run
 from jobs.prepare import command as prepare
-from jobs.runs.tracking import COMMIT_TAG, TrackingConfig, source_tags
+from jobs.runs.source_tree import COMMIT_TAG, source_tags
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import Classifier
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from pipeline.datasets.evaluation import ViewProtocol

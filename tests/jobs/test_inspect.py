@@ -15,7 +15,7 @@ from jobs.core.errors import UserError
 from jobs.inspect import InspectConfig
 from jobs.prepare import command as prepare
 from jobs.prepare.command import PrepareConfig
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import render_motion_videos
 from pipeline.transcode.config import TranscodeConfig
 

@@ -60,6 +60,22 @@ def test_a_command_without_a_model_starts_without_torch(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=100).returncode == 0
 
 
+# What actors load: the classes that Ray carries to them, and what those import. Training workers import these, too, and
+# DeepSpeed, whose autotuner imports MLflow by itself.
+ACTOR_MODULES = (
+    "jobs.training.steps.pretrain", "jobs.training.steps.finetune", "jobs.training.stream", "jobs.training.validation",
+    "jobs.supervision.coordinator", "jobs.supervision.process_group", "jobs.runs.node_metrics", "jobs.tagging.stage",
+    "jobs.tagging.pipeline", "jobs.scoring.stage", "jobs.scoring.scorers", "pipeline.datasets.train",
+    "pipeline.datasets.evaluation", "pipeline.tagging.stages",
+)  # fmt: skip
+
+
+def test_actors_start_without_mlflow() -> None:
+    """It takes seconds of CPU in every one of them, and only the driver talks to it."""
+    script = f"import sys, {', '.join(ACTOR_MODULES)}; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=100).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`hiera-video` of a new environment that holds the wheel alone, and sees the dependencies of this one."""

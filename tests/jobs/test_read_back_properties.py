@@ -46,7 +46,7 @@ from jobs.planning.prices import read_prices
 from jobs.planning.unit_costs import UnitCosts
 from jobs.runs.claim import read_claim
 from jobs.runs.fencing import FencingToken, acquire_token, generation_numbers, records
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import find_classifier
 from jobs.sweep.children import Outcome
 from jobs.sweep.plan import Child

@@ -29,7 +29,7 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.errors import UserError
 from jobs.core.init_source import initial_metadata, links_of
 from jobs.register import RegisterConfig, run
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import Classifier, find_classifier
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.weights.registry import initial_file

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.core.errors import UserError, WorkStoppedError
 from jobs.runs.mlflow_sender import Run
-from jobs.runs.tracking import COMMIT_TAG, TrackingConfig
+from jobs.runs.source_tree import COMMIT_TAG
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
 from tests.support.listener import listener

@@ -18,7 +18,7 @@ from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.cli import replace
 from jobs.core.errors import UserError
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import Classifier
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig, dry_run, run

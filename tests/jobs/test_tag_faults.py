@@ -20,7 +20,7 @@ import torch
 
 from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig, run
 from jobs.tagging import pipeline as tagging_pipeline

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.core.config import config_yaml
 from jobs.runs.claim import claim_output
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 
 
 @dataclass(frozen=True)

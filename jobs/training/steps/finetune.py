@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from torch import Tensor
 from torch.nn import functional
@@ -29,15 +29,17 @@ from hiera_video.models.random_draws import sample_uniforms
 from hiera_video.rules import Rules
 from hiera_video.weights.checkpoint_files import load_into_classifier
 from jobs.core.init_source import SAMPLING, local_weights
-from jobs.runs.tracking import unrecorded
+from jobs.runs.tracking_config import unrecorded
 from jobs.training.config import TrainConfig
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch
-from jobs.training.start import Start
 from jobs.training.steps.step import TrainStep
 from jobs.weights.model_config import overridden_config
 from pipeline.sampling import ViewConfig
 from pipeline.shards.reader import PreparedSet
+
+if TYPE_CHECKING:  # it loads MLflow, which a step does not need
+    from jobs.training.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from hiera_video.weights.checkpoint_files import load_weights
 from jobs.core.holdings import is_registered
 from jobs.core.init_source import LICENSE, local_weights
 from jobs.reports.reconstruction import reconstruction_picture
-from jobs.runs.tracking import unrecorded
+from jobs.runs.tracking_config import unrecorded
 from jobs.training.config import ProbedValidationConfig, TrainConfig
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch

@@ -17,7 +17,7 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.checkpoints.store import Checkpoint, write_checkpoint
 from jobs.checkpoints.stored_weights import StoredWeights, Which, stored_weights
 from jobs.core.errors import UserError
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 
 NAME = "hiera_test_8x64"
 RECIPE = {"model": NAME, "model_overrides": {"num_classes": 9}, "seed": 4}  # the data had 3 classes, not 9

@@ -22,7 +22,7 @@ from jobs.core.cli import replace
 from jobs.core.config import config_dict, config_yaml, load_config
 from jobs.core.errors import UserError
 from jobs.core.redaction import public, without_secrets
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.training.job import plan_job
 from jobs.training.steps.pretrain import PretrainConfig, PretrainPhase
 from tests.support.run_output import SmallConfig

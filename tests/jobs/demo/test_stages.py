@@ -13,7 +13,7 @@ from PIL import Image
 from jobs.core.config import load_config
 from jobs.demo.stages import LABELS_FILE, STAGES, missing_labels, run_stage, stage_arguments
 from jobs.prepare import command as prepare
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import render_motion_videos
 from jobs.synthetic.scene_images import SCENE_CLASSES, cut_scene_images
 from pipeline.media import Media
@@ -93,7 +93,7 @@ def image_demo(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> t
         name = stage.command.name
         assert missing_labels(name, str(output)) is None
         arguments = stage_arguments(stage, str(output), str(output / "source"), 0, "image")
-        reports[name] = dict(run_stage(stage.command, [*arguments, *TINY.get(name, []), "tracking.uri=none"]))
+        reports[stage.name] = dict(run_stage(stage.command, [*arguments, *TINY.get(name, []), "tracking.uri=none"]))
     return output, reports
 
 

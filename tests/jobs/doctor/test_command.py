@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.doctor.command import mlflow_findings
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 
 
 def test_a_dead_mlflow_is_named_without_its_password() -> None:

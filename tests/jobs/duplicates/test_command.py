@@ -13,7 +13,7 @@ from jobs.core.errors import UserError
 from jobs.duplicates.command import DuplicatesConfig, run
 from jobs.prepare.command import PrepareConfig
 from jobs.prepare.command import run as prepare
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import render_motion_videos
 from tests.support.tag_output import commit, commit_embedded
 

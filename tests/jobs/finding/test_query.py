@@ -16,7 +16,7 @@ from hiera_video.weights.checkpoint_files import save_model
 from jobs.core.errors import UserError
 from jobs.finding.query import Moment, OutsideConfig, query_of, stored_query
 from jobs.finding.windows import open_snapshot, scored_parts, unit_embeddings, unit_length
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tag import TagConfig
 from jobs.tag import run as tag

@@ -23,7 +23,7 @@ import pipeline.prepare.run as preparing
 from jobs.core.errors import StopRequestedError, UserError, WorkStoppedError
 from jobs.prepare import command as prepare
 from jobs.prepare.command import PrepareConfig
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from pipeline.decode.config import DecodeConfig, FrameView
 from pipeline.decode.decoder import IsolatedDecoder

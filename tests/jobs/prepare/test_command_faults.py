@@ -24,7 +24,7 @@ from moto.server import ThreadedMotoServer
 
 from jobs.prepare import command as prepare
 from jobs.prepare.command import PrepareConfig
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import Rendering, draw_frames, draw_motion, encode, render_motion_videos
 from pipeline.decode.config import DecodeConfig
 from pipeline.shards.writer import StoreConfig

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from rich.console import Console
 from jobs.core import cli
 from jobs.core.clean_stderr import CleanRecord
 from jobs.core.config import config_yaml
-from jobs.demo.command import DemoConfig
+from jobs.demo.config import DemoConfig
+from jobs.demo.report_page import DoneStage
+from jobs.demo.report_page import page as demo_page
 from jobs.doctor.findings import Finding, as_json, as_table, found
 from jobs.reports.comparison import ComparedRun, command_table, link_tree
 from jobs.reports.comparison_report import curves_picture, loss_curve, page, terminal_table, terminal_tree
@@ -157,7 +160,10 @@ def test_pages(text: str) -> None:
     table = pa.Table.from_pylist([video], schema=pa.schema([VIDEO_SCHEMA.field(name) for name in VIDEO_COLUMNS]))
     figures = ("videos", "windows", "windows_per_second", "seconds", "failed_videos", "attempts_lost")
     runs = compared(text)
+    stages = [DoneStage(text, text, 1.0, text), DoneStage(text, text, None, f"/{text}")]
+    demo = demo_page(DemoConfig(source=text), Path("/nowhere"), text, {text: text, "minutes": 1.0}, stages)
     for content in (
+        demo,
         tag_page(text, dict.fromkeys(figures, 1), table, [Shown(video, b"picture")], {text: text}),
         page(text, {text: text}, [command_table(text, runs)], link_tree(runs), None),
     ):

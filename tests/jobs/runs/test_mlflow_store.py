@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from jobs.core.errors import UserError
 from jobs.runs.mlflow_sender import Run
 from jobs.runs.mlflow_store import refuse_other_host, tracking_client_for, upload
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.weights.registry import initial_file
 from tests.support.listener import Listener, listener
 

@@ -9,18 +9,8 @@ from mlflow import MlflowClient
 
 from jobs.core.errors import StopRequestedError, UserError
 from jobs.runs.sqlite_uri import database_file
-from jobs.runs.tracking import (
-    CHANGED_FILES_TAG,
-    COMMIT_TAG,
-    REVISION_VARIABLE,
-    TrackingConfig,
-    TrackingTarget,
-    data_entity,
-    recorded,
-    source_tags,
-    start_run,
-    tracking_uri,
-)
+from jobs.runs.tracking import TrackingTarget, data_entity, recorded, start_run, tracking_uri
+from jobs.runs.tracking_config import TrackingConfig
 from tests.support.tracked_runs import NOBODY, recorded_run, started
 
 pytestmark = pytest.mark.ray
@@ -57,22 +47,6 @@ def test_how_a_run_ended_is_told(store: str, error: type[Exception], status: str
     with pytest.raises(error), recorded(run):
         raise error("so it ended")
     assert recorded_run(store, status).info.status == status
-
-
-def test_where_there_is_no_checkout_the_environment_tells_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert source_tags()[CHANGED_FILES_TAG].isdigit()
-    monkeypatch.setenv(REVISION_VARIABLE, "f" * 40)
-    assert source_tags()[COMMIT_TAG] != "f" * 40
-    monkeypatch.setattr("jobs.runs.tracking._git", lambda *_: None)
-    assert source_tags() == {COMMIT_TAG: "f" * 40}
-    monkeypatch.delenv(REVISION_VARIABLE)
-    assert source_tags() == {}
-
-
-def test_a_wrong_place_is_told_at_once() -> None:
-    for uri, told in (("mlruns", "must begin with one of"), ("sqlite:///mlflow.db", "relative SQLite path")):
-        with pytest.raises(ValueError, match=told):
-            TrackingConfig(uri)
 
 
 @pytest.mark.parametrize("folder", ["what? #1 100% per%41 ü&a=b"])

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.runs.mlflow_sender import Run
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
 from tests.support.mlflow_server import MlflowServer

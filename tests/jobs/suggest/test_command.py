@@ -13,7 +13,7 @@ from jobs.core.errors import UserError
 from jobs.prepare.command import PrepareConfig
 from jobs.prepare.command import run as prepare
 from jobs.reports.html import csp_hash
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.suggest.command import SuggestConfig, run
 from jobs.synthetic.motion_videos import render_motion_videos
 from tests.support.browser import open_page

@@ -14,7 +14,8 @@ import pytest
 from mlflow.entities import Run
 
 from jobs.checkpoints.store import complete_steps
-from jobs.runs.tracking import TrackingConfig, tracking_client
+from jobs.runs.tracking import tracking_client
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import render_motion_videos
 from tests.jobs.sweep.test_command import children_of
 from tests.support.runs import (

@@ -19,7 +19,7 @@ from hiera_video.models.presets import create_model
 from hiera_video.weights.checkpoint_files import save_model
 from jobs import tag
 from jobs.core.errors import UserError
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import Classifier
 from jobs.tagging import job
 from jobs.tagging.config import TagConfig

@@ -25,7 +25,7 @@ from jobs.core.cli import replace
 from jobs.core.errors import UserError, WorkStoppedError
 from jobs.register import RegisterConfig
 from jobs.register import run as register
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.synthetic.motion_videos import MOTION_CLASSES, render_motion_videos
 from jobs.tagging import job, job_log
 from jobs.tagging.config import TagConfig

@@ -18,7 +18,8 @@ from jobs import finetune, pretrain
 from jobs.checkpoints.store import complete_steps
 from jobs.core.config import load_config
 from jobs.core.errors import TrainingStoppedError, UserError
-from jobs.runs.tracking import TrackingConfig, tracking_client
+from jobs.runs.tracking import tracking_client
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.training.start import preview
 from jobs.training.steps.finetune import FinetuneConfig
 from pipeline.shards.reader import open_prepared

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.checkpoints.store import complete_steps, latest_checkpoint
-from jobs.runs.tracking import TrackingConfig, tracking_client
+from jobs.runs.tracking import tracking_client
+from jobs.runs.tracking_config import TrackingConfig
 from tests.support.runs import (
     command,
     journal,

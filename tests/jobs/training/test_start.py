@@ -26,7 +26,7 @@ from jobs.finetune import dry_run
 from jobs.planning.dry_run import PlanConfig
 from jobs.runs.claim import read_claim
 from jobs.runs.fencing import acquire_token
-from jobs.runs.tracking import TrackingConfig
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.training import driver
 from jobs.training.start import Start, begin, classes_of, preview
 from jobs.training.steps.finetune import FinetuneConfig, FinetunePhase

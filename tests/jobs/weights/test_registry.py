@@ -16,7 +16,8 @@ from jobs import export
 from jobs.core.cli import existing_paths
 from jobs.core.errors import UserError
 from jobs.core.init_source import initial_metadata, links_of
-from jobs.runs.tracking import TrackingConfig, TrackingTarget
+from jobs.runs.tracking import TrackingTarget
+from jobs.runs.tracking_config import TrackingConfig
 from jobs.scoring.classifier import find_classifier, shared
 from jobs.training.steps.pretrain import PretrainConfig
 from jobs.weights.registry import initial_file
