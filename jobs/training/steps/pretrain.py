@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ from jobs.runs.tracking_config import unrecorded
 from jobs.training.config import ProbedValidationConfig, TrainConfig
 from jobs.training.mfu import BACKWARD_AND_FORWARD
 from jobs.training.micro_batch import MicroBatch
-from jobs.training.start import Start
 from jobs.training.steps.step import TrainStep
 from jobs.weights.model_config import overridden_config
 from pipeline.datasets.train import iter_micro_batches, training_stream
 from pipeline.shards.reader import PreparedSet
+
+if TYPE_CHECKING:  # it loads MLflow, which a step does not need
+    from jobs.training.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)

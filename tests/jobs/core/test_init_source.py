@@ -71,4 +71,11 @@ def test_paths_become_absolute_and_models_of_the_registry_stay(tmp_path: Path, m
     ],
 )  # fmt: skip
 def test_links_to_the_runs_that_weights_come_from(metadata: dict[str, str], links: dict[str, str]) -> None:
-    assert links_of(metadata) == links
+    assert links_of({"config_class": "HieraConfig", **metadata}) == links
+
+
+def test_public_weights_and_what_derives_from_them_name_their_license() -> None:
+    public = links_of({})
+    assert public == {"weights_license": "CC-BY-NC-4.0"}
+    derived = {"config_class": "HieraConfig", "command": "pretrain", "run_id": "p", **public}
+    assert links_of(derived) == {"pretrain_run_id": "p", **public}
