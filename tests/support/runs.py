@@ -58,6 +58,15 @@ def wait_for_checkpoint(output: Path | str, step: int, process: subprocess.Popen
         time.sleep(0.05)
 
 
+def wait_for_generation(output: Path | str, number: int, process: subprocess.Popen[Any], seconds: float = 300) -> None:
+    """Wait until a group of workers, the first is 1, has saved steps."""
+    ends_at = time.monotonic() + seconds
+    while not list(Path(output, "journal").glob(f"step-*-generation-{number:04d}.jsonl")):
+        assert time.monotonic() < ends_at, f"generation {number} saved nothing"
+        assert process.poll() is None, "ended before it could be disturbed"
+        time.sleep(0.05)
+
+
 def family_of(process: subprocess.Popen[Any]) -> list[psutil.Process]:
     """A process and all that it started."""
     return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
