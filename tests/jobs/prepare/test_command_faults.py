@@ -31,7 +31,7 @@ from pipeline.shards.writer import StoreConfig
 from pipeline.storage.files import join, list_files, read_bytes, write_bytes
 from pipeline.storage.s3 import s3_client
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 UNTRACKED = TrackingConfig(uri="none")
 CHUNKS = StoreConfig(videos_per_chunk=4)
 
