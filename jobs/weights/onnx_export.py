@@ -54,7 +54,9 @@ def export_onnx(model: Hiera, path: Path, metadata: Mapping[str, str]) -> float:
     """
     program = torch.onnx.export(traced(model), input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert program is not None  # as of every exported program
-    program.rename_axes({program.model.graph.inputs[0].shape[0]: "batch"})
+    shape = program.model.graph.inputs[0].shape
+    assert shape is not None  # as of every tensor that was traced
+    program.rename_axes({str(shape[0]): "batch"})
     program.model.metadata_props.update(metadata)
     program.save(path)
     options = onnxruntime.SessionOptions()
