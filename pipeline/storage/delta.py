@@ -155,17 +155,20 @@ class Table:
     @property
     def transaction(self) -> int:
         """Number of the newest transaction of this project; 0 before the first."""
-        return int(self._table.transaction_version(APPLICATION) or 0)
+        with _errors_named(self.uri):
+            return int(self._table.transaction_version(APPLICATION) or 0)
 
     @property
     def description(self) -> str:
         """The text that the table was created with."""
-        return str(self._table.metadata().description or "")
+        with _errors_named(self.uri):
+            return str(self._table.metadata().description or "")
 
     @property
     def column_names(self) -> list[str]:
         """Columns of the table."""
-        return [field.name for field in self._table.schema().fields]
+        with _errors_named(self.uri):
+            return [field.name for field in self._table.schema().fields]
 
     def files(self) -> list[str]:
         """URIs of the snapshot's files."""

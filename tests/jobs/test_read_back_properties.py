@@ -235,7 +235,7 @@ def _open_all(folder: Path) -> None:
     assert table is not None
     uses: list[Callable[[], object]] = [
         table.files, table.sizes, table.num_rows, lambda: list(table.commits()), lambda: table.column_names,
-        lambda: table.paths_between(pa.chunked_array([["a"]])), lambda: (table.description, table.transaction),
+        lambda: table.paths_between(pa.chunked_array([["a"]])), lambda: table.description, lambda: table.transaction,
         lambda: KnownVideos(str(folder)), lambda: read_tags(str(folder)), lambda: open_tables(str(folder)),
     ]  # fmt: skip
     for use in uses:
@@ -399,7 +399,7 @@ NEARLY_SOUND: dict[str, list[Any]] = {
         {"commitInfo": {"state": 5, "commit_id": []}}, {"txn": {"appId": "hiera-video", "version": 1}},
         {"txn": {"appId": "hiera-video", "version": -5}}, {"txn": {"appId": "hiera-video", "version": 2**63 - 1}},
         {"metaData": {"schemaString": "{}"}}, {"protocol": {"minReaderVersion": 99, "minWriterVersion": 99}},
-        {"remove": {"path": "../x"}},
+        {"remove": {"path": "../x"}}, {"txn": []}, {"txn": 5}, {"add": []}, {"metaData": []}, {"protocol": 5},
     ],
     "shards of a chunk": [
         [1], [{}], [{"file": "../x", "rows": 1, "bytes": 1, "row_groups": [1]}], [{"label": 1, "split": 2}],
