@@ -470,6 +470,7 @@ def test_every_reading_of_records_is_in_the_list() -> None:
         "jobs/tagging/job.py": "settings, by `as_record`", "jobs/core/events.py": "lines of child commands",
         "jobs/training/driver.py": "the journal just written",
         "jobs/planning/dry_run.py": "the journal, entries by `read_journal`",
+        "jobs/demo/report_page.py": "reports just written", "jobs/demo/curves.py": "journals just written",
         "jobs/weights/pyfunc_model.py": "weights that registering has read",
     }  # fmt: skip
     parses = re.compile(r"\b(json\.loads|read_json|parse_json|as_record|parse_yaml|json_entry|class_names)\(")
