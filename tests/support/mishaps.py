@@ -78,7 +78,9 @@ def run(config: PretrainConfig) -> Mapping[str, Any]:
     """Train; returns the report."""
     environment = os.environ.get("MISHAP", ""), float(os.environ.get("SECONDS_PER_MICRO_BATCH", "0"))
     with begin("pretrain", config) as start:
-        return run_training(start, MishapPhase(start.worker_config, False, *environment))
+        return run_training(
+            start, MishapPhase(start.worker_config, mishap=environment[0], seconds_per_micro_batch=environment[1])
+        )
 
 
 if __name__ == "__main__":
