@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.planning.cluster import Cluster
 from jobs.planning.figures import Figure, basis_of, figure
 from jobs.planning.memory import GIB
-from jobs.planning.unit_costs import Collection, UnitCost, UnitCosts
+from jobs.planning.unit_costs import Collection, PassOverVideos, UnitCost, UnitCosts
 from pipeline.media import Media
 from pipeline.transcode.config import Mode
 
@@ -16,7 +16,7 @@ DRIVER_CORES = 1
 
 
 @dataclass(frozen=True)
-class PreparingPlan:
+class PreparingPlan(PassOverVideos):
     """A collection to be validated, transcoded and stored on all cores."""
 
     collection: Collection
@@ -48,16 +48,6 @@ class PreparingPlan:
         cores = max(1, self.cluster.cores - DRIVER_CORES) / self.core_seconds.value
         storage = min(self.cluster.storage_rate / moved, self.cluster.host.storage_requests)
         return {"cores": cores, "object storage": storage}
-
-    @property
-    def limit(self) -> str:
-        """What saturates first."""
-        return min(self.rates, key=lambda name: self.rates[name])
-
-    @property
-    def hours(self) -> float:
-        """Of all videos, without start-up."""
-        return self.collection.clips / self.rates[self.limit] / 3600
 
     def figures(self) -> Iterator[Figure]:
         """All lines."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jobs.planning.cluster import Cluster
 from jobs.planning.figures import Figure, basis_of, figure
 from jobs.planning.memory import GIB
-from jobs.planning.unit_costs import Collection, UnitCost, UnitCosts
+from jobs.planning.unit_costs import Collection, PassOverVideos, UnitCost, UnitCosts
 from jobs.training.mfu import FLOPS_PER_MULTIPLY_ADD
 
 ROW_BYTES = 120.0  # of a window in the tag tables, compressed
@@ -17,7 +17,7 @@ FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
-class ScoringPlan:
+class ScoringPlan(PassOverVideos):
     """Views of videos through a classifier."""
 
     collection: Collection
@@ -53,16 +53,6 @@ class ScoringPlan:
         decoding = self.cluster.decode_cores / (self.decode_seconds.value * self.decoded_views)
         storage = min(self.cluster.storage_rate / self.video_bytes, self.cluster.host.storage_requests)
         return {"GPUs": gpus, "decoding": decoding, "object storage": storage}
-
-    @property
-    def limit(self) -> str:
-        """What saturates first."""
-        return min(self.rates, key=lambda name: self.rates[name])
-
-    @property
-    def hours(self) -> float:
-        """Of all videos, without start-up."""
-        return self.collection.clips / self.rates[self.limit] / 3600
 
     @property
     def speed_costs(self) -> tuple[UnitCost, ...]:

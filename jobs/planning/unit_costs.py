@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from jobs.training.stream import (
@@ -91,3 +92,24 @@ class Collection:
         """Of a prepared clip; images are stored as they are."""
         share = costs.stored_share.value if is_video else 1.0
         return share * self.source_bytes(costs, is_video=is_video)
+
+
+class PassOverVideos(ABC):
+    """A plan that takes every video of a collection once, as fast as what saturates first."""
+
+    collection: Collection
+
+    @property
+    @abstractmethod
+    def rates(self) -> dict[str, float]:
+        """Videos a second by what could limit them."""
+
+    @property
+    def limit(self) -> str:
+        """What saturates first."""
+        return min(self.rates, key=lambda name: self.rates[name])
+
+    @property
+    def hours(self) -> float:
+        """Of all videos, without start-up."""
+        return self.collection.clips / self.rates[self.limit] / 3600
