@@ -73,7 +73,7 @@ def test_every_view_once_per_epoch_and_no_tail_dropped(pretrained: Path, prepare
 
 def test_a_plan_from_its_journal_is_within_a_quarter_of_the_run(pretrained: Path, tmp_path: Path) -> None:
     """From the whole of it: with so few steps the first ones would decide."""
-    plan, taken = planned_and_taken(pretrained, tmp_path, share=1.0)
+    plan, taken = planned_and_taken(pretrained, tmp_path, every=1)
     assert plan == pytest.approx(taken, rel=0.25)
 
 
